@@ -1,0 +1,65 @@
+"""Who gets what: how many workers each key should have, and whose work is taken back for whom. Pure functions."""
+
+from collections.abc import Iterable, Mapping
+
+from batchd.core.books import LiveBatch, Worker, WorkerState
+from batchd.core.lease import Lease
+from batchd.settings import STEAL_MIN_S
+
+
+def pool_size(batches: Iterable[LiveBatch], scaled: int | None) -> int:
+    """Return how many workers there should be at most: what was ordered, else the largest cap among the live."""
+    return scaled or max((batch.options.workers for batch in batches), default=0)
+
+
+def workers_per_key(batches: Iterable[LiveBatch], size: int) -> dict[str, int]:
+    """Share `size` workers evenly among the batches that want some; return how many each key gets."""
+    wants = sorted(((batch.workers_wanted, batch.key) for batch in batches), key=lambda want: want[0])
+    shares: dict[str, int] = {}
+    left, takers = size, sum(1 for wanted, _ in wants if wanted)
+    for wanted, key in wants:  # The modest first: what they leave is shared by the rest.
+        if wanted:
+            share = min(wanted, -(-left // takers))
+            left, takers = left - share, takers - 1
+            shares[key] = shares.get(key, 0) + share
+    return shares
+
+
+def choose_batch(batches: Iterable[LiveBatch], worker: Worker) -> LiveBatch | None:
+    """Return the batch the worker's next lease comes from: of its key, with work, held by the fewest workers."""
+    hungry = [
+        batch
+        for batch in batches
+        if batch.key == worker.key
+        and batch.queued.size
+        and batch.is_leasing
+        and (batch.has_room or worker.number in batch.workers)
+    ]
+    return min(hungry, key=lambda batch: (len(batch.workers), batch.facts.batch), default=None)
+
+
+def choose_victim(
+    workers: Mapping[int, Worker], batches: Mapping[str, LiveBatch], key: str
+) -> tuple[Worker, Lease, int] | None:
+    """Return (worker, lease, new stop) of the work most worth taking back for an idle worker of `key`.
+
+    A lease that waits behind another is taken back whole, the running one is halved.
+    """
+    best: tuple[float, Worker, Lease, int] | None = None
+    for worker in workers.values():
+        if worker.key != key or worker.kill or worker.state is not WorkerState.READY:
+            continue
+        behind_s = 0.0
+        for lease in worker.leases:
+            batch = batches[lease.batch]
+            each_s = batch.pace.seconds_per_job
+            left = lease.stop - lease.next
+            is_waiting = lease is not worker.leases[0]
+            gain_s = (left if is_waiting else left // 2) * (each_s or STEAL_MIN_S) + behind_s
+            stop = lease.next if is_waiting else lease.stop - left // 2
+            behind_s += left * (each_s or STEAL_MIN_S)
+            if lease.is_cutting or stop >= lease.stop or gain_s < STEAL_MIN_S or not batch.is_leasing:
+                continue
+            if best is None or gain_s > best[0]:
+                best = gain_s, worker, lease, stop
+    return best[1:] if best else None

@@ -1,0 +1,165 @@
+"""The scheduler's volatile books: where each unfinished job of a live batch is, and what each worker holds.
+
+Every unfinished job is in exactly one place: queued, waiting (backoff), held (until the entry that frees it is
+durable), or in a lease. `LiveBatch.check` says so after every step of the tests.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import NamedTuple
+
+from batchd.core.events import Options
+from batchd.core.facts import BatchFacts
+from batchd.core.lease import Lease, Pace
+from batchd.core.ranges import RangeSet
+
+
+class Held(NamedTuple):
+    """Jobs that may be leased once turn `turn` is durable; in backoff until `due` if that is given."""
+
+    turn: int
+    start: int
+    stop: int
+    due: float | None
+
+
+class LiveBatch:
+    """A batch that is attached: its facts, and where its unfinished jobs are."""
+
+    def __init__(self, facts: BatchFacts, options: Options, key: str) -> None:
+        self.facts = facts
+        self.options = options
+        self.key = key
+        self.pace = Pace()
+        self.queued = RangeSet()
+        self.waiting: dict[float, RangeSet] = {}
+        """By due time, rounded up into buckets."""
+        self.held: list[Held] = []
+        self.leases: dict[int, Lease] = {}
+        self.workers: dict[int, int] = {}
+        """How many leases of the batch each worker holds."""
+        self.scaled: int | None = None
+        """The worker count somebody ordered while the batch ran; it overrides the batch's own."""
+        self.is_leaving = False
+        self.sole_fingerprint: bytes | None = None
+        """Of all failures so far, as long as it is one and nothing succeeded."""
+
+    @property
+    def is_leasing(self) -> bool:
+        """Whether more jobs of the batch may start."""
+        return not (self.is_leaving or self.facts.stopped or self.facts.cancelled)
+
+    @property
+    def workers_max(self) -> int:
+        """At most so many workers may hold leases of the batch."""
+        return self.scaled or self.options.workers
+
+    @property
+    def has_room(self) -> bool:
+        """Whether one more worker may take a lease of the batch."""
+        return len(self.workers) < self.workers_max
+
+    @property
+    def workers_wanted(self) -> int:
+        """How many workers it could keep busy now."""
+        if not self.is_leasing:
+            return len(self.workers)
+        leased = sum(lease.stop - lease.next for lease in self.leases.values())
+        return max(min(self.workers_max, self.queued.size + leased), len(self.workers))
+
+    def lend(self, worker: int, lease: Lease) -> None:
+        """Book a lease."""
+        self.leases[lease.number] = lease
+        self.workers[worker] = self.workers.get(worker, 0) + 1
+
+    def take_back(self, worker: int, lease: Lease) -> None:
+        """Strike a lease."""
+        del self.leases[lease.number]
+        self.workers[worker] -= 1
+        if not self.workers[worker]:
+            del self.workers[worker]
+
+    def release(self, committed: int) -> None:
+        """Let go what waited for the entries up to turn `committed`."""
+        ready = [held for held in self.held if held.turn <= committed]
+        if not ready:
+            return
+        self.held = [held for held in self.held if held.turn > committed]
+        for held in ready:
+            self.put(held.start, held.stop, held.due)
+
+    def put(self, start: int, stop: int, due: float | None) -> None:
+        """Put jobs into the queue, or into backoff."""
+        place = self.queued if due is None else self.waiting.setdefault(due, RangeSet())
+        place.add(start, stop)
+
+    def wake(self, now: float) -> None:
+        """Queue the jobs whose backoff is over."""
+        for due in [due for due in self.waiting if due <= now]:
+            for start, stop in self.waiting.pop(due):
+                self.queued.add(start, stop)
+
+    def unleased(self) -> Iterator[tuple[int, int]]:
+        """Take every job that is queued, waiting or held out of the books."""
+        ranges = [*self.queued, *(part for due in self.waiting.values() for part in due)]
+        ranges += [(held.start, held.stop) for held in self.held]
+        self.queued, self.waiting, self.held = RangeSet(), {}, []
+        yield from sorted(ranges)
+
+    def check(self) -> None:
+        """Assert that every unfinished job is in exactly one place."""
+        places = [*self.facts.done, *self.queued]
+        places += [part for due in self.waiting.values() for part in due]
+        places += [(held.start, held.stop) for held in self.held]
+        places += [(lease.next, lease.stop) for lease in self.leases.values() if lease.next < lease.stop]
+        places.sort()
+        at = 0
+        for start, stop in places:
+            assert start == at, f"{self.facts.batch}: jobs {min(at, start)}..{max(at, start)} lost or doubled"
+            at = stop
+        assert at == self.facts.size, f"{self.facts.batch}: jobs {at}..{self.facts.size} are nowhere"
+        assert sum(self.facts.counts.values()) == self.facts.done.size
+        assert all(not self.facts.done.overlaps(a, b) for a, b, _ in self.facts.histories.marked())
+
+
+class WorkerState(Enum):
+    """Where a worker stands."""
+
+    STARTING = "starting"
+    READY = "ready"
+    STOPPING = "stopping"
+    """Gets no more leases; ends when it holds none."""
+
+
+class Kill(NamedTuple):
+    """A kill that was ordered: the job it was for, or no lease when no job is to blame."""
+
+    lease: int | None
+    job: int
+
+
+@dataclass(slots=True)
+class Worker:
+    """A worker as the scheduler's book has it."""
+
+    number: int
+    key: str
+    lanes: list[int]
+    """Free lanes of its recorder slot."""
+    state: WorkerState = WorkerState.STARTING
+    leases: list[Lease] = field(default_factory=list)
+    """Outstanding, oldest first."""
+    used_lanes: list[tuple[int, int]] = field(default_factory=list)
+    """(turn, lane): lanes that are free once the turn is durable."""
+    kill: Kill | None = None
+
+    def lease(self, number: int) -> Lease | None:
+        """Return the outstanding lease of that number."""
+        return next((lease for lease in self.leases if lease.number == number), None)
+
+    def release_lanes(self, committed: int) -> None:
+        """Free the lanes whose outcomes are durable up to turn `committed`."""
+        if self.used_lanes and self.used_lanes[0][0] <= committed:
+            self.lanes += [lane for turn, lane in self.used_lanes if turn <= committed]
+            self.used_lanes = [(turn, lane) for turn, lane in self.used_lanes if turn > committed]

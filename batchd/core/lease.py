@@ -1,0 +1,69 @@
+"""Leases: the right of one live worker to run a range of jobs, and how large it should be."""
+
+from dataclasses import dataclass
+
+from batchd.core.job import History
+from batchd.settings import LEASE_GROWTH_MAX, LEASE_JOBS_MAX, LEASE_TARGET_S
+
+
+@dataclass(slots=True)
+class Lease:
+    """A lease as the scheduler's book has it. Jobs [first, next) are reported, [next, stop) are not."""
+
+    number: int
+    batch: str
+    lane: int
+    first: int
+    stop: int
+    next: int
+    history: History
+    """Of every job in the lease: a lease never mixes histories, so it has one attempt number."""
+    is_cutting: bool = False
+
+
+class Pace:
+    """How long jobs of a batch take, measured from reports, recent ones counting more.
+
+    >>> pace = Pace()
+    >>> pace.jobs_per_lease(queued=1000, workers=2)
+    1
+    >>> pace.report(jobs=1, busy_s=0.001); pace.jobs_per_lease(queued=1000, workers=2)
+    8
+    """
+
+    __slots__ = ("_busy_s", "_jobs", "jobs_max")
+
+    def __init__(self) -> None:
+        self._busy_s = 0.0
+        self._jobs = 0.0
+        self.jobs_max = 0
+        """The largest lease measured so far: sizes grow by a bounded factor."""
+
+    @property
+    def seconds_per_job(self) -> float | None:
+        """The mean over about the last 20 leases' worth of work, None before the first report."""
+        return self._busy_s / self._jobs if self._jobs else None
+
+    def report(self, jobs: int, busy_s: float) -> None:
+        """Take in one report."""
+        window_s = 20 * LEASE_TARGET_S
+        if self._busy_s > window_s:
+            keep = window_s / self._busy_s
+            self._busy_s *= keep
+            self._jobs *= keep
+        self._busy_s += busy_s
+        self._jobs += jobs
+
+    def lease_done(self, jobs: int) -> None:
+        """A lease of so many jobs went through."""
+        self.jobs_max = max(self.jobs_max, jobs)
+
+    def jobs_per_lease(self, queued: int, workers: int) -> int:
+        """Return how many jobs the next lease should hold: a target time, less as the queue runs out."""
+        each_s = self.seconds_per_job
+        if each_s is None:
+            return 1
+        wanted = int(LEASE_TARGET_S / each_s) if each_s > LEASE_TARGET_S / LEASE_JOBS_MAX else LEASE_JOBS_MAX
+        fair = queued // (2 * workers)
+        grown = LEASE_GROWTH_MAX * max(1, self.jobs_max)
+        return max(1, min(wanted, fair, grown, LEASE_JOBS_MAX))

@@ -1,0 +1,84 @@
+"""What a dead supervisor left running: which of those jobs were begun, and what they are charged.
+
+The flight recorder outlives the supervisor and describes each worker's leases. After a reboot there is no recorder:
+then every job without an outcome may have been begun, and no attempt number may be given twice.
+"""
+
+from collections.abc import Iterable
+from itertools import pairwise
+from typing import NamedTuple
+
+from batchd.core import entries as e
+from batchd.core.events import Phase, Position
+from batchd.core.facts import BatchFacts, apply
+from batchd.core.job import Allowances, Cause, after
+
+
+class LeaseTrace(NamedTuple):
+    """One lease the recorder describes, and where its worker was."""
+
+    batch: str
+    number: int
+    first: int
+    stop: int
+    position: Position | None
+
+
+def interrupted(
+    facts: BatchFacts, traces: Iterable[LeaseTrace], allowances: Allowances, failure: bytes = b""
+) -> list[e.Entry]:
+    """Apply and return the entries for the jobs that `traces` show as begun and that have no outcome.
+
+    `failure` is what is recorded for a job that was interrupted too often.
+    """
+    entries: list[e.Entry] = []
+    made_progress = facts.done.size > facts.done_at_attach
+    for trace in traces:
+        begun, running = _begun(trace)
+        for start, stop in list(facts.done.gaps(trace.first, min(begun, facts.size))):
+            entries += _charge(facts, start, stop, running, allowances, made_progress, failure)
+    return entries
+
+
+def all_interrupted(facts: BatchFacts) -> list[e.Entry]:
+    """Apply and return the entries for a batch whose recorder is lost: each unfinished job may have begun."""
+    entries: list[e.Entry] = []
+    for start, stop in list(facts.done.gaps(0, facts.size)):
+        entries += _charge(facts, start, stop, None, Allowances(), made_progress=True, failure=b"")
+    return entries
+
+
+def _begun(trace: LeaseTrace) -> tuple[int, int | None]:
+    """Return where the jobs that never began start, and which job was running."""
+    position = trace.position
+    if position is None or position.lease < trace.number:
+        return trace.first, None
+    if position.lease > trace.number:
+        return trace.stop, None
+    index = min(position.index, trace.stop - 1)
+    return index + 1, index if position.phase is Phase.RUNNING else None
+
+
+def _charge(
+    facts: BatchFacts,
+    start: int,
+    stop: int,
+    running: int | None,
+    allowances: Allowances,
+    made_progress: bool,
+    failure: bytes,
+) -> list[e.Entry]:
+    entries: list[e.Entry] = []
+    cuts = [start, stop] if running is None else sorted({start, stop, max(start, min(running, stop))})
+    for low, high in pairwise(cuts):
+        for first, last, history in list(facts.histories.spans(low, high)):
+            if made_progress:
+                history = history._replace(interruptions=0)  # noqa: PLW2901  (the allowance is per standstill)
+            cause = Cause.INTERRUPTION if first == running else Cause.REPLAY
+            verdict = after(history, cause, allowances)
+            entry: e.Entry = e.Charged(facts.batch, first, last - first, verdict.history)
+            if verdict.state.is_final:
+                entry = e.Recorded(facts.batch, first, last - first, verdict.state, failure=failure)
+            apply(facts, entry)
+            entries.append(entry)
+    return entries

@@ -1,0 +1,510 @@
+"""The scheduler: events in, entries and commands out. It decides everything and touches nothing.
+
+Law: what an entry frees (a job that was charged, new input, a recorder lane) is used only after `Committed` says
+that the entry is durable. What needs no entry (a first lease, a kill) leaves at once.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from batchd.core import commands as c
+from batchd.core import entries as e
+from batchd.core import events as ev
+from batchd.core.assignment import choose_batch, choose_victim, pool_size, workers_per_key
+from batchd.core.books import Held, Kill, LiveBatch, Worker, WorkerState
+from batchd.core.facts import apply
+from batchd.core.job import Cause, History, JobState, after
+from batchd.core.lease import Lease
+from batchd.core.restart import RestartIntensity
+from batchd.core.retry import bucket, delay_s
+from batchd.settings import LANES, LEASE_TARGET_S, LEASES_PER_WORKER, SAME_FAILURE_STOP
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What one step decided. `entries` must be durable before what they free is used."""
+
+    number: int
+    entries: list[e.Entry]
+    commands: list[c.Command]
+
+
+class Scheduler:
+    """The books of all live batches and workers, and `step`, the only way to change them."""
+
+    def __init__(self, jitter: Callable[[], float]) -> None:
+        self.batches: dict[str, LiveBatch] = {}
+        self.workers: dict[int, Worker] = {}
+        self.scaled: int | None = None
+        self._jitter = jitter
+        self._intensity: dict[str, RestartIntensity] = {}
+        self._turn = 0
+        self._entry_turn = 0
+        """The last turn that had entries: what waits for durability waits for this one."""
+        self._committed = 0
+        self._retired: list[tuple[int, int]] = []
+        """(turn, worker): gone workers to forget once the turn is durable."""
+        self._leaving: list[tuple[int, str]] = []
+        """(turn, batch): batches to put down once the turn is durable."""
+        self._next_lease = 1
+        self._next_worker = 1
+        self._entries: list[e.Entry] = []
+        self._commands: list[c.Command] = []
+
+    # --- The one door ---------------------------------------------------------------------------------------
+
+    def step(self, events: Iterable[ev.Event], now: float) -> Turn:
+        """Take in what happened by `now` (monotonic seconds) and return what follows."""
+        self._turn += 1
+        self._entries, self._commands = [], []
+        for event in events:
+            self._on(event, now)
+        for batch in list(self.batches.values()):
+            self._finish_leaving(batch)
+        self._release()
+        for batch in self.batches.values():
+            batch.wake(now)
+        self._balance_workers()
+        self._grant_leases()
+        self._steal()
+        return Turn(self._turn, self._entries, self._commands)
+
+    def next_due(self) -> float | None:
+        """Return when the next backoff ends, None when nothing waits."""
+        return min((due for batch in self.batches.values() for due in batch.waiting), default=None)
+
+    def check(self) -> None:
+        """Assert the invariants; for tests and simulations."""
+        for batch in self.batches.values():
+            batch.check()
+            held = {lease.number for worker in self.workers.values() for lease in worker.leases}
+            assert set(batch.leases) <= held, "a lease without a worker"
+        for worker in self.workers.values():
+            lanes = [lease.lane for lease in worker.leases] + [lane for _, lane in worker.used_lanes]
+            assert sorted(lanes + worker.lanes) == list(range(LANES)), "a lane is lost or used twice"
+            assert len(worker.leases) <= LEASES_PER_WORKER
+
+    def _on(self, event: ev.Event, now: float) -> None:
+        match event:
+            case ev.JobsAcked():
+                self._on_acked(event, now)
+            case ev.LeaseEnded() | ev.LeaseCut():
+                self._on_lease_stop(event)
+            case ev.WorkerReady(worker=number):
+                if number in self.workers and self.workers[number].state is WorkerState.STARTING:
+                    self.workers[number].state = WorkerState.READY
+            case ev.WorkerGone():
+                self._on_gone(event, now)
+            case ev.WorkerObserved():
+                self._on_observed(event)
+            case ev.CauseExplained():
+                self._on_explained(event)
+            case ev.Committed(turn=turn):
+                self._committed = turn
+            case ev.ScaleRequested(workers=workers):
+                self.scaled = workers
+                for batch in self.batches.values():
+                    batch.scaled = workers
+            case ev.KeyFailed(key=key, reason=reason):
+                self._on_key_failed(key, reason)
+            case ev.BatchAttached():
+                self._on_attached(event)
+            case _:
+                if event.batch in self.batches:
+                    self._on_batch_event(event, self.batches[event.batch])
+
+    # --- Batches --------------------------------------------------------------------------------------------
+
+    def _on_attached(self, event: ev.BatchAttached) -> None:
+        facts = event.facts
+        batch = self.batches[facts.batch] = LiveBatch(facts, event.options, event.key)
+        batch.scaled = self.scaled
+        self._record(e.Attached(facts.batch, event.epoch))
+        for start, stop in list(facts.done.gaps(0, facts.size)):
+            self._give_back(batch, start, stop)
+
+    def _on_batch_event(self, event: ev.Event, batch: LiveBatch) -> None:
+        facts = batch.facts
+        match event:
+            case ev.SegmentsReceived():
+                self._on_segments(event, batch)
+            case ev.SealRequested():
+                if not facts.is_sealed:
+                    self._record(e.Sealed(facts.batch))
+            case ev.UnsealRequested():
+                if facts.is_sealed and not facts.cancelled:
+                    self._record(e.Unsealed(facts.batch))
+            case ev.DetachRequested(at_once=at_once):
+                batch.is_leaving = True
+                self._halt(batch, kill=at_once)
+            case ev.CancelRequested(reason=reason):
+                self._cancel(batch, reason)
+            case ev.ReopenRequested():
+                self._reopen(event, batch)
+            case _:
+                raise AssertionError(f"no rule for {event!r}")
+
+    def _on_segments(self, event: ev.SegmentsReceived, batch: LiveBatch) -> None:
+        facts = batch.facts
+        if event.sequence <= facts.sequences.get(event.client, 0) or facts.is_sealed:
+            return  # Resubmitted after a lost reply, or too late: nothing to add.
+        first = facts.size
+        self._record(
+            e.Submitted(
+                batch=facts.batch,
+                first=first,
+                count=event.count,
+                segments=event.segments,
+                client=event.client,
+                sequence=event.sequence,
+                checkpoint=event.checkpoint,
+            )
+        )
+        batch.held.append(Held(self._entry_turn, first, facts.size, None))
+
+    def _cancel(self, batch: LiveBatch, reason: str) -> None:
+        if batch.facts.cancelled or batch.facts.is_finished:
+            return
+        self._record(e.CancelOrdered(batch.facts.batch, reason))
+        for start, stop in batch.unleased():
+            self._give_back(batch, start, stop)
+        self._halt(batch, kill=True)
+
+    def _reopen(self, event: ev.ReopenRequested, batch: LiveBatch) -> None:
+        facts = batch.facts
+        generation = facts.generation + 1
+        for state, ranges in event.ranges:
+            self._record(e.Reopened(facts.batch, generation, ranges, state))
+        for _, ranges in event.ranges:
+            for start, stop in ranges:
+                batch.held.append(Held(self._entry_turn, start, stop, None))
+
+    def _stop_batch(self, batch: LiveBatch, reason: str) -> None:
+        if batch.is_leasing and not batch.facts.is_finished:
+            self._record(e.Stopped(batch.facts.batch, reason))
+            self._halt(batch, kill=False)
+
+    def _halt(self, batch: LiveBatch, *, kill: bool) -> None:
+        """Take back what has not begun; end what runs only if told to."""
+        for number in list(batch.workers):
+            worker = self.workers[number]
+            for lease in worker.leases:
+                if lease.batch == batch.facts.batch:
+                    self._cut(worker, lease, lease.next)
+            if kill:
+                self._kill(worker, Kill(None, 0), "")
+
+    def _finish_leaving(self, batch: LiveBatch) -> None:
+        if batch.is_leaving and not batch.leases and batch.facts.is_attached:
+            self._record(e.Detached(batch.facts.batch))
+            self._leaving.append((self._entry_turn, batch.facts.batch))
+
+    def _on_key_failed(self, key: str, reason: str) -> None:
+        for batch in self.batches.values():
+            if batch.key == key:
+                self._stop_batch(batch, reason)
+
+    # --- Jobs -----------------------------------------------------------------------------------------------
+
+    def _on_acked(self, event: ev.JobsAcked, now: float) -> None:
+        worker, lease = self._find(event.worker, event.lease)
+        if worker is None or lease is None:
+            return  # Fenced: the lease is not this worker's any more.
+        stop = event.first + event.count
+        if event.first != lease.next or stop > lease.stop:
+            self._kill(worker, Kill(None, 0), "")  # It breaks the protocol; its unreported jobs run again.
+            return
+        batch = self.batches[lease.batch]
+        lease.next = stop
+        batch.pace.report(event.count, event.busy_s)
+        self._intensity_of(worker.key).progress()
+        if event.state is JobState.SUCCEEDED:
+            batch.sole_fingerprint = b""
+            self._record(e.Recorded(lease.batch, event.first, event.count, JobState.SUCCEEDED, event.block))
+            return
+        is_terminal = self._settle(batch, event.first, stop, lease.history, Cause.FAILURE, now, event.block)
+        if is_terminal:
+            self._apply_stop_rules(batch, event.fingerprint)
+
+    def _settle(
+        self,
+        batch: LiveBatch,
+        start: int,
+        stop: int,
+        history: History,
+        cause: Cause,
+        now: float,
+        block: bytes = b"",
+        failure: bytes = b"",
+    ) -> bool:
+        """Decide what becomes of begun jobs that did not succeed; return whether they have an outcome now."""
+        facts = batch.facts
+        if facts.cancelled and cause is not Cause.FAILURE:
+            cause = Cause.CANCEL
+        verdict = after(history, cause, batch.options.allowances)
+        state = verdict.state
+        if not state.is_final and facts.cancelled:
+            state, block, failure = JobState.CANCELLED, b"", b""
+        if state.is_final:
+            self._record(e.Recorded(facts.batch, start, stop - start, state, block, failure))
+            return True
+        self._record(e.Charged(facts.batch, start, stop - start, verdict.history))
+        due = None
+        if state is JobState.BACKOFF:
+            wait_s = delay_s(verdict.history.failures + verdict.history.crashes, self._jitter())
+            due = bucket(now, wait_s)
+        batch.held.append(Held(self._entry_turn, start, stop, due))
+        return False
+
+    def _give_back(self, batch: LiveBatch, start: int, stop: int) -> None:
+        """Put unbegun jobs back where they came from: nothing is known about them, so nothing is recorded."""
+        if start >= stop:
+            return
+        if batch.facts.cancelled:
+            self._record(e.Recorded(batch.facts.batch, start, stop - start, JobState.CANCELLED))
+        elif self._committed >= self._entry_turn:
+            batch.put(start, stop, None)
+        else:
+            batch.held.append(Held(self._entry_turn, start, stop, None))
+
+    def _apply_stop_rules(self, batch: LiveBatch, fingerprint: bytes) -> None:
+        facts, options = batch.facts, batch.options
+        failed = facts.count(JobState.FAILED) + facts.count(JobState.QUARANTINED)
+        if batch.sole_fingerprint is None:
+            batch.sole_fingerprint = fingerprint
+        elif batch.sole_fingerprint != fingerprint:
+            batch.sole_fingerprint = b""
+        if options.failures_max is not None and failed > options.failures_max:
+            self._stop_batch(batch, f"{failed} jobs failed; --max-failures is {options.failures_max}")
+        elif options.failures_share_max is not None and (
+            facts.done.size >= SAME_FAILURE_STOP and failed > options.failures_share_max * facts.done.size
+        ):
+            share = f"{options.failures_share_max:.0%}"
+            self._stop_batch(batch, f"{failed} of {facts.done.size} jobs failed; --max-failures is {share}")
+        elif (
+            not options.keep_going
+            and batch.sole_fingerprint
+            and not facts.count(JobState.SUCCEEDED)
+            and failed >= SAME_FAILURE_STOP
+        ):
+            self._stop_batch(batch, f"the first {failed} finished jobs all failed the same way")
+
+    # --- Workers --------------------------------------------------------------------------------------------
+
+    def _on_lease_stop(self, event: ev.LeaseEnded | ev.LeaseCut) -> None:
+        worker, lease = self._find(event.worker, event.lease)
+        if worker is None or lease is None:
+            return  # It ended while its limit was being written.
+        if isinstance(event, ev.LeaseEnded) and event.stop != lease.next:
+            self._kill(worker, Kill(None, 0), "")  # It skipped jobs: they run again.
+            return
+        batch = self.batches[lease.batch]
+        stop = max(event.stop, lease.next)
+        unbegun = (stop, lease.stop)
+        lease.stop = min(stop, lease.stop)
+        lease.is_cutting = False
+        self._give_back(batch, *unbegun)
+        if isinstance(event, ev.LeaseEnded):
+            self._close_lease(worker, lease)
+
+    def _close_lease(self, worker: Worker, lease: Lease) -> None:
+        batch = self.batches[lease.batch]
+        batch.pace.lease_done(lease.next - lease.first)
+        batch.take_back(worker.number, lease)
+        worker.leases.remove(lease)
+        worker.used_lanes.append((self._entry_turn, lease.lane))
+        if worker.state is WorkerState.STOPPING and not worker.leases:
+            self._commands.append(c.StopWorker(worker.number))
+
+    def _on_gone(self, event: ev.WorkerGone, now: float) -> None:
+        worker = self.workers.pop(event.worker, None)
+        if worker is None:
+            return
+        was_ready = worker.state is not WorkerState.STARTING
+        charged = False
+        for lease in worker.leases:
+            charged |= self._return_lease(worker, lease, event, now)
+        self._retired.append((self._entry_turn, worker.number))
+        expected = worker.kill is not None or (worker.state is WorkerState.STOPPING and was_ready)
+        if not charged and not expected and self._intensity_of(worker.key).death(now):
+            self._on_key_failed(worker.key, f"workers keep dying without finishing a job: {event.cause}")
+            self._intensity_of(worker.key).progress()
+
+    def _return_lease(self, worker: Worker, lease: Lease, event: ev.WorkerGone, now: float) -> bool:
+        """Take back a dead worker's lease; return whether a job was charged for the death."""
+        batch = self.batches[lease.batch]
+        batch.take_back(worker.number, lease)
+        begun = self._begun(lease, event.position)
+        running = event.position is not None and event.position.phase is ev.Phase.RUNNING
+        if begun > lease.next:
+            guilty = begun - 1 if running and event.position and event.position.lease == lease.number else begun
+            if lease.next < guilty:
+                self._settle(batch, lease.next, guilty, lease.history, Cause.REPLAY, now)
+            if guilty < begun:
+                cause = self._blame(worker, lease, guilty)
+                is_final = self._settle(batch, guilty, begun, lease.history, cause, now, failure=event.failure)
+                if is_final and cause is not Cause.CANCEL:
+                    self._intensity_of(worker.key).progress()
+                    self._apply_stop_rules(batch, event.cause.encode())
+                self._give_back(batch, begun, lease.stop)
+                return cause in {Cause.CRASH, Cause.FAILURE}
+        self._give_back(batch, max(begun, lease.next), lease.stop)
+        return False
+
+    @staticmethod
+    def _begun(lease: Lease, position: ev.Position | None) -> int:
+        """Return where the jobs of the lease that never began start."""
+        if position is None or position.lease < lease.number:
+            return lease.next
+        if position.lease > lease.number:
+            return lease.stop
+        return min(max(position.index + 1, lease.next), lease.stop)
+
+    @staticmethod
+    def _blame(worker: Worker, lease: Lease, index: int) -> Cause:
+        if worker.kill is None:
+            return Cause.CRASH
+        return Cause.FAILURE if worker.kill == Kill(lease.number, index) else Cause.REPLAY
+
+    def _on_observed(self, event: ev.WorkerObserved) -> None:
+        worker, lease = self._find(event.worker, event.position.lease)
+        if worker is None or lease is None or worker.kill or event.position.phase is not ev.Phase.RUNNING:
+            return
+        options = self.batches[lease.batch].options
+        target = Kill(lease.number, event.position.index)
+        if options.timeout_s is not None and event.running_s > options.timeout_s:
+            self._kill(worker, target, f"timed out after {event.running_s:.1f} s", with_stack=True)
+        elif options.memory_bytes_max is not None and event.memory_bytes > options.memory_bytes_max:
+            used, limit = event.memory_bytes / 2**30, options.memory_bytes_max / 2**30
+            self._kill(worker, target, f"memory {used:.2f} GiB > {limit:.2f} GiB (--memory-per-job)")
+
+    def _on_explained(self, event: ev.CauseExplained) -> None:
+        _, lease = self._find(event.worker, event.lease)
+        if lease is not None:
+            self._record(e.Explained(lease.batch, event.fingerprint, event.text))
+
+    def _kill(self, worker: Worker, kill: Kill, why: str, *, with_stack: bool = False) -> None:
+        if worker.kill is None:
+            worker.kill = kill
+            self._commands.append(c.KillWorker(worker.number, why, with_stack))
+
+    def _cut(self, worker: Worker, lease: Lease, stop: int) -> None:
+        if not lease.is_cutting and stop < lease.stop:
+            lease.is_cutting = True
+            self._commands.append(c.CutLease(worker.number, lease.number, lease.lane, stop))
+
+    # --- After the events: release, balance, lease, steal ---------------------------------------------------
+
+    def _release(self) -> None:
+        committed = self._committed if self._committed < self._entry_turn else self._turn
+        for batch in self.batches.values():
+            batch.release(committed)
+        for worker in self.workers.values():
+            worker.release_lanes(committed)
+        self._commands += [c.ForgetWorker(number) for turn, number in self._retired if turn <= committed]
+        self._retired = [(turn, number) for turn, number in self._retired if turn > committed]
+        for _, name in [item for item in self._leaving if item[0] <= committed]:
+            del self.batches[name]
+            self._commands.append(c.PutDown(name))
+        self._leaving = [item for item in self._leaving if item[0] > committed]
+
+    def _balance_workers(self) -> None:
+        size = pool_size(self.batches.values(), self.scaled)
+        wanted = workers_per_key(self.batches.values(), size)
+        have: dict[str, list[Worker]] = {}
+        for worker in self.workers.values():
+            if worker.state is not WorkerState.STOPPING and not worker.kill:
+                have.setdefault(worker.key, []).append(worker)
+        room = size - len(self.workers)
+        for key, count in wanted.items():
+            for _ in range(min(count - len(have.get(key, ())), max(room, 0))):
+                worker = Worker(self._next_worker, key, list(range(LANES)))
+                self._next_worker += 1
+                self.workers[worker.number] = worker
+                self._commands.append(c.StartWorker(worker.number, key))
+                room -= 1
+        missing = sum(max(0, count - len(have.get(key, ()))) for key, count in wanted.items())
+        surplus = sum(map(len, have.values())) - size
+        for key, workers in have.items():
+            spare = len(workers) - wanted.get(key, 0)
+            retire = min(spare, max(surplus, missing if room <= 0 else 0))
+            for worker in sorted(workers, key=lambda worker: len(worker.leases))[: max(0, retire)]:
+                self._retire(worker)
+                surplus -= 1
+                missing -= 1
+
+    def _retire(self, worker: Worker) -> None:
+        worker.state = WorkerState.STOPPING
+        for lease in worker.leases:
+            self._cut(worker, lease, lease.next)
+        if not worker.leases:
+            self._commands.append(c.StopWorker(worker.number))
+
+    def _grant_leases(self) -> None:
+        if not any(batch.queued.size for batch in self.batches.values()):
+            return
+        for outstanding in range(LEASES_PER_WORKER):
+            for worker in self.workers.values():
+                if worker.state is not WorkerState.READY or worker.kill or len(worker.leases) != outstanding:
+                    continue
+                batch = choose_batch(self.batches.values(), worker)
+                if batch is not None and worker.lanes and self._may_prefetch(batch, worker):
+                    self._grant(worker, batch)
+
+    @staticmethod
+    def _may_prefetch(batch: LiveBatch, worker: Worker) -> bool:
+        """A second lease hides the round trip; behind long jobs it would only wait."""
+        each_s = batch.pace.seconds_per_job
+        return not worker.leases or (each_s is not None and each_s < LEASE_TARGET_S)
+
+    def _grant(self, worker: Worker, batch: LiveBatch) -> None:
+        first_range = batch.queued.first()
+        assert first_range is not None
+        first, stop = first_range
+        stop, history = batch.facts.histories.span(first, stop)
+        sharers = min(batch.workers_max, len(self.workers))
+        jobs = 1 if history.is_suspect else batch.pace.jobs_per_lease(batch.queued.size, sharers)
+        stop = min(stop, first + jobs)
+        batch.queued.remove(first, stop)
+        lease = Lease(self._next_lease, batch.facts.batch, worker.lanes.pop(), first, stop, first, history)
+        self._next_lease += 1
+        worker.leases.append(lease)
+        batch.lend(worker.number, lease)
+        self._commands.append(
+            c.GrantLease(
+                worker=worker.number,
+                lease=lease.number,
+                lane=lease.lane,
+                batch=lease.batch,
+                first=first,
+                stop=stop,
+                attempt=history.attempts + 1,
+                is_timed=batch.options.timeout_s is not None,
+            )
+        )
+
+    def _steal(self) -> None:
+        """Take work back from slow workers for those that have none (one lease per idle worker)."""
+        for worker in self.workers.values():
+            if worker.leases or worker.state is not WorkerState.READY or worker.kill:
+                continue
+            if choose_batch(self.batches.values(), worker) is not None:
+                continue
+            victim = choose_victim(self.workers, self.batches, worker.key)
+            if victim is not None:
+                self._cut(*victim)
+
+    # --- Small things ---------------------------------------------------------------------------------------
+
+    def _record(self, entry: e.Entry) -> None:
+        batch = self.batches[entry.batch]
+        apply(batch.facts, entry)
+        self._entries.append(entry)
+        self._entry_turn = self._turn
+
+    def _find(self, worker_number: int, lease_number: int) -> tuple[Worker | None, Lease | None]:
+        worker = self.workers.get(worker_number)
+        return worker, worker.lease(lease_number) if worker else None
+
+    def _intensity_of(self, key: str) -> RestartIntensity:
+        return self._intensity.setdefault(key, RestartIntensity())

@@ -1,0 +1,86 @@
+"""Every default, limit and unit, in one place. Units stand last in the names.
+
+Numbers that were measured say so. Nothing here is read from the environment.
+"""
+
+from typing import Final
+
+# --- The formats -----------------------------------------------------------------------------------------------
+FORMAT_VERSION: Final = 1
+"""Raised when a journal written today could not be read by the batchd of yesterday."""
+RECORD_BYTES_MAX: Final = 65_512
+"""A record this long fills 16 LMDB pages exactly; 65,536 would waste a seventeenth (measured: +6.3 %)."""
+VALUE_BYTES_MAX: Final = 1 << 30
+"""One input or one result may not be larger."""
+FRAME_META_BYTES_MAX: Final = 1 << 20
+"""The structured part of one message; payloads are bounded by VALUE_BYTES_MAX."""
+
+# --- The journal -----------------------------------------------------------------------------------------------
+MAP_BYTES: Final = 64 << 30
+"""Address space per batch, not disk: a 4 TiB map opens in 0.25 ms. Only the supervisor ever grows it."""
+READERS_MAX: Final = 4096
+"""Reader slots of a batch's environment, fixed by the first opener (64 bytes each)."""
+CHECKPOINT_RECORDS: Final = 2_000
+"""Write the interval checkpoint after this many outcome records, so that a restart scans at most these."""
+DISK_RESERVE_BYTES: Final = 32 << 20
+"""Below this much free space the journal counts as full and pauses."""
+DISK_RETRY_S: Final = 1.0
+"""How often a full disk is asked again."""
+
+# --- Leases ----------------------------------------------------------------------------------------------------
+LEASE_TARGET_S: Final = 0.075
+"""A lease aims at this much work: long enough to hide a round trip 300 times, short enough to be taken back."""
+LEASE_JOBS_MAX: Final = 65_536
+LEASE_GROWTH_MAX: Final = 8
+"""A lease may be at most this many times as large as the last one that was measured."""
+LEASES_PER_WORKER: Final = 2
+"""Outstanding at once: one runs while the next waits in the pipe, which hides the round trip."""
+LANES: Final = 16
+"""Leases of one worker the flight recorder can describe at once: outstanding plus not yet committed."""
+ACK_INTERVAL_S: Final = 0.001
+"""A worker reports when this much time has passed since its last report: every job of 1 ms and more at once."""
+STEAL_MIN_S: Final = 0.004
+"""Work is taken back from a slow worker only when at least this much would move."""
+CUT_WAIT_S: Final = 0.001
+"""Time between writing a lease's limit and reading the worker's position again (see worker/recorder.py)."""
+
+# --- Retry -----------------------------------------------------------------------------------------------------
+CRASHES_MAX: Final = 3
+INTERRUPTIONS_MAX: Final = 5
+BACKOFF_S_MIN: Final = 0.2
+BACKOFF_S_MAX: Final = 60.0
+BACKOFF_JITTER: Final = 0.25
+"""A delay is shortened by up to this share, so that retries do not come in step."""
+BACKOFF_BUCKET_RATIO: Final = 0.1
+"""Due times are rounded up to this share of their delay: a million waiting jobs stand in a few buckets."""
+SAME_FAILURE_STOP: Final = 100
+"""When the first so many finished jobs of a batch all failed the same way, the batch stops and says so."""
+
+# --- Workers ---------------------------------------------------------------------------------------------------
+RESTART_DEATHS_MAX: Final = 5
+RESTART_PERIOD_S: Final = 30.0
+"""So many unexplained deaths within the period without a finished job stop the pool (as Erlang/OTP does)."""
+OUTPUT_TAIL_BYTES: Final = 4_096
+"""Of what a failing job printed, this much is kept."""
+OUTPUT_FILE_BYTES_MAX: Final = 8 << 20
+"""A worker's capture file is cut back when it passes this."""
+TRACEBACK_CHARS_MAX: Final = 16_384
+MESSAGE_CHARS_MAX: Final = 2_000
+STACK_DUMP_S: Final = 0.05
+"""Between asking a hung worker for its Python stack and killing it."""
+KILL_WAIT_S: Final = 10.0
+
+# --- The supervisor and its clients -----------------------------------------------------------------------------
+SAMPLE_S: Final = 0.25
+"""Gauges are read this often, less often when reading them would cost more than SAMPLE_COST_MAX of a core."""
+SAMPLE_COST_MAX: Final = 0.01
+PROGRESS_S: Final = 0.05
+"""Clients hear of progress at most this often."""
+START_WAIT_S: Final = 15.0
+LINGER_S: Final = 0.2
+"""The supervisor waits this long for another client before it leaves."""
+SUBMIT_WINDOW_BYTES: Final = 8 << 20
+"""Input a client may have sent and not yet seen acknowledged."""
+PROGRESS_PLAIN_S: Final = 10.0
+SUPERVISOR_RESTARTS_MAX: Final = 5
+"""A run starts at most so many supervisors without progress in between."""
