@@ -1,0 +1,164 @@
+"""Blocks: many consecutive jobs' inputs, or outcomes of one state, in one piece of bytes.
+
+    header   24 bytes, little endian: magic "bd", encoding, state, count, first, body length, CRC32
+    body     VECTOR: one pickle of a list of plain values
+             ITEMS: `count` end offsets (u32), then the values' own pickles one after another
+             EMPTY: nothing; each value is None
+
+A journal record is one input block, or several outcome blocks that follow each other. The CRC covers header and
+body, because the LMDB format in use has no checksums and gives a flipped byte back silently.
+"""
+
+import pickle
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from itertools import accumulate, pairwise
+from typing import Any, Final
+from zlib import crc32
+
+from batchd.errors import FormatError
+from batchd.formats.values import are_plain, dump
+from batchd.settings import RECORD_BYTES_MAX
+
+MAGIC: Final = b"bd"
+_HEADER: Final = struct.Struct("<2sBBIQI")
+_CRC: Final = struct.Struct("<I")
+HEADER_BYTES: Final = _HEADER.size + _CRC.size
+INPUT_STATE: Final = 0
+_VECTOR_JOBS_MAX: Final = 16_384
+
+
+class Encoding(IntEnum):
+    """How a block's values are stored."""
+
+    VECTOR = 1
+    ITEMS = 2
+    EMPTY = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A block whose CRC was right."""
+
+    first: int
+    count: int
+    state: int
+    encoding: Encoding
+    body: memoryview
+
+    def values(self) -> list[Any]:
+        """Decode all values. May run the user's code (ITEMS); raises what that raises."""
+        match self.encoding:
+            case Encoding.VECTOR:
+                return self.plain()
+            case Encoding.ITEMS:
+                return [pickle.loads(payload) for payload in self.payloads()]
+            case _:
+                return [None] * self.count
+
+    def plain(self) -> list[Any]:
+        """Decode a VECTOR block: runs no code."""
+        values = pickle.loads(self.body)
+        if not isinstance(values, list) or len(values) != self.count:
+            raise FormatError(f"block of jobs {self.first}..: holds another number of values than {self.count}")
+        return values
+
+    def payloads(self) -> list[memoryview]:
+        """Return the separate pickles of an ITEMS block."""
+        start = 4 * self.count
+        if start > len(self.body):
+            raise FormatError(f"block of jobs {self.first}..: offset table cut off")
+        ends = struct.unpack_from(f"<{self.count}I", self.body)
+        data = self.body[start:]
+        if ends and (ends[-1] != len(data) or any(a > b for a, b in pairwise(ends))):
+            raise FormatError(f"block of jobs {self.first}..: offset table does not fit its values")
+        return [data[a:b] for a, b in zip((0, *ends), ends, strict=False)]
+
+
+def pack(first: int, count: int, state: int, encoding: Encoding, body: bytes = b"") -> bytes:
+    """Return a block of an encoded body."""
+    header = _HEADER.pack(MAGIC, encoding, state, count, first, len(body))
+    return b"".join((header, _CRC.pack(crc32(body, crc32(header))), body))
+
+
+def pack_vector(first: int, state: int, values: Sequence[Any]) -> bytes:
+    """Return a block of plain values."""
+    if values.count(None) == len(values):
+        return pack(first, len(values), state, Encoding.EMPTY)
+    return pack(first, len(values), state, Encoding.VECTOR, pickle.dumps(values, 5))
+
+
+def pack_items(first: int, state: int, payloads: Sequence[bytes]) -> bytes:
+    """Return a block of values that were pickled one by one."""
+    ends = struct.pack(f"<{len(payloads)}I", *accumulate(map(len, payloads)))
+    return pack(first, len(payloads), state, Encoding.ITEMS, b"".join((ends, *payloads)))
+
+
+def header_of(data: bytes | memoryview, offset: int = 0) -> tuple[int, int, int, int]:
+    """Return (first, count, state, block length) of the block at `offset`, without reading its body."""
+    if len(data) - offset < HEADER_BYTES:
+        raise FormatError(f"block at byte {offset}: header cut off after {len(data) - offset} bytes")
+    magic, _, state, count, first, length = _HEADER.unpack_from(data, offset)
+    if magic != MAGIC:
+        raise FormatError(f"block at byte {offset}: starts with {bytes(magic)!r} instead of {MAGIC!r}")
+    return first, count, state, HEADER_BYTES + length
+
+
+def unpack(data: bytes | memoryview) -> Iterator[Block]:
+    """Give the blocks of a record, each one checked. Raises FormatError at the first that is not as written.
+
+    >>> [(block.first, block.values()) for block in unpack(pack_vector(7, 3, [1, "a"]))]
+    [(7, [1, 'a'])]
+    """
+    view = memoryview(data)
+    at = 0
+    while at < len(view):
+        first, count, state, length = header_of(view, at)
+        if at + length > len(view):
+            raise FormatError(f"block of jobs {first}..: {at + length - len(view)} bytes missing")
+        body = view[at + HEADER_BYTES : at + length]
+        (crc,) = _CRC.unpack_from(view, at + _HEADER.size)
+        if crc != crc32(body, crc32(view[at : at + _HEADER.size])):
+            raise FormatError(f"block of jobs {first}..: checksum does not match, the bytes were changed")
+        encoding = view[at + len(MAGIC)]
+        if encoding not in _ENCODINGS:
+            raise FormatError(f"block of jobs {first}..: unknown encoding {encoding}")
+        yield Block(first, count, state, _ENCODINGS[encoding], body)
+        at += length
+
+
+_ENCODINGS: Final = {int(encoding): encoding for encoding in Encoding}
+
+
+def input_blocks(items: Sequence[Any]) -> Iterator[tuple[int, bytes]]:
+    """Encode items as input blocks that fill LMDB pages; give (count, block). A larger item has its own."""
+    if are_plain(items):
+        yield from _vectors(items)
+        return
+    payloads: list[bytes] = []
+    room = RECORD_BYTES_MAX - HEADER_BYTES
+    for item in items:
+        payload = dump(item)
+        room -= len(payload) + 4
+        if payloads and room < 0:
+            yield len(payloads), pack_items(0, INPUT_STATE, payloads)
+            payloads = []
+            room = RECORD_BYTES_MAX - HEADER_BYTES - len(payload) - 4
+        payloads.append(payload)
+    if payloads:
+        yield len(payloads), pack_items(0, INPUT_STATE, payloads)
+
+
+def _vectors(items: Sequence[Any]) -> Iterator[tuple[int, bytes]]:
+    at, count = 0, _VECTOR_JOBS_MAX
+    while at < len(items):
+        values = list(items[at : at + count])
+        block = pack_vector(0, INPUT_STATE, values)
+        if len(block) > RECORD_BYTES_MAX and len(values) > 1:
+            count = max(1, min(len(values) // 2, int(len(values) * 0.95 * RECORD_BYTES_MAX / len(block))))
+            continue
+        yield len(values), block
+        at += len(values)
+        count = max(1, min(_VECTOR_JOBS_MAX, int(len(values) * 0.95 * RECORD_BYTES_MAX / len(block))))

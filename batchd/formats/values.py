@@ -1,0 +1,53 @@
+"""Pickling of the user's values: what may run code when it is decoded, and what cannot.
+
+Plain values (numbers, text, bytes, None and tuples of them) are safe to decode and cannot be changed by a job, so
+many of them are pickled as one vector. Everything else is pickled one by one, so that a value that cannot be
+encoded or decoded costs its own job only.
+"""
+
+import pickle
+from collections.abc import Iterable
+from typing import Any, Final
+
+PLAIN_TYPES: Final[frozenset[type]] = frozenset({int, float, str, bytes, bool, type(None)})
+_STACK_GLOBAL: Final = b"\x93"
+"""The opcode by which a protocol 5 pickle names code; without this byte decoding can run none."""
+
+
+def is_plain(value: object) -> bool:
+    """Whether decoding the value can neither run code nor fail.
+
+    >>> is_plain((1, "a")), is_plain([1]), is_plain(True)
+    (True, False, True)
+    """
+    kind = type(value)
+    return kind in PLAIN_TYPES or (kind is tuple and are_plain(value))  # type: ignore[arg-type]
+
+
+def are_plain(values: Iterable[object]) -> bool:
+    """Whether every value is plain."""
+    return all(kind in PLAIN_TYPES for kind in set(map(type, values))) or all(map(is_plain, values))
+
+
+def dump(value: Any) -> bytes:
+    """Pickle one value, through cloudpickle what the standard pickle cannot name. Raises what pickling raises."""
+    try:
+        return pickle.dumps(value, 5)
+    except Exception:
+        import cloudpickle  # noqa: PLC0415  (30 ms, needed by few)
+
+        payload: bytes = cloudpickle.dumps(value, 5)
+        return payload
+
+
+def dump_checked(value: Any) -> bytes:
+    """Pickle one value and make sure that it can be read back. Raises what pickling and unpickling raise."""
+    payload = dump(value)
+    if _STACK_GLOBAL in payload and type(value).__module__ != "numpy":  # Arrays of numbers always come back.
+        pickle.loads(payload)
+    return payload
+
+
+def load(payload: bytes | memoryview) -> Any:
+    """Unpickle one value: in workers and in clients, never in the supervisor."""
+    return pickle.loads(payload)

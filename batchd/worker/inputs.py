@@ -1,0 +1,90 @@
+"""Reading a batch's inputs from the worker's own read-only map of the journal.
+
+A job never runs inside a read transaction: bytes are copied out, the transaction ends, then user code runs.
+"""
+
+import json
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import lmdb
+
+from batchd.errors import FormatError
+from batchd.formats import tables
+from batchd.formats.segment import Block, unpack
+from batchd.settings import READERS_MAX
+
+_OPEN_MAX = 4
+
+
+class BatchInputs:
+    """One batch's inputs and its specification."""
+
+    def __init__(self, folder: Path) -> None:
+        self._env = lmdb.open(
+            str(folder),
+            readonly=True,
+            create=False,
+            max_dbs=len(tables.TABLES),
+            max_readers=READERS_MAX,
+            map_size=0,  # Adopts the size the supervisor chose.
+            readahead=False,
+        )
+        with self._env.begin() as txn:
+            self._inputs = self._env.open_db(tables.INPUTS, txn=txn, create=False)
+            meta = self._env.open_db(tables.META, txn=txn, create=False)
+            self.spec: dict[str, Any] = json.loads(txn.get(tables.META_SPEC, db=meta) or b"{}")
+        self._block: tuple[int, Block] | None = None
+        self._values: list[Any] | None = None
+
+    def block(self, index: int) -> tuple[int, Block]:
+        """Return (first job, block) of the input block that holds job `index`. Raises FormatError."""
+        if self._block is not None and self._block[0] <= index < self._block[0] + self._block[1].count:
+            return self._block
+        try:
+            first, record = self._read(index)
+        except lmdb.MapResizedError:
+            self._env.set_mapsize(0)
+            first, record = self._read(index)
+        block = next(unpack(record), None)
+        if block is None or index >= first + block.count:
+            raise FormatError(f"the journal holds no input for job {index}")
+        self._block, self._values = (first, block), None
+        return self._block
+
+    def vector(self, block: Block) -> list[Any]:
+        """Return the values of a vector block, decoded once for all leases that share it: they cannot change."""
+        if self._values is None:
+            self._values = block.plain()
+        return self._values
+
+    def _read(self, index: int) -> tuple[int, bytes]:
+        with self._env.begin(db=self._inputs) as txn:
+            cursor = txn.cursor()
+            key = tables.INDEX.pack(index)
+            if (not cursor.set_range(key) or cursor.key() != key) and not cursor.prev():
+                raise FormatError(f"the journal holds no input for job {index}")
+            return tables.INDEX.unpack(cursor.key())[0], cursor.value()
+
+    def close(self) -> None:
+        """Close the environment."""
+        self._env.close()
+
+
+class JournalInputs:
+    """The batches a worker reads, the last few kept open."""
+
+    def __init__(self, batches: Path) -> None:
+        self._folder = batches
+        self._open: OrderedDict[str, BatchInputs] = OrderedDict()
+
+    def batch(self, name: str) -> BatchInputs:
+        """Return the inputs of a batch."""
+        if name in self._open:
+            self._open.move_to_end(name)
+        else:
+            self._open[name] = BatchInputs(self._folder / name)
+            if len(self._open) > _OPEN_MAX:
+                self._open.popitem(last=False)[1].close()
+        return self._open[name]

@@ -1,0 +1,265 @@
+"""A worker: takes leases from its pipe, runs their jobs one by one, reports outcomes.
+
+One thread, no locks, no polling. It is the only place where the user's code runs.
+"""
+
+import faulthandler
+import os
+import random
+import signal
+import sys
+from collections.abc import Callable, Iterable
+from fcntl import F_DUPFD_CLOEXEC, F_SETFL, F_SETOWN, F_SETSIG, fcntl
+from functools import partial
+from pathlib import Path
+from select import POLLHUP, poll
+from time import monotonic_ns, perf_counter
+from typing import Any, NamedTuple
+
+from batchd.core.events import Phase
+from batchd.core.job import JobState
+from batchd.errors import FormatError
+from batchd.formats import frame
+from batchd.formats.report import LEASE, Report
+from batchd.formats.segment import Encoding
+from batchd.formats.values import PLAIN_TYPES, is_plain, load
+from batchd.settings import ACK_INTERVAL_S
+from batchd.worker import output
+from batchd.worker.context import CurrentJob, provide
+from batchd.worker.inputs import JournalInputs
+from batchd.worker.outcome import Outcomes, flush_streams, send_all
+from batchd.worker.recorder import OFFSET_MASK, PID, POSITION, STARTED, Lane, LaneWord, Slot, lane_at, phase_word
+
+PROTOCOL_FD_MIN = 100
+"""Protocol descriptors live up here, out of the way of code that closes or reuses the low ones."""
+EXIT_DESCRIPTORS = 81
+"""Exit code: the job closed a descriptor of the protocol."""
+STACK_SIGNAL = signal.SIGRTMIN + 7
+"""Makes a worker print its Python stack, even while C code holds the GIL."""
+
+
+class Fds(NamedTuple):
+    """The descriptors a worker is born with."""
+
+    leases: int
+    reports: int
+    lifeline: int
+    output: int
+
+
+class Worker:
+    """One worker process."""
+
+    def __init__(self, task: Callable[..., Any], fds: Fds, slot: Slot, batches: Path) -> None:
+        self._task = task
+        self._fds = fds
+        self._slot = slot
+        self._words = slot.words
+        self._inputs = JournalInputs(batches)
+        self._callables: dict[str, Callable[[Any], Any]] = {}
+        self._outcomes = Outcomes(self._send, self._last_output)
+        self._lane = Lane(0, 0, 0, 1, False, "")
+        self._output_start = 0
+        self._is_forked = False
+        self._words[PID] = os.getpid()
+        os.register_at_fork(after_in_child=self._on_fork_in_job)
+        provide(self._current_job)
+
+    def serve(self) -> None:
+        """Run leases until the supervisor closes the pipe."""
+        self._send([frame.encode(Report.READY, b"")])
+        pending = b""
+        while data := os.read(self._fds.leases, 64 * LEASE.size):
+            pending += data
+            whole = len(pending) - len(pending) % LEASE.size
+            for _, lane in LEASE.iter_unpack(pending[:whole]):
+                self._run_lease(lane)
+            pending = pending[whole:]
+
+    def _run_lease(self, number: int) -> None:
+        lane = self._lane = self._slot.lane(number)
+        self._output_start = os.fstat(self._fds.output).st_size
+        output.cut_back(self._fds.output)
+        outcomes = self._outcomes
+        outcomes.begin(lane.lease, lane.batch, lane.attempt)
+        stop_word = lane_at(number) + LaneWord.STOP
+        since = perf_counter()
+        index = lane.first
+        while index < self._words[stop_word]:
+            items, call = self._jobs_from(index, lane)
+            before, (index, since) = index, self._run(items, call, index, number, since)
+            if index == before:
+                break  # The limit was written meanwhile.
+        flush_streams()
+        if index > lane.first:
+            self._words[POSITION] = phase_word(Phase.REPORTING, number) | (index - 1 - lane.first)
+        outcomes.end(index, perf_counter() - since)
+        self._words[POSITION] = phase_word(Phase.IDLE, number) | (index - lane.first)
+
+    def _run(
+        self, items: Iterable[Any], call: Callable[[Any], Any], index: int, number: int, since: float
+    ) -> tuple[int, float]:
+        """Run jobs from `index` on; return where it stopped and when it last reported.
+
+        Every statement here is paid per job. The order of the first two is the lease-limit protocol of recorder.py.
+        """
+        words, outcomes, clock, plain = self._words, self._outcomes, perf_counter, PLAIN_TYPES
+        lane = self._lane
+        append = outcomes.values.append
+        running = phase_word(Phase.RUNNING, number) - lane.first
+        reporting = phase_word(Phase.REPORTING, number) - lane.first
+        stop_word = lane_at(number) + LaneWord.STOP
+        is_timed, is_pickled = lane.is_timed, outcomes.is_pickled
+        interval_s = 0.0 if lane.attempt > 1 else ACK_INTERVAL_S  # A suspect's neighbours are reported at once.
+        flush_at = since + interval_s
+        for item in items:
+            words[POSITION] = running + index
+            if index >= words[stop_word]:
+                return index, since
+            if is_timed:
+                words[STARTED] = monotonic_ns()
+            try:
+                value = call(item)
+                if is_pickled or (type(value) not in plain and not is_plain(value)):
+                    value = outcomes.pickle_from(index, value)
+                    is_pickled = True
+            except BaseException as error:
+                flush_streams()
+                outcomes.fail(index, error)
+            else:
+                append(value)
+            index += 1
+            now = clock()
+            if now >= flush_at:
+                words[POSITION] = reporting + index - 1
+                outcomes.flush(index, now - since)
+                since = clock()
+                flush_at = since + interval_s
+        return index, since
+
+    def _jobs_from(self, index: int, lane: Lane) -> tuple[Iterable[Any], Callable[[Any], Any]]:
+        """Return the inputs from job `index` to the end of its segment or lease, and what to call with each."""
+        try:
+            inputs = self._inputs.batch(lane.batch)
+            if lane.batch not in self._callables:
+                args = inputs.spec.get("args") or {}
+                self._callables[lane.batch] = partial(self._task, **args) if args else self._task
+            call = self._callables[lane.batch]
+            first, block = inputs.block(index)
+            part = slice(index - first, min(block.count, lane.stop - first))
+            if block.encoding is Encoding.VECTOR:
+                return inputs.vector(block)[part], call
+            if block.encoding is Encoding.EMPTY:
+                return [None] * (part.stop - part.start), call
+            return block.payloads()[part], lambda payload: call(load(payload))
+        except FormatError as error:
+            return [error], _raise  # A damaged segment costs its own jobs only.
+
+    def _send(self, parts: list[bytes]) -> None:
+        if self._is_forked:
+            os._exit(0)
+        try:
+            send_all(self._fds.reports, parts)
+        except BrokenPipeError:
+            os._exit(0)  # The supervisor is gone; the lifeline says the same.
+        except OSError:
+            os._exit(EXIT_DESCRIPTORS)
+
+    def _index(self) -> int:
+        return self._lane.first + (self._words[POSITION] & OFFSET_MASK)
+
+    def _current_job(self) -> CurrentJob:
+        return CurrentJob(self._lane.batch, self._index(), self._lane.attempt)
+
+    def _last_output(self, index: int) -> str:
+        try:
+            return output.tail(self._fds.output, index, self._output_start)
+        except OSError:
+            return ""
+
+    def _on_fork_in_job(self) -> None:
+        """Silence a child that a job forked: it may not speak for this worker, whatever it returns to."""
+        self._is_forked = True
+        self._words.release()  # The loop's next store raises, `run` sees why and leaves.
+        for fd in (self._fds.leases, self._fds.reports):
+            try:
+                os.close(fd)
+            except OSError:
+                pass  # The job closed it first.
+
+    @property
+    def is_forked(self) -> bool:
+        """Whether this process is a job's child."""
+        return self._is_forked
+
+
+def _raise(error: BaseException) -> JobState:
+    raise error
+
+
+def run(task: Callable[..., Any], fds: Fds, slot: Slot, batches: Path) -> None:
+    """Be a worker: in a fresh child of the template, or in a fresh interpreter. Never returns."""
+    code = 1
+    worker = None
+    try:
+        os.setsid()
+        fds = Fds(*(fcntl(fd, F_DUPFD_CLOEXEC, PROTOCOL_FD_MIN) for fd in fds))
+        hold_lifeline(fds.lifeline)
+        _settle_descriptors(fds)
+        _settle_signals()
+        _reseed()
+        worker = Worker(task, fds, slot, batches)
+        sys.stdin = open(os.devnull, encoding="utf-8")  # noqa: SIM115
+        sys.stdout = output.text_stream(fds.output, worker._index)  # noqa: SLF001
+        sys.stderr = output.text_stream(fds.output, worker._index)  # noqa: SLF001
+        worker.serve()
+        flush_streams()
+        code = 0
+    except BaseException:
+        if worker is not None and worker.is_forked:
+            os._exit(0)
+        import traceback  # noqa: PLC0415
+
+        os.write(2, traceback.format_exc().encode(errors="replace"))
+    finally:
+        os._exit(code)
+
+
+def hold_lifeline(fd: int) -> None:
+    """Make the kernel kill this process group when the other end of the pipe closes, GIL or no GIL.
+
+    O_ASYNC with F_SETSIG(SIGKILL), armed first and then polled for a hang-up that came before (see ARCHITECTURE.md).
+    """
+    fcntl(fd, F_SETOWN, -os.getpgrp())
+    fcntl(fd, F_SETSIG, signal.SIGKILL)
+    fcntl(fd, F_SETFL, os.O_ASYNC | os.O_NONBLOCK)
+    watch = poll()
+    watch.register(fd, 0)
+    if any(event & POLLHUP for _, event in watch.poll(0)):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _settle_descriptors(fds: Fds) -> None:
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.dup2(fds.output, 1)
+    os.dup2(fds.output, 2)
+    os.closerange(3, PROTOCOL_FD_MIN)
+
+
+def _settle_signals() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the client's; the supervisor decides.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    faulthandler.enable(file=2, all_threads=True)
+    faulthandler.register(STACK_SIGNAL, file=2, all_threads=True)
+    try:
+        Path("/proc/self/oom_score_adj").write_text("500", "ascii")
+    except OSError:
+        pass  # The kernel then chooses by size alone.
+
+
+def _reseed() -> None:
+    """Children of one template must not draw the same numbers."""
+    random.seed()
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed()

@@ -1,0 +1,202 @@
+"""Outcomes of a lease on their way out: gathered, encoded as blocks of one state, sent in few writes."""
+
+import os
+import pickle
+import sys
+import traceback
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any
+
+from batchd.core.job import JobState
+from batchd.formats import frame
+from batchd.formats.report import ACK, ENDED, NO_FINGERPRINT, Failure, Report, fingerprint
+from batchd.formats.segment import pack_items, pack_vector
+from batchd.formats.values import dump_checked
+from batchd.settings import RECORD_BYTES_MAX, TRACEBACK_CHARS_MAX, VALUE_BYTES_MAX
+
+_EXCEPTION_BYTES_MAX = 65_536
+
+
+class ValueTooLarge(Exception):  # noqa: N818  (people read this name as the type of the failure)
+    """The job returned more than one value may hold."""
+
+
+class Outcomes:
+    """Outcomes that were not sent yet.
+
+    Successes are in `values`, which end just before the index given to `flush` or `fail`; failures before them are
+    in `_failures`. So the worker's loop only ever appends a value, and nothing is checked per successful job.
+    """
+
+    def __init__(self, send: Callable[[list[bytes]], None], last_output: Callable[[int], str]) -> None:
+        self.values: list[Any] = []
+        self.is_pickled = False
+        """Whether `values` holds pickles, because the lease returned something that is not plain."""
+        self._send = send
+        self._last_output = last_output
+        self._lease = 0
+        self._attempt = 1
+        self._failures: list[bytes] = []
+        self._failed_stop = 0
+        self._fingerprints: set[bytes] = set()
+        self._explained: dict[str, set[bytes]] = {}
+        self._batch = ""
+        self._blocks: list[tuple[int, bytes, bytes]] = []
+        """(jobs, fingerprint, block), not sent yet."""
+        self._frames: list[bytes] = []
+
+    def begin(self, lease: int, batch: str, attempt: int) -> None:
+        """Start a lease."""
+        self._lease, self._batch, self._attempt = lease, batch, attempt
+        self.is_pickled = False
+
+    def pickle_from(self, index: int, value: Any) -> bytes:
+        """Pickle a value that is not plain; from job `index` on `values` holds pickles. Raises what pickling does."""
+        payload = dump_checked(value)
+        if len(payload) > VALUE_BYTES_MAX:
+            raise ValueTooLarge(
+                f"the result takes {len(payload):,} bytes; at most {VALUE_BYTES_MAX:,} are kept: "
+                "write it to a file and return its path"
+            )
+        if not self.is_pickled:
+            self._close_successes(index)
+            self.is_pickled = True
+        return payload
+
+    def fail(self, index: int, error: BaseException) -> None:
+        """Take in that job `index` raised."""
+        self._close_successes(index)
+        trace = _user_part(error.__traceback__)
+        kind = type(error)
+        name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+        mark = fingerprint(name, *_places(trace))
+        explained = self._explained.setdefault(self._batch, set())
+        if mark not in explained:
+            explained.add(mark)
+            self._explain(mark, error, trace)
+        failure = Failure(
+            type=name,
+            message=_text_of(error),
+            fingerprint=mark,
+            output=self._last_output(index),
+            details={"attempt": self._attempt},
+            exception=_pickled(error),
+        )
+        self._failures.append(failure.encode())
+        self._fingerprints.add(mark)
+        self._failed_stop = index + 1
+
+    def flush(self, index: int, busy_s: float) -> None:
+        """Send everything before job `index`; it took `busy_s` seconds since the last flush."""
+        self._gather(index, busy_s)
+        if self._frames:
+            self._send(self._frames)
+            self._frames.clear()
+
+    def end(self, index: int, busy_s: float) -> None:
+        """Send everything, and that the lease ran no job at or beyond `index`."""
+        self._gather(index, busy_s)
+        self._send([*self._frames, frame.encode(Report.ENDED, ENDED.pack(self._lease, index))])
+        self._frames.clear()
+
+    def _gather(self, index: int, busy_s: float) -> None:
+        self._close_successes(index)
+        self._close_failures()
+        total = sum(jobs for jobs, _, _ in self._blocks)
+        for jobs, mark, block in self._blocks:
+            meta = ACK.pack(self._lease, int(busy_s * 1e9 * jobs / total), mark)
+            self._frames += (frame.encode(Report.ACK, meta, len(block)), block)
+        self._blocks.clear()
+
+    def _explain(self, mark: bytes, error: BaseException, trace: TracebackType | None) -> None:
+        lines = "".join(traceback.format_exception(type(error), error, trace))
+        text = lines[-TRACEBACK_CHARS_MAX:].encode(errors="replace")
+        self._frames += (frame.encode(Report.EXPLAINED, ACK.pack(self._lease, 0, mark), len(text)), text)
+
+    def _close_successes(self, index: int) -> None:
+        values = self.values
+        if not values:
+            return
+        self._close_failures()
+        state = JobState.SUCCEEDED
+        for start, part in _parts(values) if self.is_pickled else ((0, values),):
+            first = index - len(values) + start
+            block = pack_items(first, state, part) if self.is_pickled else pack_vector(first, state, part)
+            self._blocks.append((len(part), NO_FINGERPRINT, block))
+        values.clear()
+
+    def _close_failures(self) -> None:
+        if not self._failures:
+            return
+        first = self._failed_stop - len(self._failures)
+        mark = self._fingerprints.pop() if len(self._fingerprints) == 1 else NO_FINGERPRINT
+        for start, part in _parts(self._failures):
+            self._blocks.append((len(part), mark, pack_items(first + start, JobState.FAILED, part)))
+        self._failures.clear()
+        self._fingerprints.clear()
+
+
+def _parts(payloads: list[bytes]) -> list[tuple[int, list[bytes]]]:
+    """Cut payloads into runs that fit a record each; a larger one stands alone."""
+    parts: list[tuple[int, list[bytes]]] = []
+    room = 0
+    for at, payload in enumerate(payloads):
+        room -= len(payload) + 4
+        if room < 0:
+            parts.append((at, []))
+            room = RECORD_BYTES_MAX - 24 - len(payload) - 4
+        parts[-1][1].append(payload)
+    return parts
+
+
+def _user_part(trace: TracebackType | None) -> TracebackType | None:
+    """Skip this package's own frames at the outer end."""
+    own = os.path.dirname(__file__)  # noqa: PTH120  (pathlib is slower, and this runs per failure)
+    while trace is not None and trace.tb_frame.f_code.co_filename.startswith(own):
+        trace = trace.tb_next
+    return trace
+
+
+def _places(trace: TracebackType | None) -> list[str]:
+    places: list[str] = []
+    while trace is not None and len(places) < 32:
+        places.append(f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}")
+        trace = trace.tb_next
+    return places
+
+
+def _text_of(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception as second:
+        return f"<its message could not be read: {type(second).__name__}>"
+
+
+def _pickled(error: BaseException) -> bytes:
+    """Return the exception's pickle if it can be read back, else nothing: the text is kept in any case."""
+    try:
+        payload = pickle.dumps(error, 5)
+        if len(payload) <= _EXCEPTION_BYTES_MAX and isinstance(pickle.loads(payload), BaseException):
+            return payload
+    except BaseException:  # noqa: S110  (an exception's own code may do anything)
+        pass
+    return b""
+
+
+def send_all(fd: int, parts: list[bytes]) -> None:
+    """Write every byte, in one call where the kernel takes it."""
+    data = b"".join(parts) if len(parts) < 64 and sum(map(len, parts)) < 1 << 20 else None
+    for part in [data] if data is not None else parts:
+        view = memoryview(part)
+        while view:
+            view = view[os.write(fd, view) :]
+
+
+def flush_streams() -> None:
+    """Write out what jobs printed and Python still buffers."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError, AttributeError):
+            pass  # The job closed or replaced it.

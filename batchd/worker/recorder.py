@@ -1,0 +1,157 @@
+"""The flight recorder: a shared tmpfs file with one slot per worker, which outlives workers and supervisor.
+
+It makes blame exact with no traffic. The supervisor writes a lane (lease, batch, range, attempt) before it sends
+the lease; the worker makes one aligned 64-bit store per job: phase << 56 | lane << 48 | offset. The lane's stop word
+is the lease's limit: the worker stores its position first and reads the limit second, the supervisor writes the limit
+first, waits, and reads the position second, so one of them always sees the other.
+
+    file   page of 4,096 bytes: magic, boot id, journal id, epoch; then the slots
+    slot   8 words: position, start of the job (monotonic ns), pid, 5 spare; then the lanes
+    lane   8 words: lease, first, stop, attempt, is_timed, batch id (2 words), 1 spare
+"""
+
+import mmap
+import os
+import struct
+from collections.abc import Iterator
+from enum import IntEnum
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from batchd.core.events import Phase, Position
+from batchd.settings import LANES
+
+_HEADER: Final = struct.Struct("<8s36s36sQ")
+_MAGIC: Final = b"batchdR1"
+_HEADER_BYTES: Final = 4096
+_SLOT_WORDS: Final = 8 + 8 * LANES
+SLOT_BYTES: Final = 8 * _SLOT_WORDS
+BATCH_ID_BYTES: Final = 16
+
+POSITION: Final = 0
+STARTED: Final = 1
+PID: Final = 2
+PHASE_SHIFT: Final = 56
+LANE_SHIFT: Final = 48
+OFFSET_MASK: Final = (1 << LANE_SHIFT) - 1
+
+
+class LaneWord(IntEnum):
+    """The words of a lane."""
+
+    LEASE = 0
+    FIRST = 1
+    STOP = 2
+    ATTEMPT = 3
+    TIMED = 4
+    BATCH = 5
+
+
+class Lane(NamedTuple):
+    """One lease as the recorder describes it."""
+
+    lease: int
+    first: int
+    stop: int
+    attempt: int
+    is_timed: bool
+    batch: str
+
+
+class Slot:
+    """One worker's part of the recorder. `words` is for the worker's loop alone."""
+
+    def __init__(self, words: memoryview) -> None:
+        self.words = words
+
+    def clear(self) -> None:
+        """Make the slot say nothing, for a new worker."""
+        self.words[:] = memoryview(bytes(SLOT_BYTES)).cast("Q")
+
+    def write_lane(self, number: int, lane: Lane) -> None:
+        """Describe a lease; done before the lease is sent."""
+        batch = lane.batch.encode("ascii").ljust(BATCH_ID_BYTES, b"\0")
+        values = struct.pack("<QQQQQ16s", lane.lease, lane.first, lane.stop, lane.attempt, lane.is_timed, batch)
+        at = lane_at(number)
+        self.words[at : at + 7] = memoryview(values).cast("Q")
+
+    def lane(self, number: int) -> Lane:
+        """Return what lane `number` describes."""
+        at = lane_at(number)
+        lease, first, stop, attempt, timed, batch = struct.unpack("<QQQQQ16s", self.words[at : at + 7].tobytes())
+        return Lane(lease, first, stop, attempt, bool(timed), batch.rstrip(b"\0").decode("ascii", "replace"))
+
+    def lanes(self) -> Iterator[Lane]:
+        """Give every lane that describes a lease."""
+        for number in range(LANES):
+            if self.words[lane_at(number)]:
+                yield self.lane(number)
+
+    def limit(self, number: int, stop: int) -> None:
+        """Write the index at which the lease in lane `number` must stop."""
+        self.words[lane_at(number) + LaneWord.STOP] = stop
+
+    def position(self) -> Position | None:
+        """Return where the worker is, None before its first lease."""
+        word = self.words[POSITION]
+        if not word:
+            return None
+        phase = Phase(min(word >> PHASE_SHIFT, 3) - 1)
+        at = lane_at((word >> LANE_SHIFT) & 0xFF)
+        index = self.words[at + LaneWord.FIRST] + (word & OFFSET_MASK)
+        # At rest the offset counts the jobs that were run, which may be none.
+        return Position(self.words[at], index - (phase is Phase.IDLE), phase)
+
+
+def phase_word(phase: Phase, lane: int) -> int:
+    """Return the constant part of a position word. Phases are stored plus one: zero means never written."""
+    return (phase.value + 1) << PHASE_SHIFT | lane << LANE_SHIFT
+
+
+def lane_at(number: int) -> int:
+    """Return the word at which lane `number` starts."""
+    return 8 + 8 * (number % LANES)
+
+
+class Recorder:
+    """The mapped file. Raises OSError when it cannot be opened, ValueError when it is not a recorder."""
+
+    def __init__(self, fd: int) -> None:
+        size = os.fstat(fd).st_size
+        if size < _HEADER_BYTES:
+            raise ValueError("the flight recorder is too short")
+        self.fd = fd
+        self._map = mmap.mmap(fd, size)
+        self._words = memoryview(self._map).cast("Q")
+        magic, boot, journal, self.epoch = _HEADER.unpack_from(self._map)
+        if magic != _MAGIC:
+            raise ValueError("the flight recorder has another format")
+        self.boot_id = boot.rstrip(b"\0").decode()
+        self.journal_id = journal.rstrip(b"\0").decode()
+        self.slots = (size - _HEADER_BYTES) // SLOT_BYTES
+
+    @classmethod
+    def create(cls, path: Path, *, boot_id: str, journal_id: str, epoch: int, slots: int) -> "Recorder":
+        """Make a new file, readable by its owner only; an old one of that name must be gone."""
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        os.ftruncate(fd, _HEADER_BYTES + slots * SLOT_BYTES)
+        os.pwrite(fd, _HEADER.pack(_MAGIC, boot_id.encode(), journal_id.encode(), epoch), 0)
+        return cls(fd)
+
+    @classmethod
+    def open(cls, path: Path) -> "Recorder":
+        """Open what an earlier supervisor left. Refuses a file of another owner."""
+        fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+        if os.fstat(fd).st_uid != os.geteuid():
+            os.close(fd)
+            raise ValueError("the flight recorder belongs to somebody else")
+        return cls(fd)
+
+    def slot(self, number: int) -> Slot:
+        """Return slot `number`."""
+        start = (_HEADER_BYTES // 8) + number * _SLOT_WORDS
+        return Slot(self._words[start : start + _SLOT_WORDS])
+
+    def close(self) -> None:
+        """Close the descriptor; the mapping goes with its last user."""
+        os.close(self.fd)

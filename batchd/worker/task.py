@@ -1,0 +1,123 @@
+"""Tasks: how a callable is named, found without importing it, and loaded.
+
+Finding is for clients, which must not run the user's module; loading is for the template process.
+"""
+
+import importlib
+import importlib.util
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from hashlib import blake2b
+from importlib.machinery import PathFinder
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from batchd.errors import TaskError
+
+
+class Task(NamedTuple):
+    """A callable by name. `module` is dotted, or the absolute path of a file that ends in .py."""
+
+    module: str
+    name: str
+
+    @property
+    def is_file(self) -> bool:
+        """Whether the module is given as a file."""
+        return self.module.endswith(".py")
+
+    def __str__(self) -> str:
+        return f"{self.module}:{self.name}"
+
+
+def parse(text: str, folder: Path) -> Task:
+    """Return the task `text` names. Raises TaskError.
+
+    >>> parse("package.module:function", Path("/"))
+    Task(module='package.module', name='function')
+    """
+    module, colon, name = text.rpartition(":")
+    if not colon or not module or not all(part.isidentifier() for part in name.split(".")):
+        raise TaskError(f"{text!r} is not a task: write package.module:function or path/file.py:function")
+    if module.endswith(".py"):
+        path = (folder / module).resolve()
+        if not path.is_file():
+            raise TaskError(f"there is no file {path}: check the path before the colon of {text!r}")
+        if path.stem in sys.stdlib_module_names or not path.stem.isidentifier():
+            raise TaskError(f"{path.name} cannot be imported under the name {path.stem!r}: rename the file")
+        return Task(str(path), name)
+    if not all(part.isidentifier() for part in module.split(".")):
+        raise TaskError(f"{module!r} is neither a module nor a .py file: write package.module:function")
+    return Task(module, name)
+
+
+def find_source(task: Task, path: Sequence[str]) -> Path | None:
+    """Return the file that defines the task's module, without importing anything; None when it has none.
+
+    Raises TaskError when there is no such module on `path`.
+    """
+    if task.is_file:
+        return Path(task.module)
+    search: Sequence[str] | None = path
+    spec = None
+    parts = task.module.split(".")
+    for depth in range(len(parts)):
+        name = ".".join(parts[: depth + 1])
+        spec = PathFinder.find_spec(name, search)
+        if spec is None and depth == 0:
+            spec = importlib.util.find_spec(name) if name in sys.builtin_module_names else None
+        if spec is None:
+            raise TaskError(
+                f"there is no module {name!r} on the import path; run from the folder that holds it, "
+                f"or name the file: path/{parts[-1]}.py:{task.name}"
+            )
+        search = spec.submodule_search_locations
+    return Path(spec.origin) if spec is not None and spec.origin and Path(spec.origin).is_file() else None
+
+
+def source_digest(source: Path | None) -> str:
+    """Return the digest that tells whether the task's code changed, '' when there is no source."""
+    if source is None:
+        return ""
+    return blake2b(source.read_bytes(), digest_size=16).hexdigest()
+
+
+def load(task: Task) -> Callable[..., Any]:
+    """Import the task's module and return the callable. Raises TaskError with the user's own traceback."""
+    try:
+        module = _import_file(Path(task.module)) if task.is_file else importlib.import_module(task.module)
+    except BaseException as error:
+        text = "".join(traceback.format_exception(error.with_traceback(_behind_import(error))))
+        raise TaskError(f"importing {task.module} failed; its own traceback:\n{text.rstrip()}") from None
+    found: Any = module
+    for part in task.name.split("."):
+        if not hasattr(found, part):
+            names = [name for name in dir(module) if not name.startswith("_") and callable(getattr(module, name))]
+            known = f"; it has {', '.join(names[:12])}" if names else ""
+            raise TaskError(f"{task.module} has no {task.name!r}{known}")
+        found = getattr(found, part)
+    if not callable(found):
+        raise TaskError(f"{task} is {type(found).__name__}, not callable: name a function of one argument")
+    return found  # type: ignore[no-any-return]
+
+
+def _behind_import(error: BaseException) -> Any:
+    trace = error.__traceback__
+    while trace is not None and (
+        "importlib" in trace.tb_frame.f_code.co_filename or trace.tb_frame.f_code.co_filename == __file__
+    ):
+        trace = trace.tb_next
+    return trace
+
+
+def _import_file(path: Path) -> Any:
+    folder = str(path.parent)
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None  # noqa: PT018  (a .py file always has both)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    spec.loader.exec_module(module)
+    return module

@@ -1,0 +1,183 @@
+"""The template process: imports the task once, then forks workers in a few milliseconds each.
+
+Exec'ed by the supervisor, one thread, never opens the journal. It forks twice, so that each worker becomes the
+child of the supervisor (a subreaper), which alone can see how it ends. One template serves one key.
+
+On its socket (one JSON message a packet): it says {"ready": threads} or {"failed": text}; it is sent
+{"start": worker, "slot": n} with the descriptors leases, reports, output; it answers {"started": worker, "pid": p}
+or {"unstarted": worker, "why": text}.
+"""
+
+import ctypes
+import gc
+import json
+import os
+import signal
+import socket
+import struct
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+from batchd.errors import TaskError
+from batchd.worker.main import Fds, hold_lifeline, run
+from batchd.worker.recorder import Recorder
+from batchd.worker.task import Task, load
+
+TAG: Final = "BATCHD_WORKER"
+"""In the environment of every worker and of all it starts: journal id, epoch, worker number, at fixed width."""
+MESSAGE_BYTES_MAX: Final = 65_536
+_PID: Final = struct.Struct("<q")
+
+
+def tag(journal_id: str, epoch: int, worker: int) -> str:
+    """Return the value of TAG.
+
+    >>> tag("0123456789abcdef", 3, 17)
+    '0123456789abcdef.00000003.00000017'
+    """
+    return f"{journal_id:.16}.{epoch:08d}.{worker:08d}"
+
+
+def main() -> None:
+    """Run as the supervisor starts it: descriptors of config, socket, lifeline and recorder as arguments."""
+    config_fd, socket_fd, lifeline_fd, recorder_fd = map(int, sys.argv[1:5])
+    with open(config_fd, encoding="utf-8") as file:
+        config = json.load(file)
+    lifeline = os.open(f"/proc/self/fd/{lifeline_fd}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    hold_lifeline(lifeline)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    door = socket.socket(fileno=socket_fd)
+    recorder = Recorder(recorder_fd)
+    try:
+        task = _load(config)
+    except TaskError as error:
+        _say(door, {"failed": str(error)})
+        return
+    if "worker" in config:  # A fresh interpreter, exec'ed to be one worker.
+        slot = recorder.slot(config["slot"])
+        leases, reports, output = config["fds"]
+        run(task, Fds(leases, reports, _own_lifeline(lifeline_fd), output), slot, Path(config["batches"]))
+    _say(door, {"ready": _threads()})
+    gc.collect()
+    gc.freeze()  # Keeps the collector from touching, and so copying, the pages shared with the workers.
+    _serve(door, config, recorder, task, lifeline_fd)
+
+
+def _load(config: dict[str, Any]) -> Callable[..., Any]:
+    sys.path[:] = config["sys_path"]
+    sys.argv[:] = ["batchd-worker"]
+    try:
+        os.chdir(config["cwd"])
+    except OSError as error:
+        raise TaskError(f"cannot enter {config['cwd']}: {error.strerror}") from None
+    return load(Task(*config["task"]))
+
+
+def _serve(
+    door: socket.socket, config: dict[str, Any], recorder: Recorder, task: Callable[..., Any], lifeline: int
+) -> None:
+    while True:
+        data, fds, _, _ = socket.recv_fds(door, MESSAGE_BYTES_MAX, 3)
+        if not data:
+            return
+        request = json.loads(data)
+        worker = request["start"]
+        try:
+            pid = _fork_twice(
+                lambda: _become_worker(request, fds, config, recorder, task, lifeline)  # noqa: B023  (called at once)
+            )
+            _say(door, {"started": worker, "pid": pid})
+        except OSError as error:
+            _say(door, {"unstarted": worker, "why": f"cannot fork: {error.strerror}"})
+        finally:
+            for fd in fds:
+                os.close(fd)
+
+
+def _fork_twice(child: Callable[[], None]) -> int:
+    """Run `child` in a grandchild and return its pid, once it belongs to the supervisor."""
+    mine, its = os.pipe()
+    try:
+        middle = os.fork()
+        if middle == 0:
+            _in_middle(its, child)
+        os.waitpid(middle, 0)  # From here on the worker's parent is the supervisor.
+        answer = os.read(mine, _PID.size) if _is_readable(mine) else b""
+    finally:
+        os.close(mine)
+        os.close(its)
+    if len(answer) < _PID.size or _PID.unpack(answer)[0] <= 0:
+        raise OSError(11, "Resource temporarily unavailable")
+    return int(_PID.unpack(answer)[0])
+
+
+def _is_readable(fd: int) -> bool:
+    from select import select  # noqa: PLC0415
+
+    return bool(select([fd], [], [], 0)[0])
+
+
+def _in_middle(pipe: int, child: Callable[[], None]) -> None:
+    try:
+        pid = os.fork()
+        if pid == 0:
+            child()
+        os.write(pipe, _PID.pack(pid))
+    finally:
+        os._exit(0)
+
+
+def _become_worker(
+    request: dict[str, Any],
+    fds: list[int],
+    config: dict[str, Any],
+    recorder: Recorder,
+    task: Callable[..., Any],
+    lifeline: int,
+) -> None:
+    set_tag(tag(config["journal_id"], config["epoch"], request["start"]))
+    leases, reports, output = fds
+    slot = recorder.slot(request["slot"])
+    run(task, Fds(leases, reports, _own_lifeline(lifeline), output), slot, Path(config["batches"]))
+
+
+def _own_lifeline(shared: int) -> int:
+    """Open the lifeline pipe once more: who is killed at a hang-up belongs to the open file, not to the pipe."""
+    return os.open(f"/proc/self/fd/{shared}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+
+
+def set_tag(value: str) -> None:
+    """Change TAG in place, so that /proc/PID/environ of this process and of its later forks shows it.
+
+    setenv() would leave the old text in the area the kernel shows.
+    """
+    libc = ctypes.CDLL(None)
+    libc.getenv.restype = ctypes.c_void_p
+    address = libc.getenv(TAG.encode())
+    if address and len(ctypes.string_at(address)) == len(value):
+        ctypes.memmove(address, value.encode("ascii"), len(value))
+    os.environ[TAG] = value
+
+
+def _threads() -> int:
+    try:
+        return sum(1 for _ in Path("/proc/self/task").iterdir())
+    except OSError:
+        return threading.active_count()
+
+
+def _say(door: socket.socket, message: dict[str, Any]) -> None:
+    text = json.dumps(message)
+    if len(text) > MESSAGE_BYTES_MAX - 1024:
+        text = json.dumps({"failed": str(message.get("failed", ""))[: MESSAGE_BYTES_MAX // 2]})
+    try:
+        door.send(text.encode())
+    except OSError:
+        os._exit(0)  # The supervisor is gone.
+
+
+if __name__ == "__main__":
+    main()
