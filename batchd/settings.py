@@ -84,3 +84,9 @@ SUBMIT_WINDOW_BYTES: Final = 8 << 20
 PROGRESS_PLAIN_S: Final = 10.0
 SUPERVISOR_RESTARTS_MAX: Final = 5
 """A run starts at most so many supervisors without progress in between."""
+SLOTS: Final = 2048
+"""Slots of the flight recorder: living workers plus gone ones whose outcomes are not durable yet."""
+OPEN_BATCHES_MAX: Final = 256
+"""Each open batch takes MAP_BYTES of address space and a few descriptors."""
+REQUEST_BYTES_MAX: Final = 4 << 20
+"""What a client sends in one piece, unless a single input is larger."""

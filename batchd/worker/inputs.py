@@ -31,9 +31,9 @@ class BatchInputs:
             map_size=0,  # Adopts the size the supervisor chose.
             readahead=False,
         )
+        self._inputs = self._env.open_db(tables.INPUTS, create=False)
+        meta = self._env.open_db(tables.META, create=False)
         with self._env.begin() as txn:
-            self._inputs = self._env.open_db(tables.INPUTS, txn=txn, create=False)
-            meta = self._env.open_db(tables.META, txn=txn, create=False)
             self.spec: dict[str, Any] = json.loads(txn.get(tables.META_SPEC, db=meta) or b"{}")
         self._block: tuple[int, Block] | None = None
         self._values: list[Any] | None = None

@@ -28,7 +28,18 @@ from batchd.worker import output
 from batchd.worker.context import CurrentJob, provide
 from batchd.worker.inputs import JournalInputs
 from batchd.worker.outcome import Outcomes, flush_streams, send_all
-from batchd.worker.recorder import OFFSET_MASK, PID, POSITION, STARTED, Lane, LaneWord, Slot, lane_at, phase_word
+from batchd.worker.recorder import (
+    OFFSET_MASK,
+    OUTPUT,
+    PID,
+    POSITION,
+    STARTED,
+    Lane,
+    LaneWord,
+    Slot,
+    lane_at,
+    phase_word,
+)
 
 PROTOCOL_FD_MIN = 100
 """Protocol descriptors live up here, out of the way of code that closes or reuses the low ones."""
@@ -78,8 +89,7 @@ class Worker:
 
     def _run_lease(self, number: int) -> None:
         lane = self._lane = self._slot.lane(number)
-        self._output_start = os.fstat(self._fds.output).st_size
-        output.cut_back(self._fds.output)
+        self._output_start = self._words[OUTPUT] = output.cut_back(self._fds.output)
         outcomes = self._outcomes
         outcomes.begin(lane.lease, lane.batch, lane.attempt)
         stop_word = lane_at(number) + LaneWord.STOP

@@ -68,7 +68,10 @@ def select(data: bytes, index: int) -> str:
     return kept[-OUTPUT_TAIL_BYTES:].decode("utf-8", "replace")
 
 
-def cut_back(fd: int) -> None:
-    """Empty the capture file when it has grown past its limit."""
-    if os.fstat(fd).st_size > OUTPUT_FILE_BYTES_MAX:
-        os.ftruncate(fd, 0)
+def cut_back(fd: int) -> int:
+    """Empty the capture file when it has grown past its limit; return its size."""
+    size = os.fstat(fd).st_size
+    if size <= OUTPUT_FILE_BYTES_MAX:
+        return size
+    os.ftruncate(fd, 0)
+    return 0

@@ -6,7 +6,8 @@ is the lease's limit: the worker stores its position first and reads the limit s
 first, waits, and reads the position second, so one of them always sees the other.
 
     file   page of 4,096 bytes: magic, boot id, journal id, epoch; then the slots
-    slot   8 words: position, start of the job (monotonic ns), pid, 5 spare; then the lanes
+    slot   8 words: position, start of the job (monotonic ns), pid, size of the capture file at the start of the
+           lease, 4 spare; then the lanes
     lane   8 words: lease, first, stop, attempt, is_timed, batch id (2 words), 1 spare
 """
 
@@ -31,6 +32,7 @@ BATCH_ID_BYTES: Final = 16
 POSITION: Final = 0
 STARTED: Final = 1
 PID: Final = 2
+OUTPUT: Final = 3
 PHASE_SHIFT: Final = 56
 LANE_SHIFT: Final = 48
 OFFSET_MASK: Final = (1 << LANE_SHIFT) - 1

@@ -1,0 +1,1 @@
+"""Outside things, one per file: the journal (lmdb), processes, gauges (psutil), sockets, the folder."""

@@ -1,0 +1,116 @@
+"""The commit thread: the only thread that writes the journal, one commit in flight.
+
+A slow fdatasync delays answers, never signals or timeouts. A full disk pauses; the same entries are written again
+when there is space. Any other error means that the outcome of the commit is unknown: the supervisor must exit and
+replay, which is the one recovery path.
+"""
+
+import errno
+import os
+from collections.abc import Sequence
+from queue import SimpleQueue
+from threading import Event, Thread
+from typing import NamedTuple
+
+import lmdb
+
+from batchd.core.entries import Entry
+from batchd.edge.folder import free_bytes
+from batchd.edge.journal import BatchJournal, Progress
+from batchd.settings import DISK_RESERVE_BYTES, DISK_RETRY_S
+
+Work = Sequence[tuple[BatchJournal, Sequence[Entry]]]
+
+
+class Done(NamedTuple):
+    """Everything up to this turn is durable."""
+
+    turn: int
+    progress: dict[str, Progress]
+
+
+class Stalled(NamedTuple):
+    """The disk is full; the commit is tried again until it fits."""
+
+    reason: str
+
+
+class Broken(NamedTuple):
+    """What is on the disk is unknown."""
+
+    error: BaseException
+
+
+Outcome = Done | Stalled | Broken
+
+
+class CommitThread:
+    """Runs commits in order; `wake_fd` becomes readable when `outcomes` has something."""
+
+    def __init__(self) -> None:
+        self.wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._work: SimpleQueue[tuple[int, Work] | None] = SimpleQueue()
+        self._outcomes: SimpleQueue[Outcome] = SimpleQueue()
+        self._is_stopping = Event()
+        self._thread = Thread(target=self._run, name="commit", daemon=True)
+        self._thread.start()
+
+    def commit(self, turn: int, work: Work) -> None:
+        """Ask for a commit. The caller keeps one in flight."""
+        self._work.put((turn, work))
+
+    def outcomes(self) -> list[Outcome]:
+        """Return what happened since the last call."""
+        try:
+            os.eventfd_read(self.wake_fd)
+        except BlockingIOError:
+            pass
+        found: list[Outcome] = []
+        while not self._outcomes.empty():
+            found.append(self._outcomes.get())
+        return found
+
+    def stop(self) -> None:
+        """Finish the commit in flight and end the thread."""
+        self._is_stopping.set()
+        self._work.put(None)
+        self._thread.join()
+        os.close(self.wake_fd)
+
+    def _run(self) -> None:
+        while (item := self._work.get()) is not None:
+            turn, work = item
+            progress: dict[str, Progress] = {}
+            try:
+                for journal, entries in work:
+                    made = self._write(journal, entries)
+                    if made is None:
+                        return
+                    progress[journal.facts.batch] = made
+            except BaseException as error:
+                self._tell(Broken(error))
+                return
+            self._tell(Done(turn, progress))
+
+    def _write(self, journal: BatchJournal, entries: Sequence[Entry]) -> Progress | None:
+        while True:
+            try:
+                return journal.commit(entries)
+            except (lmdb.Error, OSError) as error:
+                if not is_full(error, journal):
+                    raise
+                self._tell(Stalled(f"the disk under {journal.folder} is full ({error}): paused until there is space"))
+                if self._is_stopping.wait(DISK_RETRY_S):
+                    return None
+
+    def _tell(self, outcome: Outcome) -> None:
+        self._outcomes.put(outcome)
+        os.eventfd_write(self.wake_fd, 1)
+
+
+def is_full(error: BaseException, journal: BatchJournal) -> bool:
+    """Whether a failed write means that the disk is full. LMDB reports a short write as EIO: the disk is asked."""
+    text = str(error)
+    if os.strerror(errno.ENOSPC) in text or os.strerror(errno.EDQUOT) in text:
+        return True
+    return os.strerror(errno.EIO) in text and free_bytes(journal.folder) < DISK_RESERVE_BYTES

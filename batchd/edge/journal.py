@@ -1,0 +1,383 @@
+"""The journal of one batch: an LMDB environment in a folder of its own.
+
+The supervisor is the only writer, one transaction per commit. Nothing here decides anything or reads a clock. Done is
+the set of outcome records; the checkpoint is a cache of the facts, so that opening a batch reads only the records
+that came after it: those in the checkpoint's gaps. Tables and keys: formats/tables.py.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import lmdb
+
+from batchd.core import entries as e
+from batchd.core.facts import BatchFacts, apply
+from batchd.core.job import History, JobState
+from batchd.errors import FormatError, JournalDamaged, JournalError, JournalNewer
+from batchd.formats import tables
+from batchd.formats.segment import Encoding, header_of, pack, pack_items
+from batchd.settings import CHECKPOINT_RECORDS, FORMAT_VERSION, MAP_BYTES, READERS_MAX, RECORD_BYTES_MAX
+
+
+class Progress(NamedTuple):
+    """What is durable about a batch, small enough to be told often."""
+
+    size: int
+    is_sealed: bool
+    done: int
+    prefix: int
+    """Every job before this index has an outcome."""
+    counts: dict[JobState, int]
+    generation: int
+    state: str
+    reason: str
+    """Why the batch stopped or was cancelled."""
+
+
+class BatchJournal:
+    """One batch on disk, opened for writing (by the supervisor) or for reading (by anybody)."""
+
+    def __init__(self, folder: Path, *, is_writer: bool = False) -> None:
+        """Open an existing batch. Raises JournalError for what is not one."""
+        self.folder = folder
+        self._is_writer = is_writer
+        if not (folder / "data.mdb").is_file():
+            raise JournalError(f"there is no batch in {folder}")
+        self._env = open_environment(folder, readonly=not is_writer)
+        try:
+            self._dbs = self._open_tables()
+            with self._env.begin() as txn:
+                found = json.loads(txn.get(tables.META_FORMAT, db=self._dbs[tables.META]) or b"{}")
+                self.spec: dict[str, Any] = json.loads(txn.get(tables.META_SPEC, db=self._dbs[tables.META]) or b"{}")
+        except (lmdb.Error, ValueError) as error:
+            self._env.close()
+            raise JournalDamaged(f"{folder} does not read as a batch: {error}") from None
+        if found.get("format", 0) > FORMAT_VERSION:
+            self._env.close()
+            raise JournalNewer(
+                f"{folder} has format {found['format']}, this batchd reads up to {FORMAT_VERSION}: update batchd"
+            )
+        if is_writer and self.spec.get("durability") == "process":
+            self._env.close()
+            self._env = open_environment(folder, sync=False)
+            self._dbs = self._open_tables()
+        self.usage: dict[str, Any] = {}
+        self._sequence = 0
+        self._records_since = 0
+        self.facts = self._load()
+
+    @classmethod
+    def create(cls, folder: Path, spec: dict[str, Any]) -> "BatchJournal":
+        """Make a batch durably, so that it is there whole or not at all, and open it for writing."""
+        draft = folder.with_name(f".new-{folder.name}")
+        if draft.exists():
+            shutil.rmtree(draft)  # Left by a death in the middle of this function.
+        draft.mkdir(0o700)
+        env = open_environment(draft)
+        dbs = {name: env.open_db(name) for name in tables.TABLES}
+        with env.begin(write=True, db=dbs[tables.META]) as txn:
+            txn.put(tables.META_SPEC, json.dumps(spec).encode())
+            txn.put(tables.META_FORMAT, json.dumps({"format": FORMAT_VERSION, "lmdb": lmdb.version()}).encode())
+        env.close()
+        draft.rename(folder)
+        sync_folder(folder.parent)
+        return cls(folder, is_writer=True)
+
+    # --- Reading -----------------------------------------------------------------------------------------------
+
+    def begin(self) -> lmdb.Transaction:
+        """Start a short read transaction. Readers follow a map that the supervisor grew."""
+        try:
+            return self._env.begin()
+        except lmdb.MapResizedError:
+            self._env.set_mapsize(0)
+            return self._env.begin()
+
+    def table(self, name: bytes) -> Any:
+        """Return the handle of a table of formats/tables.py."""
+        return self._dbs[name]
+
+    def refresh(self) -> BatchFacts:
+        """Read the facts again, as far as they are durable now."""
+        self.facts = self._load()
+        return self.facts
+
+    def read_usage(self) -> dict[str, Any]:
+        """Return what running the batch has used so far (seconds, bytes), as the last checkpoint knew it."""
+        with self.begin() as txn:
+            return dict(json.loads(bytes(txn.get(tables.META_USAGE, db=self._dbs[tables.META]) or b"{}")))
+
+    def bytes_used(self) -> int:
+        """Return what the batch occupies on the disk."""
+        return sum(file.stat().st_blocks * 512 for file in self.folder.iterdir())
+
+    def _open_tables(self) -> dict[bytes, Any]:
+        return {name: self._env.open_db(name, create=False) for name in tables.TABLES}
+
+    def _load(self) -> BatchFacts:
+        """Fold the checkpoint, the log behind it, and the outcome records in the checkpoint's gaps."""
+        with self.begin() as txn:
+            stored = json.loads(bytes(txn.get(tables.META_CHECKPOINT, db=self._dbs[tables.META]) or b"{}"))
+            facts = _facts_of(self.folder.name, stored)
+            self._sequence = stored.get("log", 0)
+            for sequence, entry in self._log(txn, self._sequence):
+                self._sequence = sequence
+                apply(facts, entry)
+            records = 0
+            for found, entries in self._outcomes_in_gaps(txn, facts):
+                records += found
+                for entry in entries:
+                    apply(facts, entry)
+            total = txn.stat(db=self._dbs[tables.OUTCOMES])["entries"]
+        if total != stored.get("records", 0) + records:
+            raise JournalDamaged(
+                f"batch {facts.batch}: the checkpoint tells of {stored.get('records', 0)} outcome records and "
+                f"{records} came later, but there are {total}"
+            )
+        self._records_since = records
+        return facts
+
+    def _log(self, txn: lmdb.Transaction, after: int) -> Iterator[tuple[int, e.Entry]]:
+        cursor = txn.cursor(db=self._dbs[tables.LOG])
+        found = cursor.set_range(tables.INDEX.pack(after + 1))
+        while found:
+            for fields in json.loads(bytes(cursor.value())):
+                yield tables.INDEX.unpack(cursor.key())[0], _entry_of(self.folder.name, fields)
+            found = cursor.next()
+
+    def _outcomes_in_gaps(self, txn: lmdb.Transaction, facts: BatchFacts) -> Iterator[tuple[int, list[e.Entry]]]:
+        cursor = txn.cursor(db=self._dbs[tables.OUTCOMES])
+        for start, stop in list(facts.done.gaps(0, facts.size)):
+            found = cursor.set_range(tables.OUTCOME.pack(facts.generation, start))
+            while found and tables.OUTCOME.unpack(cursor.key()) < (facts.generation, stop):
+                entries: list[e.Entry] = []
+                record, at = cursor.value(), 0
+                while at < len(record):
+                    first, count, state, length = header_of(record, at)
+                    entries.append(e.Recorded(facts.batch, first, count, JobState(state)))
+                    at += length
+                yield 1, entries
+                found = cursor.next()
+
+    # --- Writing -----------------------------------------------------------------------------------------------
+
+    def commit(self, entries: Sequence[e.Entry]) -> Progress:
+        """Make the entries durable, all or none. Raises lmdb.Error, then nothing in memory has changed."""
+        while True:
+            try:
+                self._write(entries)
+            except lmdb.MapFullError:
+                self._env.set_mapsize(2 * self._env.info()["map_size"])
+            else:
+                break
+        for entry in entries:
+            apply(self.facts, entry)
+        if any(isinstance(entry, e.Detached) for entry in entries):
+            self._env.sync(True)
+        return self.progress()
+
+    def progress(self) -> Progress:
+        """Return what is durable now."""
+        facts = self.facts
+        first = facts.done.first()
+        return Progress(
+            size=facts.size,
+            is_sealed=facts.is_sealed,
+            done=facts.done.size,
+            prefix=first[1] if first and first[0] == 0 else 0,
+            counts=dict(facts.counts),
+            generation=facts.generation,
+            state=facts.state.value,
+            reason=facts.cancelled or facts.stopped,
+        )
+
+    def close(self) -> None:
+        """Close the environment."""
+        self._env.close()
+
+    def _write(self, entries: Sequence[e.Entry]) -> None:
+        generation = self.facts.generation
+        outcomes: dict[int, list[e.Recorded]] = {}
+        log: list[dict[str, Any]] = []
+        with self._env.begin(write=True) as txn:
+            for entry in entries:
+                match entry:
+                    case e.Recorded():
+                        outcomes.setdefault(generation, []).append(entry)
+                    case e.Explained():
+                        txn.put(entry.fingerprint, entry.text, overwrite=False, db=self._dbs[tables.CAUSES])
+                    case e.Submitted():
+                        self._put_inputs(txn, entry)
+                        log.append(_fields_of(entry))
+                    case e.Reopened():
+                        generation = entry.generation
+                        log.append(_fields_of(entry))
+                    case _:
+                        log.append(_fields_of(entry))
+            sequence = self._sequence + bool(log)
+            if log:
+                txn.put(tables.INDEX.pack(sequence), json.dumps(log).encode(), append=True, db=self._dbs[tables.LOG])
+            records = sum(self._put_outcomes(txn, number, made) for number, made in outcomes.items())
+            is_due = self._records_since + records >= max(CHECKPOINT_RECORDS, len(self.facts.done))
+            if is_due or any(isinstance(entry, e.Detached | e.Reopened) for entry in entries):
+                self._put_checkpoint(txn, entries, sequence)
+                records = -self._records_since
+        self._sequence = sequence
+        self._records_since += records
+
+    def _put_inputs(self, txn: lmdb.Transaction, entry: e.Submitted) -> None:
+        index = entry.first
+        for block in entry.segments:
+            txn.put(tables.INDEX.pack(index), block, append=True, db=self._dbs[tables.INPUTS])
+            index += header_of(block)[1]
+
+    def _put_outcomes(self, txn: lmdb.Transaction, generation: int, entries: list[e.Recorded]) -> int:
+        db = self._dbs[tables.OUTCOMES]
+        items = [(tables.OUTCOME.pack(generation, first), record) for first, record in join(entries)]
+        _, added = txn.cursor(db=db).putmulti(items, overwrite=False)
+        if added != len(items):
+            raise JournalDamaged(f"batch {self.facts.batch}: an outcome was about to be recorded twice")
+        return added
+
+    def _put_checkpoint(self, txn: lmdb.Transaction, entries: Sequence[e.Entry], sequence: int) -> None:
+        facts = copy(self.facts)
+        for entry in entries:
+            apply(facts, entry)
+        meta, log = self._dbs[tables.META], self._dbs[tables.LOG]
+        records = txn.stat(db=self._dbs[tables.OUTCOMES])["entries"]
+        stored = {"log": sequence, "records": records, **_stored_of(facts)}
+        txn.put(tables.META_CHECKPOINT, json.dumps(stored).encode(), db=meta)
+        if self.usage:
+            txn.put(tables.META_USAGE, json.dumps(self.usage).encode(), db=meta)
+        cursor = txn.cursor(db=log)
+        found = cursor.first()
+        while found:
+            found = cursor.delete()
+
+
+def open_environment(folder: Path, *, readonly: bool = False, sync: bool = True) -> lmdb.Environment:
+    """Open an LMDB environment with the one set of settings everybody uses. Raises JournalError."""
+    try:
+        return lmdb.open(
+            str(folder),
+            map_size=0 if readonly else MAP_BYTES,
+            readonly=readonly,
+            create=not readonly,
+            sync=sync,
+            metasync=sync,
+            mode=0o600,
+            max_dbs=len(tables.TABLES),
+            max_readers=READERS_MAX,
+            readahead=False,
+            meminit=False,
+            lib_version=0,  # The 0.9 on-disk format, whatever the environment says.
+        )
+    except lmdb.Error as error:
+        raise JournalError(f"cannot open the batch in {folder}: {error}") from None
+    except MemoryError:
+        raise JournalError(
+            f"cannot map the batch in {folder}: the address space is limited; run `ulimit -v unlimited`"
+        ) from None
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename in the folder durable."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def join(entries: Iterable[e.Recorded]) -> Iterator[tuple[int, bytes]]:
+    """Give (first job, record): blocks that follow each other go into one record as far as they fit."""
+    parts: list[bytes] = []
+    start = stop = size = 0
+    for entry in sorted(entries, key=lambda entry: entry.first):
+        block = entry.block or _block_of(entry)
+        if parts and (entry.first != stop or size + len(block) > RECORD_BYTES_MAX):
+            yield start, b"".join(parts)
+            parts = []
+        if not parts:
+            start, size = entry.first, 0
+        parts.append(block)
+        size += len(block)
+        stop = entry.first + entry.count
+    if parts:
+        yield start, b"".join(parts)
+
+
+def _block_of(entry: e.Recorded) -> bytes:
+    if entry.failure:
+        return pack_items(entry.first, entry.state, [entry.failure] * entry.count)
+    return pack(entry.first, entry.count, entry.state, Encoding.EMPTY)
+
+
+# --- Entries and facts as JSON -------------------------------------------------------------------------------------
+
+_LOGGED: dict[str, type[e.Entry]] = {
+    kind.__name__: kind
+    for kind in (
+        e.Attached,
+        e.Detached,
+        e.Submitted,
+        e.Sealed,
+        e.Unsealed,
+        e.Charged,
+        e.Reopened,
+        e.Stopped,
+        e.CancelOrdered,
+    )
+}
+
+
+def _fields_of(entry: e.Entry) -> dict[str, Any]:
+    fields = {name: getattr(entry, name) for name in entry.__dataclass_fields__ if name not in {"batch", "segments"}}
+    return {"entry": type(entry).__name__, **fields}
+
+
+def _entry_of(batch: str, fields: dict[str, Any]) -> e.Entry:
+    try:
+        kind = _LOGGED[fields.pop("entry")]
+        if kind is e.Submitted:
+            fields["segments"] = ()
+        elif kind is e.Charged:
+            fields["history"] = History(*fields["history"])
+        elif kind is e.Reopened:
+            fields["state"] = JobState(fields["state"])
+            fields["ranges"] = tuple((start, stop) for start, stop in fields["ranges"])
+        return kind(batch=batch, **fields)
+    except (KeyError, TypeError, ValueError) as error:
+        raise FormatError(f"batch {batch}: unreadable log entry: {error}") from None
+
+
+def _stored_of(facts: BatchFacts) -> dict[str, Any]:
+    stored = {name: getattr(facts, name) for name in _PLAIN_FACTS}
+    stored["done"] = list(facts.done)
+    stored["counts"] = {int(state): count for state, count in facts.counts.items()}
+    stored["histories"] = facts.histories.marked()
+    return stored
+
+
+def _facts_of(batch: str, stored: dict[str, Any]) -> BatchFacts:
+    facts = BatchFacts(batch)
+    for name in _PLAIN_FACTS & stored.keys():
+        setattr(facts, name, stored[name])
+    for start, stop in stored.get("done", ()):
+        facts.done.add(start, stop)
+    facts.counts = {JobState(int(state)): count for state, count in stored.get("counts", {}).items()}
+    for start, stop, history in stored.get("histories", ()):
+        facts.histories.put(start, stop, History(*history))
+    return facts
+
+
+_PLAIN_FACTS = frozenset(BatchFacts.__dataclass_fields__) - {"batch", "done", "counts", "histories"}
+
+
+def copy(facts: BatchFacts) -> BatchFacts:
+    """Return independent facts that are equal."""
+    return _facts_of(facts.batch, json.loads(json.dumps(_stored_of(facts))))

@@ -1,0 +1,82 @@
+"""Processes that outlived the worker they came from, found by the tag in their environment (worker/template.py)."""
+
+import ctypes
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from select import POLLIN, poll
+from time import monotonic
+
+from batchd.settings import KILL_WAIT_S
+from batchd.worker.template import TAG
+
+_PR_SET_CHILD_SUBREAPER = 36
+
+
+def become_subreaper() -> None:
+    """Make orphaned descendants children of this process, so that it sees them end. Raises OSError."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")
+
+
+def tagged(prefix: str) -> Iterator[int]:
+    """Give the pids of this user's processes whose tag starts with `prefix`."""
+    needle = f"{TAG}={prefix}".encode()
+    mine = os.getpid()
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit() or int(entry.name) == mine:
+            continue
+        try:
+            environ = (entry / "environ").read_bytes()
+        except OSError:
+            continue  # Gone, or somebody else's.
+        if environ.startswith(needle) or b"\0" + needle in environ:
+            yield int(entry.name)
+
+
+def kill_tagged(prefix: str, *, wait_s: float = 0.0) -> int:
+    """Kill what carries the tag and wait for up to `wait_s` until it is dead; return how many there were."""
+    fds: list[int] = []
+    for pid in tagged(prefix):
+        try:
+            fds.append(os.pidfd_open(pid))
+            signal.pidfd_send_signal(fds[-1], signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+    deadline = monotonic() + wait_s
+    for fd in fds:
+        watch = poll()
+        watch.register(fd, POLLIN)
+        watch.poll(max(0.0, deadline - monotonic()) * 1000)
+        os.close(fd)
+    return len(fds)
+
+
+def sweep(journal_id: str) -> int:
+    """Kill every process an earlier supervisor of this journal left, and see them dead. Raises TimeoutError."""
+    found = kill_tagged(journal_id, wait_s=KILL_WAIT_S)
+    left = [pid for pid in tagged(journal_id) if not _is_zombie(pid)] if found else []
+    if left:
+        raise TimeoutError(f"processes {left} of an earlier supervisor do not die")
+    return found
+
+
+def _is_zombie(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text("ascii", "replace").rpartition(")")[2].split()[0] in "ZX"
+    except (OSError, IndexError):
+        return True
+
+
+def reap_adopted(known: set[int]) -> None:
+    """Collect the exits of adopted descendants, leaving those in `known` to their owners."""
+    while True:
+        try:
+            info = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:
+            return
+        if info is None or info.si_pid in known:
+            return
+        os.waitpid(info.si_pid, 0)

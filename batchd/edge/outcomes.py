@@ -1,0 +1,125 @@
+"""Reading outcomes back, in the order of the jobs, also while they are being written and after everything is dead."""
+
+from bisect import bisect_right
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from batchd.core.job import JobState
+from batchd.core.ranges import RangeSet
+from batchd.edge.journal import BatchJournal
+from batchd.errors import FormatError, JournalDamaged
+from batchd.formats import tables
+from batchd.formats.report import Failure
+from batchd.formats.segment import Block, unpack
+
+
+class Span(NamedTuple):
+    """Jobs [start, stop), which share an outcome block."""
+
+    start: int
+    stop: int
+    block: Block
+
+    @property
+    def state(self) -> JobState:
+        """The state of all of them."""
+        return JobState(self.block.state)
+
+    def values(self) -> list[Any]:
+        """Decode the results. May run the user's code; raises what that raises."""
+        return self.block.values()[self.start - self.block.first : self.stop - self.block.first]
+
+    def payloads(self) -> list[memoryview]:
+        """Return the results' separate pickles, of an ITEMS block."""
+        return self.block.payloads()[self.start - self.block.first : self.stop - self.block.first]
+
+    def failures(self) -> Iterator[tuple[int, Failure]]:
+        """Give (index, failure) of jobs that did not succeed."""
+        if not self.block.body:
+            for index in range(self.start, self.stop):
+                yield index, Failure(self.state.name.capitalize(), self.state.name.lower(), bytes(8))
+            return
+        for index, payload in enumerate(self.payloads(), self.start):
+            yield index, Failure.decode(payload)
+
+
+class Outcomes:
+    """The outcomes of one batch. A job that was retried has its latest."""
+
+    def __init__(self, journal: BatchJournal) -> None:
+        self._journal = journal
+        self._records: dict[int, tuple[list[int], list[Block]]] = {}
+        """By generation: the blocks of the record read last, and where they start."""
+
+    def spans(self, done: RangeSet, generation: int, start: int = 0, stop: int | None = None) -> Iterator[Span]:
+        """Give the finished jobs of [start, stop) in order, as spans. Raises JournalDamaged."""
+        last = (1 << 63) if stop is None else stop
+        for low, high in list(done.overlap(start, last)):
+            index = low
+            while index < high:
+                span = self._span(index, high, generation)
+                yield span
+                index = span.stop
+
+    def _span(self, index: int, stop: int, generation: int) -> Span:
+        for number in range(generation, -1, -1):
+            block = self._block(index, number)
+            if block is not None:
+                return Span(index, min(block.first + block.count, stop), block)
+            stop = min(stop, self._next_start(index, number))
+        raise JournalDamaged(f"batch {self._journal.folder.name}: the outcome of job {index} is missing")
+
+    def _block(self, index: int, generation: int) -> Block | None:
+        starts, blocks = self._records.get(generation, ([], []))
+        at = bisect_right(starts, index) - 1
+        if at >= 0 and index < blocks[at].first + blocks[at].count:
+            return blocks[at]
+        record = self._record(index, generation)
+        if record is None:
+            return None
+        try:
+            blocks = list(unpack(record))
+        except FormatError as error:
+            raise JournalDamaged(
+                f"batch {self._journal.folder.name}: outcome record near job {index}: {error}"
+            ) from None
+        starts = [block.first for block in blocks]
+        self._records[generation] = starts, blocks
+        at = bisect_right(starts, index) - 1
+        return blocks[at] if at >= 0 and index < blocks[at].first + blocks[at].count else None
+
+    def _record(self, index: int, generation: int) -> bytes | None:
+        with self._journal.begin() as txn:
+            cursor = txn.cursor(db=self._journal.table(tables.OUTCOMES))
+            key = tables.OUTCOME.pack(generation, index)
+            if (not cursor.set_range(key) or cursor.key() != key) and not cursor.prev():
+                return None
+            if tables.OUTCOME.unpack(cursor.key())[0] != generation:
+                return None
+            return bytes(cursor.value())
+
+    def _next_start(self, index: int, generation: int) -> int:
+        with self._journal.begin() as txn:
+            cursor = txn.cursor(db=self._journal.table(tables.OUTCOMES))
+            if cursor.set_range(tables.OUTCOME.pack(generation, index + 1)):
+                found, first = tables.OUTCOME.unpack(cursor.key())
+                if found == generation:
+                    return int(first)
+        return 1 << 63
+
+    def explain(self, fingerprint: bytes) -> str:
+        """Return the traceback text of a cause, '' when none was told."""
+        with self._journal.begin() as txn:
+            text = txn.get(fingerprint, db=self._journal.table(tables.CAUSES))
+        return bytes(text).decode("utf-8", "replace") if text else ""
+
+    def input_value(self, index: int) -> Any:
+        """Decode one job's input, for people to look at. May run the user's code."""
+        with self._journal.begin() as txn:
+            cursor = txn.cursor(db=self._journal.table(tables.INPUTS))
+            key = tables.INDEX.pack(index)
+            if (not cursor.set_range(key) or cursor.key() != key) and not cursor.prev():
+                raise JournalDamaged(f"batch {self._journal.folder.name}: no input for job {index}")
+            first, record = tables.INDEX.unpack(cursor.key())[0], bytes(cursor.value())
+        block = next(unpack(record))
+        return block.values()[index - first]

@@ -1,0 +1,438 @@
+"""The pool: worker processes on this machine, behind a narrow door.
+
+In go the scheduler's orders (start, grant, cut, stop, kill, forget), out come events (ready, acked, ended, gone).
+Nothing is decided here. The law of a death: see the exit (pidfd), read the pipe to its end, only then the recorder.
+"""
+
+import os
+import signal
+import struct
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from fcntl import F_GETFL, F_SETFL, fcntl
+from selectors import EVENT_READ, BaseSelector
+from time import monotonic, monotonic_ns
+from typing import Any
+
+from batchd.core import commands as c
+from batchd.core import events as ev
+from batchd.core.job import JobState
+from batchd.edge.gauges import WorkerGauge
+from batchd.edge.orphans import kill_tagged, reap_adopted
+from batchd.edge.template import Home, KeySpec, TemplateProcess, spawn
+from batchd.errors import FormatError
+from batchd.formats.frame import Frame, FrameReader
+from batchd.formats.report import ACK, ENDED, LEASE, NO_FINGERPRINT, Failure, Report, fingerprint
+from batchd.formats.segment import unpack
+from batchd.settings import CUT_WAIT_S, STACK_DUMP_S
+from batchd.worker import output
+from batchd.worker.main import EXIT_DESCRIPTORS, STACK_SIGNAL
+from batchd.worker.recorder import OUTPUT, STARTED, Lane, Recorder, Slot
+from batchd.worker.template import tag
+
+_READ_BYTES = 1 << 20
+
+Emit = Callable[[ev.Event], None]
+Later = Callable[[float, Callable[[], None]], None]
+
+
+@dataclass(slots=True)
+class WorkerProcess:
+    """One worker as the pool has it."""
+
+    number: int
+    key: str
+    slot_number: int
+    slot: Slot
+    leases_fd: int
+    reports_fd: int
+    output_fd: int
+    reader: FrameReader = field(default_factory=FrameReader)
+    pid: int = 0
+    pidfd: int = -1
+    why: str = ""
+    """Why it was killed, when that was ordered."""
+    is_killed: bool = False
+    seen: tuple[int, int] = (0, 0)
+    seen_at: float = 0.0
+    """Since when it has been at the lease and index in `seen`."""
+    memory_peak_bytes: int = 0
+    cpu_seen_s: float = 0.0
+    """CPU seconds already added to some batch."""
+
+
+class Pool:
+    """The worker processes and templates of one supervisor."""
+
+    def __init__(
+        self, selector: BaseSelector, home: Home, recorder: Recorder, emit: Emit, later: Later, log_fd: int
+    ) -> None:
+        self._selector = selector
+        self._home = home
+        self._recorder = recorder
+        self._emit = emit
+        self._later = later
+        self._log_fd = log_fd
+        self._keys: dict[str, KeySpec] = {}
+        self._templates: dict[str, TemplateProcess] = {}
+        self._fresh: set[str] = set()
+        self._free_slots = list(range(recorder.slots))
+        self._held_slots: dict[int, int] = {}
+        """Slots of gone workers whose outcomes are not durable yet."""
+        self._waiters: dict[str, list[Callable[[str], None]]] = {}
+        self.workers: dict[int, WorkerProcess] = {}
+
+    # --- Orders ------------------------------------------------------------------------------------------------
+
+    def add_key(self, key: str, spec: KeySpec, on_ready: Callable[[str], None]) -> None:
+        """Make a key known and import its task; `on_ready` is called with '' or with why it cannot be done."""
+        self._keys[key] = spec
+        if spec.is_fresh:
+            self._fresh.add(key)
+        template = self._templates.get(key)
+        if template is None:
+            try:
+                template = self._start_template(key)
+            except OSError as error:
+                on_ready(f"cannot start a process for the task: {error}")
+                return
+        self._waiters.setdefault(key, []).append(on_ready)
+        if template.is_ready:
+            self._tell_waiters(key, "")
+
+    def perform(self, command: c.Command) -> None:
+        """Carry out one order."""
+        match command:
+            case c.StartWorker(worker=number, key=key):
+                self._start(number, key)
+            case c.GrantLease():
+                self._grant(command)
+            case c.CutLease():
+                self._cut(command)
+            case c.StopWorker(worker=number):
+                if (worker := self.workers.get(number)) and worker.leases_fd >= 0:
+                    os.close(worker.leases_fd)
+                    worker.leases_fd = -1
+            case c.KillWorker(worker=number, why=why, with_stack=with_stack):
+                if number in self.workers:
+                    self._kill(self.workers[number], why, with_stack=with_stack)
+            case c.ForgetWorker(worker=number):
+                self._free_slots.append(self._held_slots.pop(number))
+
+    def observe(self, gauges: dict[int, WorkerGauge]) -> None:
+        """Emit where each worker is, with its memory, for the limits per job."""
+        now = monotonic()
+        for worker in self.workers.values():
+            position = worker.slot.position()
+            gauge = gauges.get(worker.pid)
+            memory_bytes = gauge.memory_bytes if gauge else 0
+            worker.memory_peak_bytes = max(worker.memory_peak_bytes, memory_bytes)
+            if position is None:
+                continue
+            if worker.seen != (position.lease, position.index):
+                worker.seen, worker.seen_at = (position.lease, position.index), now
+            started_ns = worker.slot.words[STARTED]
+            running_s = (monotonic_ns() - started_ns) / 1e9 if started_ns else 0.0
+            # The clock belongs to the job at the position only if nothing moved while both were read.
+            if worker.slot.position() == position:
+                self._emit(ev.WorkerObserved(worker.number, position, running_s, memory_bytes))
+        self._reap()
+
+    def status(self) -> list[dict[str, Any]]:
+        """Return what each worker is doing, for people."""
+        rows = []
+        for worker in self.workers.values():
+            position = worker.slot.position()
+            lane = next((lane for lane in worker.slot.lanes() if position and lane.lease == position.lease), None)
+            is_running = position is not None and position.phase is not ev.Phase.IDLE
+            rows.append(
+                {
+                    "worker": worker.number,
+                    "pid": worker.pid,
+                    "batch": lane.batch if lane and is_running else None,
+                    "job": position.index if position and is_running else None,
+                    "since_s": round(monotonic() - worker.seen_at, 3) if is_running and worker.seen_at else None,
+                }
+            )
+        return rows
+
+    @property
+    def is_limited_soon(self) -> bool:
+        """Whether any worker runs a job with a time limit."""
+        return any(worker.slot.words[STARTED] for worker in self.workers.values())
+
+    def close(self) -> None:
+        """Kill every worker and template and see them dead."""
+        for worker in list(self.workers.values()):
+            self._kill(worker, "")
+            if worker.pid:
+                with suppress(ChildProcessError):
+                    os.waitpid(worker.pid, 0)
+        for template in self._templates.values():
+            template.close()
+        kill_tagged(f"{self._home.journal_id:.16}.{self._home.epoch:08d}", wait_s=1.0)
+        reap_adopted(set())
+
+    # --- Starting ----------------------------------------------------------------------------------------------
+
+    def _start_template(self, key: str) -> TemplateProcess:
+        template = self._templates[key] = TemplateProcess(self._keys[key], self._home, self._log_fd)
+        self._selector.register(template.door, EVENT_READ, lambda: self._on_template(key, template))
+        return template
+
+    def _start(self, number: int, key: str) -> None:
+        if not self._free_slots:
+            self._emit(ev.WorkerGone(number, None, "no slot left in the flight recorder"))
+            return
+        leases, leases_fd = os.pipe2(os.O_CLOEXEC)
+        reports_fd, reports = os.pipe2(os.O_CLOEXEC)
+        output_fd = os.memfd_create("batchd-output", os.MFD_CLOEXEC)
+        fcntl(output_fd, F_SETFL, fcntl(output_fd, F_GETFL) | os.O_APPEND)
+        os.set_blocking(reports_fd, False)
+        os.set_blocking(leases_fd, False)
+        slot_number = self._free_slots.pop(0)
+        slot = self._recorder.slot(slot_number)
+        slot.clear()
+        worker = WorkerProcess(number, key, slot_number, slot, leases_fd, reports_fd, output_fd)
+        self.workers[number] = worker
+        self._selector.register(reports_fd, EVENT_READ, lambda: self._on_reports(worker))
+        fds = (leases, reports, output_fd)
+        try:
+            if key in self._fresh:
+                self._start_fresh(worker, fds)
+            else:
+                (self._templates.get(key) or self._start_template(key)).ask(number, slot_number, fds)
+        except OSError as error:
+            self._on_unstarted(worker, f"cannot start a worker: {error.strerror}")
+        finally:
+            os.close(leases)
+            os.close(reports)
+
+    def _start_fresh(self, worker: WorkerProcess, fds: tuple[int, int, int]) -> None:
+        extra = {"worker": worker.number, "slot": worker.slot_number, "fds": fds}
+        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            process = spawn(self._keys[worker.key], self._home, extra, null, fds, self._log_fd)
+        finally:
+            os.close(null)
+        process.returncode = 0  # Its exit is ours to collect, with wait4.
+        self._on_started(worker, process.pid)
+
+    def _on_template(self, key: str, template: TemplateProcess) -> None:
+        said = template.answers()
+        for message in said or ():
+            if "started" in message and message["started"] in self.workers:
+                self._on_started(self.workers[message["started"]], message["pid"])
+            elif "unstarted" in message and message["unstarted"] in self.workers:
+                self._on_unstarted(self.workers[message["unstarted"]], message["why"])
+            elif "ready" in message:
+                self._on_template_ready(key, template)
+        if said is None:
+            self._drop_template(key, template)
+            reason = template.failure or f"the template process of {':'.join(self._keys[key].task)} died"
+            self._tell_waiters(key, reason)
+            if template.failure:
+                self._emit(ev.KeyFailed(key, template.failure))
+            for number in template.pending:
+                if number in self.workers:
+                    self._on_unstarted(self.workers[number], reason)
+
+    def _on_template_ready(self, key: str, template: TemplateProcess) -> None:
+        if template.threads > 1:  # Forking a process with threads can deadlock its children.
+            self._fresh.add(key)
+            pending = list(template.pending)
+            self._drop_template(key, template)
+            for number in pending:
+                self._on_unstarted(self.workers[number], "")
+        self._tell_waiters(key, "")
+
+    def _tell_waiters(self, key: str, reason: str) -> None:
+        for on_ready in self._waiters.pop(key, ()):
+            on_ready(reason)
+
+    def _drop_template(self, key: str, template: TemplateProcess) -> None:
+        self._selector.unregister(template.door)
+        template.close()
+        if self._templates.get(key) is template:
+            del self._templates[key]
+
+    def _on_started(self, worker: WorkerProcess, pid: int) -> None:
+        worker.pid = pid
+        worker.pidfd = os.pidfd_open(pid)
+        self._selector.register(worker.pidfd, EVENT_READ, lambda: self._on_exit(worker))
+        if worker.is_killed:
+            self._kill(worker, worker.why)
+
+    def _on_unstarted(self, worker: WorkerProcess, why: str) -> None:
+        self._close(worker)
+        self._emit(ev.WorkerGone(worker.number, None, why))
+
+    # --- Leases ------------------------------------------------------------------------------------------------
+
+    def _grant(self, order: c.GrantLease) -> None:
+        worker = self.workers.get(order.worker)
+        if worker is None or worker.leases_fd < 0:
+            return
+        lane = Lane(order.lease, order.first, order.stop, order.attempt, order.is_timed, order.batch)
+        worker.slot.write_lane(order.lane, lane)
+        with suppress(BrokenPipeError):  # It died: its exit tells.
+            os.write(worker.leases_fd, LEASE.pack(order.lease, order.lane))
+
+    def _cut(self, order: c.CutLease) -> None:
+        worker = self.workers.get(order.worker)
+        if worker is not None and worker.slot.lane(order.lane).lease == order.lease:
+            worker.slot.limit(order.lane, order.stop)
+            self._later(CUT_WAIT_S, lambda: self._finish_cut(order))
+
+    def _finish_cut(self, order: c.CutLease) -> None:
+        worker = self.workers.get(order.worker)
+        if worker is None or worker.slot.lane(order.lane).lease != order.lease:
+            return
+        position = worker.slot.position()
+        stop = order.stop
+        if position is not None and position.lease == order.lease:
+            stop = max(stop, position.index + 1)
+        elif position is not None and position.lease > order.lease:
+            return  # It is over; its end was reported.
+        worker.slot.limit(order.lane, stop)
+        self._emit(ev.LeaseCut(order.worker, order.lease, stop))
+
+    def _on_reports(self, worker: WorkerProcess) -> None:
+        try:
+            data = os.read(worker.reports_fd, _READ_BYTES)
+        except BlockingIOError:
+            return
+        if not data:
+            self._selector.unregister(worker.reports_fd)  # Its exit, which pidfd shows, decides.
+            return
+        self._take_in(worker, data)
+
+    def _take_in(self, worker: WorkerProcess, data: bytes) -> None:
+        try:
+            for frame in worker.reader.feed(data):
+                self._emit(self._event_of(worker.number, frame))
+        except FormatError as error:
+            worker.reader = FrameReader()
+            self._kill(worker, f"sent garbage on its report pipe ({error})")
+
+    @staticmethod
+    def _event_of(worker: int, frame: Frame) -> ev.Event:
+        try:
+            match frame.kind:
+                case Report.READY:
+                    return ev.WorkerReady(worker)
+                case Report.ENDED:
+                    return ev.LeaseEnded(worker, *ENDED.unpack(frame.meta))
+                case Report.EXPLAINED:
+                    lease, _, mark = ACK.unpack(frame.meta)
+                    return ev.CauseExplained(worker, lease, mark, frame.body)
+                case Report.ACK:
+                    lease, busy_ns, mark = ACK.unpack(frame.meta)
+                    (block,) = unpack(frame.body)
+                    return ev.JobsAcked(
+                        worker=worker,
+                        lease=lease,
+                        first=block.first,
+                        count=block.count,
+                        state=JobState(block.state),
+                        block=frame.body,
+                        busy_s=busy_ns / 1e9,
+                        fingerprint=b"" if mark == NO_FINGERPRINT else mark,
+                    )
+        except (ValueError, struct.error) as error:
+            raise FormatError(f"report of kind {frame.kind}: {error}") from None
+        raise FormatError(f"report of unknown kind {frame.kind}")
+
+    # --- Ending ------------------------------------------------------------------------------------------------
+
+    def _kill(self, worker: WorkerProcess, why: str, *, with_stack: bool = False) -> None:
+        worker.is_killed, worker.why = True, why or worker.why
+        if worker.pidfd < 0:
+            return  # Not born yet: `_on_started` comes back here.
+        if with_stack:
+            signal.pidfd_send_signal(worker.pidfd, STACK_SIGNAL)
+            self._later(STACK_DUMP_S, lambda: self._kill_now(worker))
+        else:
+            self._kill_now(worker)
+
+    @staticmethod
+    def _kill_now(worker: WorkerProcess) -> None:
+        if worker.pidfd >= 0:
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(worker.pidfd, signal.SIGKILL)
+
+    def _on_exit(self, worker: WorkerProcess) -> None:
+        self._drain(worker)
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(worker.pid, signal.SIGKILL)  # Before the pid is free: children in its group.
+        _, status, usage = os.wait4(worker.pid, 0)
+        kill_tagged(tag(self._home.journal_id, self._home.epoch, worker.number))
+        position = worker.slot.position()
+        cause = worker.why or describe(status)
+        failure = self._failure_of(worker, position, cause, status, usage)
+        self._close(worker)
+        self._emit(ev.WorkerGone(worker.number, position, cause, failure.encode()))
+        self._reap()
+
+    def _drain(self, worker: WorkerProcess) -> None:
+        """Read what it sent, to EAGAIN: a grandchild may hold the pipe open for ever."""
+        with suppress(BlockingIOError):
+            while data := os.read(worker.reports_fd, _READ_BYTES):
+                self._take_in(worker, data)
+
+    def _failure_of(
+        self, worker: WorkerProcess, position: ev.Position | None, cause: str, status: int, usage: Any
+    ) -> Failure:
+        kind = "JobCrashed"
+        if worker.why:
+            kind = {"timed": "JobTimeout", "memory": "JobOverMemory"}.get(worker.why.partition(" ")[0], kind)
+        details: dict[str, Any] = {
+            "pid": worker.pid,
+            "cpu_s": round(usage.ru_utime + usage.ru_stime, 3),
+            "memory_peak_bytes": max(worker.memory_peak_bytes, 0) or usage.ru_maxrss * 1024,
+        }
+        if os.WIFSIGNALED(status):
+            details["signal"] = os.WTERMSIG(status)
+        else:
+            details["exit_code"] = os.waitstatus_to_exitcode(status)
+        index = position.index if position is not None else -1
+        text = output.tail(worker.output_fd, index, worker.slot.words[OUTPUT])
+        return Failure(kind, cause, fingerprint(kind, cause), text, details)
+
+    def _close(self, worker: WorkerProcess) -> None:
+        del self.workers[worker.number]
+        for fd in (worker.reports_fd, worker.pidfd):
+            if fd >= 0:
+                with suppress(KeyError):
+                    self._selector.unregister(fd)
+        for fd in (worker.leases_fd, worker.reports_fd, worker.output_fd, worker.pidfd):
+            if fd >= 0:
+                os.close(fd)
+        worker.leases_fd = worker.pidfd = -1
+        self._held_slots[worker.number] = worker.slot_number
+
+    def _reap(self) -> None:
+        if any(template.pending for template in self._templates.values()):
+            return  # An unknown child may be a worker whose birth was not announced yet.
+        known = {worker.pid for worker in self.workers.values()}
+        known |= {template.process.pid for template in self._templates.values()}
+        reap_adopted(known)
+
+
+def describe(status: int) -> str:
+    """Say in words how a process ended, from its wait status.
+
+    >>> describe(11), describe(3 << 8)
+    ('killed by SIGSEGV', 'exited with code 3 before finishing')
+    """
+    if os.WIFSIGNALED(status):
+        number = os.WTERMSIG(status)
+        try:
+            return f"killed by {signal.Signals(number).name}"
+        except ValueError:
+            return f"killed by signal {number}"
+    code = os.waitstatus_to_exitcode(status)
+    if code == EXIT_DESCRIPTORS:
+        return "closed descriptors it did not open"
+    return f"exited with code {code} before finishing"

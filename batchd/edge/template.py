@@ -1,0 +1,160 @@
+"""One template process from the supervisor's side: started, asked for workers, watched.
+
+What it does is in worker/template.py. A task that does not import, or whose import starts threads (forking would be
+unsafe), is found out here; then workers are started as fresh interpreters instead.
+"""
+
+import json
+import os
+import socket
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from batchd.worker.template import MESSAGE_BYTES_MAX, TAG, tag
+
+_ROOT = str(Path(__file__).resolve().parents[2])
+_BOOT = f"import sys; sys.path.insert(0, {_ROOT!r}); from batchd.worker.template import main; main()"
+_THREAD_CAPS = (
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "BLIS_NUM_THREADS",
+    "VECLIB_MAXIMUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class KeySpec:
+    """What workers of one key share: the task and the world it is imported in."""
+
+    task: tuple[str, str]
+    sys_path: tuple[str, ...]
+    cwd: str
+    environ: dict[str, str]
+    executable: str
+    is_fresh: bool = False
+    """Start every worker as a fresh interpreter (`--start fresh`)."""
+
+    def world(self) -> dict[str, str]:
+        """Return the environment of template and workers: BLAS has one thread unless the user said otherwise."""
+        return {**dict.fromkeys(_THREAD_CAPS, "1"), **self.environ}
+
+
+class Home(NamedTuple):
+    """Where workers find the journal and the recorder."""
+
+    batches: Path
+    journal_id: str
+    epoch: int
+    recorder_fd: int
+    lifeline_fd: int
+
+
+class TemplateProcess:
+    """A running template. `door` becomes readable when it answers or dies."""
+
+    def __init__(self, spec: KeySpec, home: Home, log_fd: int) -> None:
+        """Start it. Raises OSError when no process can be started."""
+        self.spec = spec
+        self.is_ready = False
+        self.threads = 1
+        self.failure = ""
+        self.pending: list[int] = []
+        """Workers asked for and not yet answered."""
+        self._queue: list[tuple[int, int, Sequence[int]]] = []
+        self.door, its_door = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.door.setblocking(False)
+        try:
+            self.process = spawn(spec, home, {}, its_door.fileno(), (), log_fd)
+        finally:
+            its_door.close()
+
+    def ask(self, worker: int, slot: int, fds: Sequence[int]) -> None:
+        """Ask for a worker; the descriptors are duplicated on their way."""
+        self.pending.append(worker)
+        self._queue.append((worker, slot, [os.dup(fd) for fd in fds]))
+        self._send_queue()
+
+    def answers(self) -> list[dict[str, Any]] | None:
+        """Return what it said, None when it is gone."""
+        said: list[dict[str, Any]] = []
+        while True:
+            try:
+                data = self.door.recv(MESSAGE_BYTES_MAX)
+            except BlockingIOError:
+                break
+            except OSError:
+                return said or None
+            if not data:
+                return said or None
+            said.append(json.loads(data))
+        for message in said:
+            self._take_in(message)
+        self._send_queue()
+        return said
+
+    def _take_in(self, message: dict[str, Any]) -> None:
+        if "ready" in message:
+            self.is_ready, self.threads = True, int(message["ready"])
+        elif "failed" in message:
+            self.failure = str(message["failed"])
+        for word in ("started", "unstarted"):
+            if word in message and message[word] in self.pending:
+                self.pending.remove(message[word])
+
+    def _send_queue(self) -> None:
+        while self._queue and self.is_ready and self.threads == 1:
+            worker, slot, fds = self._queue[0]
+            try:
+                socket.send_fds(self.door, [json.dumps({"start": worker, "slot": slot}).encode()], list(fds))
+            except (BlockingIOError, BrokenPipeError, ConnectionError):
+                return
+            self._queue.pop(0)
+            for fd in fds:
+                os.close(fd)
+
+    def close(self) -> None:
+        """End the template; its workers stay."""
+        self.door.close()
+        for _, _, fds in self._queue:
+            for fd in fds:
+                os.close(fd)
+        self._queue.clear()
+        self.process.kill()
+        self.process.wait()
+
+
+def spawn(
+    spec: KeySpec, home: Home, extra: dict[str, Any], door_fd: int, fds: Sequence[int], log_fd: int
+) -> subprocess.Popen[bytes]:
+    """Start a template, or with `extra` one fresh worker, as a child of this process. Raises OSError."""
+    config = {
+        "task": spec.task,
+        "sys_path": spec.sys_path,
+        "cwd": spec.cwd,
+        "batches": str(home.batches),
+        "journal_id": home.journal_id,
+        "epoch": home.epoch,
+        **extra,
+    }
+    config_fd = os.memfd_create("batchd-config", 0)
+    try:
+        os.write(config_fd, json.dumps(config).encode())
+        os.lseek(config_fd, 0, os.SEEK_SET)
+        environ = {TAG: tag(home.journal_id, home.epoch, extra.get("worker", 0)), **spec.world()}
+        numbers = (config_fd, door_fd, home.lifeline_fd, home.recorder_fd)
+        return subprocess.Popen(
+            [spec.executable, "-c", _BOOT, *map(str, numbers)],
+            pass_fds=(*numbers, *fds),
+            env=environ,
+            stdin=subprocess.DEVNULL,
+            stdout=log_fd,
+            stderr=log_fd,
+            start_new_session=True,
+        )
+    finally:
+        os.close(config_fd)

@@ -1,0 +1,43 @@
+"""Where the items of a batch come from: text, file names, ranges.
+
+`open_source` turns what a person wrote into one source and refuses what cannot be meant. Reading itself lives
+in `text`, `paths` and `ranges`; nothing here knows jobs, the journal or the supervisor.
+"""
+
+from collections.abc import Sequence
+
+from batchd.errors import UsageError
+from batchd.sources.paths import PathSource
+from batchd.sources.ranges import RangeSource
+from batchd.sources.source import Block, Checkpoint, Source
+from batchd.sources.text import TextSource
+
+__all__ = ["Block", "Checkpoint", "PathSource", "RangeSource", "Source", "TextSource", "open_source"]
+
+
+def open_source(
+    inputs: Sequence[str],
+    *,
+    paths: Sequence[str] = (),
+    range_spec: str | None = None,
+    null: bool = False,
+    skip_bad_input: bool = False,
+) -> Source:
+    """The one source that was asked for, checked as far as it can be without reading it.
+
+    >>> [block.items for block in open_source([], range_spec="0:10:4").blocks()]
+    [[0, 4, 8]]
+    """
+    given = [name for name, on in (("files", inputs), ("--paths", paths), ("--range", range_spec is not None)) if on]
+    if not given:
+        raise UsageError("No input was given: name a file, - for standard input, --paths 'GLOB' or --range A:B.")
+    if len(given) > 1:
+        hint = " Quote the pattern after --paths, so that the shell leaves it alone." if "--paths" in given else ""
+        raise UsageError(f"A batch has one kind of input, not {' and '.join(given)}: choose one.{hint}")
+    if null and not inputs:
+        raise UsageError(f"--null splits text, and {given[0]} is not text: leave --null out.")
+    if range_spec is not None:
+        return RangeSource.parse(range_spec)
+    if paths:
+        return PathSource(paths)
+    return TextSource(inputs, null=null, skip_bad_input=skip_bad_input)

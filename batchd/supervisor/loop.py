@@ -1,0 +1,292 @@
+"""The loop: gather, step, commit, perform. The only clock.
+
+Law: what an entry frees waits for its commit; the scheduler sees to that. Answers that tell somebody "it is recorded"
+wait too (`after_commit`). Everything else, kills and timeouts above all, leaves at once.
+"""
+
+import heapq
+import os
+import random
+import signal
+import sys
+from collections import defaultdict
+from collections.abc import Callable
+from itertools import count
+from selectors import EVENT_READ, DefaultSelector
+from time import monotonic
+from typing import Any
+
+from batchd.core import commands as c
+from batchd.core import events as ev
+from batchd.core.entries import Entry
+from batchd.core.scheduler import Scheduler
+from batchd.edge.commits import Broken, CommitThread, Done, Stalled
+from batchd.edge.control import SOCKET_NAME
+from batchd.edge.gauges import Gauges
+from batchd.edge.journal import BatchJournal, Progress
+from batchd.edge.pool import Pool
+from batchd.edge.template import Home
+from batchd.settings import LINGER_S, PROGRESS_S
+from batchd.supervisor.clients import Clients
+from batchd.supervisor.recovery import Ground
+
+_LIMIT_CHECK_S = 0.02
+"""Timeouts are enforced to about this."""
+
+
+class Supervisor:
+    """One supervisor process."""
+
+    def __init__(self, ground: Ground) -> None:
+        self.ground = ground
+        self.selector = DefaultSelector()
+        self.scheduler = Scheduler(random.random)
+        self.journals: dict[str, BatchJournal] = {}
+        self.progress: dict[str, Progress] = {}
+        self.usage: dict[str, dict[str, float]] = {}
+        self.gauges = Gauges()
+        self.trouble = ""
+        """Why nothing is being committed, '' when all is well."""
+        self._events: list[ev.Event] = []
+        self._timers: list[tuple[float, int, Callable[[], None]]] = []
+        self._timer_numbers = count()
+        self._commits = CommitThread()
+        self._unsaved: dict[str, list[Entry]] = defaultdict(list)
+        self._turn = 0
+        self._in_flight = False
+        self._committed = 0
+        self._after: list[tuple[int, Callable[[], None]]] = []
+        self._next_sample = 0.0
+        self._next_news = 0.0
+        self._idle_since: float | None = None
+        self._is_draining = False
+        self._exit_code: int | None = None
+        lifeline_read, self._lifeline = os.pipe2(os.O_CLOEXEC)  # Its other end closes with this process, however.
+        home = Home(
+            batches=ground.folder / "batches",
+            journal_id=ground.journal_id,
+            epoch=ground.epoch,
+            recorder_fd=ground.recorder.fd,
+            lifeline_fd=lifeline_read,
+        )
+        self.pool = Pool(self.selector, home, ground.recorder, self.emit, self.later, log_fd=2)
+        self.clients = Clients(self)
+        self.selector.register(self._commits.wake_fd, EVENT_READ, self._on_commits)
+        self._watch_signals()
+
+    # --- What the rooms below call -----------------------------------------------------------------------------
+
+    def emit(self, event: ev.Event) -> None:
+        """Tell the scheduler something at the next step."""
+        self._events.append(event)
+
+    def later(self, delay_s: float, call: Callable[[], None]) -> None:
+        """Call back after a delay."""
+        heapq.heappush(self._timers, (monotonic() + delay_s, next(self._timer_numbers), call))
+
+    def after_commit(self, call: Callable[[], None]) -> None:
+        """Call back when everything that was emitted so far is durable."""
+        self._after.append((self._turn + 1, call))
+
+    def batch_usage(self, batch: str) -> dict[str, float]:
+        """Return the running sums of a batch."""
+        return self.usage.setdefault(batch, {"busy_s": 0.0, "cpu_s": 0.0, "memory_peak_bytes": 0.0})
+
+    # --- The loop ----------------------------------------------------------------------------------------------
+
+    def run(self) -> int:
+        """Run until no client is left; return the exit code."""
+        try:
+            while self._exit_code is None:
+                events = self._gather()
+                turn = self.scheduler.step(events, monotonic())
+                self._turn = turn.number
+                for entry in turn.entries:
+                    self._unsaved[entry.batch].append(entry)
+                self._commit()
+                for command in turn.commands:
+                    self._perform(command)
+                self._tell_news()
+                self._leave_when_idle()
+        finally:
+            self._close()
+        return self._exit_code
+
+    def _gather(self) -> list[ev.Event]:
+        for key, _ in self.selector.select(self._timeout_s()):
+            key.data()
+        now = monotonic()
+        while self._timers and self._timers[0][0] <= now:
+            heapq.heappop(self._timers)[2]()
+        if now >= self._next_sample:
+            self._sample(now)
+        events, self._events = self._events, []
+        for event in events:
+            if isinstance(event, ev.JobsAcked) and (worker := self.scheduler.workers.get(event.worker)):
+                lease = worker.lease(event.lease)
+                if lease is not None:
+                    self.batch_usage(lease.batch)["busy_s"] += event.busy_s
+        return events
+
+    def _timeout_s(self) -> float:
+        if self._events:
+            return 0.0
+        due = [self._next_sample]
+        if self._timers:
+            due.append(self._timers[0][0])
+        if (backoff := self.scheduler.next_due()) is not None:
+            due.append(backoff)
+        if self.clients.is_news_waiting:
+            due.append(self._next_news)
+        if self._idle_since is not None:
+            due.append(self._idle_since + LINGER_S)
+        return max(0.0, min(due) - monotonic())
+
+    def _commit(self) -> None:
+        if self._in_flight:
+            return
+        if self._unsaved:
+            work = []
+            for name, entries in self._unsaved.items():
+                self.journals[name].usage = dict(self.batch_usage(name))
+                work.append((self.journals[name], entries))
+            self._unsaved = defaultdict(list)
+            self._in_flight = True
+            self._commits.commit(self._turn, work)
+        else:
+            self._release(self._turn)
+
+    def _on_commits(self) -> None:
+        for outcome in self._commits.outcomes():
+            match outcome:
+                case Done(turn=turn, progress=progress):
+                    self._in_flight = False
+                    self._set_trouble("")
+                    for name, made in progress.items():
+                        self.progress[name] = made
+                        self.clients.mark_news(name)
+                    self.emit(ev.Committed(turn))
+                    self._release(turn)
+                case Stalled(reason=reason):
+                    self._set_trouble(reason)
+                case Broken(error=error):
+                    # What is on the disk is unknown. Memory is thrown away; the next start replays.
+                    say(f"a commit failed, leaving: {type(error).__name__}: {error}")
+                    os._exit(3)
+
+    def _release(self, turn: int) -> None:
+        self._committed = turn
+        ready = [call for due, call in self._after if due <= turn]
+        self._after = [(due, call) for due, call in self._after if due > turn]
+        for call in ready:
+            call()
+
+    def _perform(self, command: c.Command) -> None:
+        if isinstance(command, c.PutDown):
+            self.journals.pop(command.batch).close()
+            self.usage.pop(command.batch, None)
+            self.clients.on_put_down(command.batch)
+            self.progress.pop(command.batch, None)
+        else:
+            self.pool.perform(command)
+
+    def _set_trouble(self, reason: str) -> None:
+        if reason != self.trouble:
+            self.trouble = reason
+            for name in self.journals:
+                self.clients.mark_news(name)
+            if reason:
+                say(reason)
+
+    def _tell_news(self) -> None:
+        now = monotonic()
+        if self.clients.is_news_waiting and (now >= self._next_news or self.clients.is_news_urgent):
+            self._next_news = now + PROGRESS_S
+            self.clients.tell_news()
+
+    # --- Gauges ------------------------------------------------------------------------------------------------
+
+    def _sample(self, now: float) -> None:
+        """Read positions for the limits per job; now and then also memory and CPU."""
+        limits = [batch.options for batch in self.scheduler.batches.values()]
+        is_timed = any(options.timeout_s is not None for options in limits)
+        gauges = self.gauges.sample(worker.pid for worker in self.pool.workers.values() if worker.pid)
+        self.pool.observe(gauges)
+        self._next_sample = now + (_LIMIT_CHECK_S if is_timed else self.gauges.interval_s())
+        for worker in self.pool.workers.values():
+            gauge = gauges.get(worker.pid)
+            booked = self.scheduler.workers.get(worker.number)
+            if gauge is None or booked is None or not booked.leases:
+                continue
+            usage = self.batch_usage(booked.leases[0].batch)
+            usage["memory_peak_bytes"] = max(usage["memory_peak_bytes"], gauge.memory_bytes)
+            usage["cpu_s"] += max(0.0, gauge.cpu_s - worker.cpu_seen_s)
+            worker.cpu_seen_s = gauge.cpu_s
+
+    def status(self) -> dict[str, Any]:
+        """Return what everybody is doing, for `batchd status`."""
+        gauges = self.gauges.sample(worker.pid for worker in self.pool.workers.values() if worker.pid)
+        machine = self.gauges.machine()
+        workers = self.pool.status()
+        for row in workers:
+            gauge = gauges.get(row["pid"])
+            row["memory_bytes"] = gauge.memory_bytes if gauge else None
+            row["cpu_s"] = round(gauge.cpu_s, 3) if gauge else None
+        return {
+            "pid": os.getpid(),
+            "epoch": self.ground.epoch,
+            "scaled": self.scheduler.scaled,
+            "trouble": self.trouble,
+            "workers": workers,
+            "batches": {name: made._asdict() for name, made in self.progress.items()},
+            "machine": {
+                "memory_used_bytes": machine.memory_used_bytes,
+                "memory_limit_bytes": machine.memory_limit_bytes,
+                "cpu_ratio": machine.cpu_ratio,
+                "cpus": machine.cpus,
+            },
+            "sample_cost_s": self.gauges.cost_s,
+        }
+
+    # --- Leaving -----------------------------------------------------------------------------------------------
+
+    def _leave_when_idle(self) -> None:
+        is_idle = not self.clients.is_any and not self.scheduler.batches and not self._in_flight and not self._unsaved
+        if not is_idle:
+            self._idle_since = None
+        elif self._idle_since is None:
+            self._idle_since = monotonic()
+        elif monotonic() - self._idle_since >= LINGER_S or self._is_draining:
+            self._exit_code = 0
+
+    def _watch_signals(self) -> None:
+        wake, wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: None)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        self.selector.register(wake, EVENT_READ, lambda: self._on_signals(os.read(wake, 64)))
+
+    def _on_signals(self, numbers: bytes) -> None:
+        for _ in [number for number in numbers if number in {signal.SIGTERM, signal.SIGINT}]:
+            say("asked to stop again: ending running jobs" if self._is_draining else "asked to stop: draining")
+            for batch in self.scheduler.batches:
+                self.emit(ev.DetachRequested(batch, at_once=self._is_draining))
+            self._is_draining = True
+            self.clients.refuse_new("the supervisor was asked to stop")
+
+    def _close(self) -> None:
+        self.clients.close()
+        (self.ground.folder / SOCKET_NAME).unlink(missing_ok=True)
+        self.pool.close()
+        self._commits.stop()
+        for journal in self.journals.values():
+            journal.close()
+        if self._exit_code == 0:  # In order: nothing is left to charge anybody for.
+            self.ground.recorder_path.unlink(missing_ok=True)
+
+
+def say(text: str) -> None:
+    """Write a line to the supervisor's log."""
+    sys.stderr.write(f"batchd supervisor {os.getpid()}: {text}\n")
+    sys.stderr.flush()

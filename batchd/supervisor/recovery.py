@@ -1,0 +1,100 @@
+"""What every start does before anything else: there is one recovery path, and it is this.
+
+Take the lock, see every process of the earlier supervisor dead, charge what its flight recorder shows as begun and
+not recorded, and only then raise the epoch and make a new recorder.
+"""
+
+import os
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from batchd.core import entries as e
+from batchd.core.job import DEFAULT_ALLOWANCES
+from batchd.core.replay import LeaseTrace, interrupted
+from batchd.edge.folder import journal_id, raise_epoch
+from batchd.edge.journal import BatchJournal
+from batchd.edge.lock import SupervisorLock, boot_id
+from batchd.edge.orphans import become_subreaper, sweep
+from batchd.errors import BatchdError
+from batchd.formats.report import Failure, fingerprint
+from batchd.settings import INTERRUPTIONS_MAX, SLOTS
+from batchd.worker.recorder import Recorder
+
+_SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  (the file in it is opened with O_EXCL and O_NOFOLLOW, mode 0600)
+
+
+class Ground(NamedTuple):
+    """What a supervisor stands on after recovery."""
+
+    folder: Path
+    lock: SupervisorLock
+    journal_id: str
+    epoch: int
+    recorder: Recorder
+    recorder_path: Path
+    recovered: int
+    """Jobs that a dead supervisor left begun and unrecorded."""
+
+
+def recover(folder: Path) -> Ground:
+    """Make the journal in `folder` ready for a new supervisor. Raises SupervisorError, JournalError, TimeoutError."""
+    lock = SupervisorLock(folder)
+    become_subreaper()
+    name = journal_id(folder)
+    sweep(name)
+    path = recorder_path(folder, name)
+    recovered = _charge_begun(folder, path, name)
+    path.unlink(missing_ok=True)
+    epoch = raise_epoch(folder)
+    recorder = Recorder.create(path, boot_id=boot_id(), journal_id=name, epoch=epoch, slots=SLOTS)
+    return Ground(folder, lock, name, epoch, recorder, path, recovered)
+
+
+def recorder_path(folder: Path, name: str) -> Path:
+    """Return where the flight recorder of a journal lies: in memory, or in the folder where there is no tmpfs."""
+    if _SHARED_MEMORY.is_dir() and os.access(_SHARED_MEMORY, os.W_OK):
+        return _SHARED_MEMORY / f"batchd-{os.geteuid()}-{name}"
+    return folder / "recorder"
+
+
+def _charge_begun(folder: Path, path: Path, name: str) -> int:
+    charged = 0
+    for batch, traces in _traces(path, name).items():
+        try:
+            journal = BatchJournal(folder / "batches" / batch, is_writer=True)
+        except BatchdError:
+            continue  # Damaged or deleted: whoever opens it is told.
+        try:
+            if journal.facts.is_attached:
+                text = f"was running at {INTERRUPTIONS_MAX} deaths of the supervisor in a row"
+                failure = Failure("JobInterrupted", text, fingerprint("JobInterrupted"))
+                made = interrupted(journal.refresh(), traces, DEFAULT_ALLOWANCES, failure.encode())
+                charged += sum(entry.count for entry in made if isinstance(entry, e.Charged))
+                journal.refresh()
+                journal.commit([*made, e.Detached(batch)])
+        finally:
+            journal.close()
+    return charged
+
+
+def _traces(path: Path, name: str) -> dict[str, list[LeaseTrace]]:
+    traces: dict[str, list[LeaseTrace]] = defaultdict(list)
+    try:
+        recorder = Recorder.open(path)
+    except (OSError, ValueError):
+        return traces
+    if recorder.boot_id == boot_id() and recorder.journal_id == name:
+        for trace in _all_lanes(recorder):
+            traces[trace.batch].append(trace)
+    recorder.close()
+    return traces
+
+
+def _all_lanes(recorder: Recorder) -> Iterator[LeaseTrace]:
+    for number in range(recorder.slots):
+        slot = recorder.slot(number)
+        position = slot.position()
+        for lane in slot.lanes():
+            yield LeaseTrace(lane.batch, lane.lease, lane.first, lane.stop, position)
