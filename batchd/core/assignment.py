@@ -33,7 +33,7 @@ def choose_batch(batches: Iterable[LiveBatch], worker: Worker) -> LiveBatch | No
         if batch.key == worker.key
         and batch.queued.size
         and batch.is_leasing
-        and (batch.has_room or worker.number in batch.workers)
+        and (batch.has_room or (worker.number in batch.workers and len(batch.workers) <= batch.workers_max))
     ]
     return min(hungry, key=lambda batch: (len(batch.workers), batch.facts.batch), default=None)
 
@@ -58,7 +58,9 @@ def choose_victim(
             gain_s = (left if is_waiting else left // 2) * (each_s or STEAL_MIN_S) + behind_s
             stop = lease.next if is_waiting else lease.stop - left // 2
             behind_s += left * (each_s or STEAL_MIN_S)
-            if lease.is_cutting or stop >= lease.stop or gain_s < STEAL_MIN_S or not batch.is_leasing:
+            if lease.is_cutting or stop >= lease.stop or gain_s < STEAL_MIN_S:
+                continue
+            if not batch.is_leasing or not batch.has_room:
                 continue
             if best is None or gain_s > best[0]:
                 best = gain_s, worker, lease, stop

@@ -42,6 +42,8 @@ class LiveBatch:
         self.scaled: int | None = None
         """The worker count somebody ordered while the batch ran; it overrides the batch's own."""
         self.is_leaving = False
+        self.entry_turn = 0
+        """The last turn that recorded anything about the batch."""
         self.sole_fingerprint: bytes | None = None
         """Of all failures so far, as long as it is one and nothing succeeded."""
 
@@ -146,7 +148,8 @@ class Worker:
     number: int
     key: str
     lanes: list[int]
-    """Free lanes of its recorder slot."""
+    """Free lanes of its recorder slot. First in, first out: the lane of the last lease a worker finished, to which
+    its position may still point, is then the last to be used again."""
     state: WorkerState = WorkerState.STARTING
     leases: list[Lease] = field(default_factory=list)
     """Outstanding, oldest first."""

@@ -63,6 +63,8 @@ class BatchFacts:
     """Jobs by final state."""
     histories: RangeMap[History] = field(default_factory=lambda: RangeMap(FRESH))
     """Of jobs without an outcome that were begun before."""
+    attempts_max: int = 0
+    """The highest number of attempts in any history so far; none was ever numbered more than one above."""
     sequences: dict[str, int] = field(default_factory=dict)
     """The last submission of each client."""
     checkpoint: str = ""
@@ -105,6 +107,7 @@ def apply(facts: BatchFacts, entry: e.Entry) -> None:
             if stop > facts.size or facts.done.overlaps(entry.first, stop):
                 raise IllegalTransition(f"charged finished jobs {entry.first}..{stop} of {facts.batch}")
             facts.histories.put(entry.first, stop, entry.history)
+            facts.attempts_max = max(facts.attempts_max, entry.history.attempts)
         case e.Attached(epoch=epoch):
             facts.epoch, facts.is_attached, facts.stopped = epoch, True, ""
             facts.done_at_attach = facts.done.size
@@ -139,10 +142,14 @@ def _record(facts: BatchFacts, entry: e.Recorded) -> None:
 def _reopen(facts: BatchFacts, entry: e.Reopened) -> None:
     if entry.generation not in {facts.generation, facts.generation + 1} or entry.state is JobState.SUCCEEDED:
         raise IllegalTransition(f"generation {entry.generation} after {facts.generation} of {facts.batch}")
+    if entry.generation > facts.generation:
+        facts.attempts_max += 1  # Outcomes forget their histories: go on above every number that may have been given.
+    tried = History(attempts=facts.attempts_max)
     for start, stop in entry.ranges:
         if any(True for _ in facts.done.gaps(start, stop)):
             raise IllegalTransition(f"reopened unfinished jobs {start}..{stop} of {facts.batch}")
         facts.done.remove(start, stop)
         facts.counts[entry.state] -= stop - start
+        facts.histories.put(start, stop, tried)
     facts.generation = entry.generation
     facts.cancelled = facts.stopped = ""

@@ -1,7 +1,9 @@
 """Leases: the right of one live worker to run a range of jobs, and how large it should be."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
+from batchd.core.events import Phase, Position
 from batchd.core.job import History
 from batchd.settings import LEASE_GROWTH_MAX, LEASE_JOBS_MAX, LEASE_TARGET_S
 
@@ -19,6 +21,31 @@ class Lease:
     history: History
     """Of every job in the lease: a lease never mixes histories, so it has one attempt number."""
     is_cutting: bool = False
+    cut_next: int | None = None
+    """A lower limit that was asked for while a cut was under way."""
+
+
+class Reach(NamedTuple):
+    """How far a worker got with a lease."""
+
+    begun: int
+    """Where the jobs that never began start."""
+    running: int | None
+    """The job whose own code was running, if the position says so."""
+
+
+def reach(number: int, first: int, stop: int, position: Position | None) -> Reach:
+    """Return how far the worker at `position` got with jobs [first, stop) of lease `number`.
+
+    >>> reach(7, 10, 20, Position(lease=7, index=12, phase=Phase.RUNNING))
+    Reach(begun=13, running=12)
+    """
+    if position is None or position.lease < number:
+        return Reach(first, None)
+    if position.lease > number or position.index >= stop:
+        return Reach(stop, None)  # Through with it; at or beyond the end it only looked at the limit.
+    is_running = position.phase is Phase.RUNNING and position.index >= first
+    return Reach(max(first, position.index + 1), position.index if is_running else None)
 
 
 class Pace:

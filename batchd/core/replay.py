@@ -2,6 +2,8 @@
 
 The flight recorder outlives the supervisor and describes each worker's leases. After a reboot there is no recorder:
 then every job without an outcome may have been begun, and no attempt number may be given twice.
+
+What is returned ends with Detached and is committed whole, so doing it again charges nobody a second time.
 """
 
 from collections.abc import Iterable
@@ -9,9 +11,10 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from batchd.core import entries as e
-from batchd.core.events import Phase, Position
+from batchd.core.events import Position
 from batchd.core.facts import BatchFacts, apply
 from batchd.core.job import Allowances, Cause, after
+from batchd.core.lease import reach
 
 
 class LeaseTrace(NamedTuple):
@@ -21,6 +24,7 @@ class LeaseTrace(NamedTuple):
     number: int
     first: int
     stop: int
+    """No job at or beyond it was begun: lowered when a cut is certain, not when its limit is written."""
     position: Position | None
 
 
@@ -29,34 +33,35 @@ def interrupted(
 ) -> list[e.Entry]:
     """Apply and return the entries for the jobs that `traces` show as begun and that have no outcome.
 
-    `failure` is what is recorded for a job that was interrupted too often.
+    `failure` is what is recorded for a job that was interrupted too often. Traces of other batches do not matter.
     """
+    if not facts.is_attached:
+        return []
     entries: list[e.Entry] = []
     made_progress = facts.done.size > facts.done_at_attach
     for trace in traces:
-        begun, running = _begun(trace)
+        if trace.batch != facts.batch:
+            continue
+        begun, running = reach(trace.number, trace.first, trace.stop, trace.position)
         for start, stop in list(facts.done.gaps(trace.first, min(begun, facts.size))):
             entries += _charge(facts, start, stop, running, allowances, made_progress, failure)
-    return entries
+    return [*entries, _put_down(facts)]
 
 
 def all_interrupted(facts: BatchFacts) -> list[e.Entry]:
     """Apply and return the entries for a batch whose recorder is lost: each unfinished job may have begun."""
+    if not facts.is_attached:
+        return []
     entries: list[e.Entry] = []
     for start, stop in list(facts.done.gaps(0, facts.size)):
-        entries += _charge(facts, start, stop, None, Allowances(), made_progress=True, failure=b"")
-    return entries
+        entries += _charge(facts, start, stop, None, Allowances(), made_progress=False, failure=b"")
+    return [*entries, _put_down(facts)]
 
 
-def _begun(trace: LeaseTrace) -> tuple[int, int | None]:
-    """Return where the jobs that never began start, and which job was running."""
-    position = trace.position
-    if position is None or position.lease < trace.number:
-        return trace.first, None
-    if position.lease > trace.number:
-        return trace.stop, None
-    index = min(position.index, trace.stop - 1)
-    return index + 1, index if position.phase is Phase.RUNNING else None
+def _put_down(facts: BatchFacts) -> e.Entry:
+    entry = e.Detached(facts.batch)
+    apply(facts, entry)
+    return entry
 
 
 def _charge(

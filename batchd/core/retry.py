@@ -3,7 +3,7 @@
 Due times are rounded up into coarse buckets, so a million waiting jobs stand in a few of them.
 """
 
-from math import ceil
+from math import ceil, frexp
 
 from batchd.settings import BACKOFF_BUCKET_RATIO, BACKOFF_JITTER, BACKOFF_S_MAX, BACKOFF_S_MIN
 
@@ -21,8 +21,10 @@ def delay_s(tries: int, jitter: float) -> float:
 def bucket(now: float, delay: float) -> float:
     """Return the due time of a delay that starts now, rounded up to the delay's bucket.
 
+    The width is the same for all delays of about this size: with jitter, no two delays are equal.
+
     >>> bucket(10.03, 1.0)
     11.1
     """
-    width = delay * BACKOFF_BUCKET_RATIO
+    width = BACKOFF_BUCKET_RATIO * 2.0 ** (frexp(delay)[1] - 1)
     return round(ceil((now + delay) / width) * width, 6)

@@ -14,10 +14,11 @@ from batchd.core.assignment import choose_batch, choose_victim, pool_size, worke
 from batchd.core.books import Held, Kill, LiveBatch, Worker, WorkerState
 from batchd.core.facts import apply
 from batchd.core.job import Cause, History, JobState, after
-from batchd.core.lease import Lease
+from batchd.core.lease import Lease, reach
 from batchd.core.restart import RestartIntensity
 from batchd.core.retry import bucket, delay_s
-from batchd.settings import LANES, LEASE_TARGET_S, LEASES_PER_WORKER, SAME_FAILURE_STOP
+from batchd.core.stopping import reason_to_stop
+from batchd.settings import LANES, LEASE_TARGET_S, LEASES_PER_WORKER
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +45,6 @@ class Scheduler:
         self._committed = 0
         self._retired: list[tuple[int, int]] = []
         """(turn, worker): gone workers to forget once the turn is durable."""
-        self._leaving: list[tuple[int, str]] = []
-        """(turn, batch): batches to put down once the turn is durable."""
         self._next_lease = 1
         self._next_worker = 1
         self._entries: list[e.Entry] = []
@@ -75,9 +74,9 @@ class Scheduler:
 
     def check(self) -> None:
         """Assert the invariants; for tests and simulations."""
+        held = {lease.number for worker in self.workers.values() for lease in worker.leases}
         for batch in self.batches.values():
             batch.check()
-            held = {lease.number for worker in self.workers.values() for lease in worker.leases}
             assert set(batch.leases) <= held, "a lease without a worker"
         for worker in self.workers.values():
             lanes = [lease.lane for lease in worker.leases] + [lane for _, lane in worker.used_lanes]
@@ -173,11 +172,11 @@ class Scheduler:
     def _reopen(self, event: ev.ReopenRequested, batch: LiveBatch) -> None:
         facts = batch.facts
         generation = facts.generation + 1
-        for state, ranges in event.ranges:
-            self._record(e.Reopened(facts.batch, generation, ranges, state))
-        for _, ranges in event.ranges:
-            for start, stop in ranges:
-                batch.held.append(Held(self._entry_turn, start, stop, None))
+        for state, asked in event.ranges:  # Somebody else may have reopened some of them already.
+            ranges = tuple(part for start, stop in asked for part in facts.done.overlap(start, stop))
+            if ranges:
+                self._record(e.Reopened(facts.batch, generation, ranges, state))
+                batch.held += [Held(self._entry_turn, start, stop, None) for start, stop in ranges]
 
     def _stop_batch(self, batch: LiveBatch, reason: str) -> None:
         if batch.is_leasing and not batch.facts.is_finished:
@@ -197,7 +196,6 @@ class Scheduler:
     def _finish_leaving(self, batch: LiveBatch) -> None:
         if batch.is_leaving and not batch.leases and batch.facts.is_attached:
             self._record(e.Detached(batch.facts.batch))
-            self._leaving.append((self._entry_turn, batch.facts.batch))
 
     def _on_key_failed(self, key: str, reason: str) -> None:
         for batch in self.batches.values():
@@ -268,26 +266,13 @@ class Scheduler:
             batch.held.append(Held(self._entry_turn, start, stop, None))
 
     def _apply_stop_rules(self, batch: LiveBatch, fingerprint: bytes) -> None:
-        facts, options = batch.facts, batch.options
-        failed = facts.count(JobState.FAILED) + facts.count(JobState.QUARANTINED)
         if batch.sole_fingerprint is None:
             batch.sole_fingerprint = fingerprint
         elif batch.sole_fingerprint != fingerprint:
             batch.sole_fingerprint = b""
-        if options.failures_max is not None and failed > options.failures_max:
-            self._stop_batch(batch, f"{failed} jobs failed; --max-failures is {options.failures_max}")
-        elif options.failures_share_max is not None and (
-            facts.done.size >= SAME_FAILURE_STOP and failed > options.failures_share_max * facts.done.size
-        ):
-            share = f"{options.failures_share_max:.0%}"
-            self._stop_batch(batch, f"{failed} of {facts.done.size} jobs failed; --max-failures is {share}")
-        elif (
-            not options.keep_going
-            and batch.sole_fingerprint
-            and not facts.count(JobState.SUCCEEDED)
-            and failed >= SAME_FAILURE_STOP
-        ):
-            self._stop_batch(batch, f"the first {failed} finished jobs all failed the same way")
+        reason = reason_to_stop(batch.facts, batch.options, are_alike=bool(batch.sole_fingerprint))
+        if reason is not None:
+            self._stop_batch(batch, reason)
 
     # --- Workers --------------------------------------------------------------------------------------------
 
@@ -302,10 +287,14 @@ class Scheduler:
         stop = max(event.stop, lease.next)
         unbegun = (stop, lease.stop)
         lease.stop = min(stop, lease.stop)
-        lease.is_cutting = False
         self._give_back(batch, *unbegun)
         if isinstance(event, ev.LeaseEnded):
             self._close_lease(worker, lease)
+            return
+        lease.is_cutting = False
+        if lease.cut_next is not None:
+            wanted, lease.cut_next = lease.cut_next, None
+            self._cut(worker, lease, max(wanted, lease.next))
 
     def _close_lease(self, worker: Worker, lease: Lease) -> None:
         batch = self.batches[lease.batch]
@@ -320,12 +309,13 @@ class Scheduler:
         worker = self.workers.pop(event.worker, None)
         if worker is None:
             return
-        was_ready = worker.state is not WorkerState.STARTING
         charged = False
+        for lease in worker.leases:
+            self.batches[lease.batch].take_back(worker.number, lease)
         for lease in worker.leases:
             charged |= self._return_lease(worker, lease, event, now)
         self._retired.append((self._entry_turn, worker.number))
-        expected = worker.kill is not None or (worker.state is WorkerState.STOPPING and was_ready)
+        expected = worker.kill is not None or worker.state is WorkerState.STOPPING
         if not charged and not expected and self._intensity_of(worker.key).death(now):
             self._on_key_failed(worker.key, f"workers keep dying without finishing a job: {event.cause}")
             self._intensity_of(worker.key).progress()
@@ -333,32 +323,18 @@ class Scheduler:
     def _return_lease(self, worker: Worker, lease: Lease, event: ev.WorkerGone, now: float) -> bool:
         """Take back a dead worker's lease; return whether a job was charged for the death."""
         batch = self.batches[lease.batch]
-        batch.take_back(worker.number, lease)
-        begun = self._begun(lease, event.position)
-        running = event.position is not None and event.position.phase is ev.Phase.RUNNING
-        if begun > lease.next:
-            guilty = begun - 1 if running and event.position and event.position.lease == lease.number else begun
-            if lease.next < guilty:
-                self._settle(batch, lease.next, guilty, lease.history, Cause.REPLAY, now)
-            if guilty < begun:
-                cause = self._blame(worker, lease, guilty)
-                is_final = self._settle(batch, guilty, begun, lease.history, cause, now, failure=event.failure)
-                if is_final and cause is not Cause.CANCEL:
-                    self._intensity_of(worker.key).progress()
-                    self._apply_stop_rules(batch, event.cause.encode())
-                self._give_back(batch, begun, lease.stop)
-                return cause in {Cause.CRASH, Cause.FAILURE}
-        self._give_back(batch, max(begun, lease.next), lease.stop)
-        return False
-
-    @staticmethod
-    def _begun(lease: Lease, position: ev.Position | None) -> int:
-        """Return where the jobs of the lease that never began start."""
-        if position is None or position.lease < lease.number:
-            return lease.next
-        if position.lease > lease.number:
-            return lease.stop
-        return min(max(position.index + 1, lease.next), lease.stop)
+        begun, running = reach(lease.number, lease.next, lease.stop, event.position)
+        innocent = begun if running is None else running
+        if lease.next < innocent:
+            self._settle(batch, lease.next, innocent, lease.history, Cause.REPLAY, now)
+        cause = Cause.REPLAY
+        if running is not None:
+            cause = self._blame(worker, lease, running)
+            if self._settle(batch, running, begun, lease.history, cause, now, failure=event.failure):
+                self._intensity_of(worker.key).progress()
+                self._apply_stop_rules(batch, event.cause.encode())
+        self._give_back(batch, begun, lease.stop)
+        return cause is not Cause.REPLAY
 
     @staticmethod
     def _blame(worker: Worker, lease: Lease, index: int) -> Cause:
@@ -389,7 +365,9 @@ class Scheduler:
             self._commands.append(c.KillWorker(worker.number, why, with_stack))
 
     def _cut(self, worker: Worker, lease: Lease, stop: int) -> None:
-        if not lease.is_cutting and stop < lease.stop:
+        if lease.is_cutting:
+            lease.cut_next = stop if lease.cut_next is None else min(stop, lease.cut_next)
+        elif stop < lease.stop:
             lease.is_cutting = True
             self._commands.append(c.CutLease(worker.number, lease.number, lease.lane, stop))
 
@@ -403,10 +381,10 @@ class Scheduler:
             worker.release_lanes(committed)
         self._commands += [c.ForgetWorker(number) for turn, number in self._retired if turn <= committed]
         self._retired = [(turn, number) for turn, number in self._retired if turn > committed]
-        for _, name in [item for item in self._leaving if item[0] <= committed]:
-            del self.batches[name]
-            self._commands.append(c.PutDown(name))
-        self._leaving = [item for item in self._leaving if item[0] > committed]
+        for name, batch in list(self.batches.items()):
+            if not batch.facts.is_attached and batch.entry_turn <= committed:
+                del self.batches[name]
+                self._commands.append(c.PutDown(name))
 
     def _balance_workers(self) -> None:
         size = pool_size(self.batches.values(), self.scaled)
@@ -416,18 +394,20 @@ class Scheduler:
             if worker.state is not WorkerState.STOPPING and not worker.kill:
                 have.setdefault(worker.key, []).append(worker)
         room = size - len(self.workers)
+        missing = 0
         for key, count in wanted.items():
-            for _ in range(min(count - len(have.get(key, ())), max(room, 0))):
+            short = count - len(have.get(key, ()))
+            missing += max(0, short - max(room, 0))
+            for _ in range(min(short, max(room, 0))):
                 worker = Worker(self._next_worker, key, list(range(LANES)))
                 self._next_worker += 1
                 self.workers[worker.number] = worker
                 self._commands.append(c.StartWorker(worker.number, key))
                 room -= 1
-        missing = sum(max(0, count - len(have.get(key, ()))) for key, count in wanted.items())
         surplus = sum(map(len, have.values())) - size
         for key, workers in have.items():
             spare = len(workers) - wanted.get(key, 0)
-            retire = min(spare, max(surplus, missing if room <= 0 else 0))
+            retire = min(spare, max(surplus, missing))
             for worker in sorted(workers, key=lambda worker: len(worker.leases))[: max(0, retire)]:
                 self._retire(worker)
                 surplus -= 1
@@ -466,7 +446,7 @@ class Scheduler:
         jobs = 1 if history.is_suspect else batch.pace.jobs_per_lease(batch.queued.size, sharers)
         stop = min(stop, first + jobs)
         batch.queued.remove(first, stop)
-        lease = Lease(self._next_lease, batch.facts.batch, worker.lanes.pop(), first, stop, first, history)
+        lease = Lease(self._next_lease, batch.facts.batch, worker.lanes.pop(0), first, stop, first, history)
         self._next_lease += 1
         worker.leases.append(lease)
         batch.lend(worker.number, lease)
@@ -500,7 +480,7 @@ class Scheduler:
         batch = self.batches[entry.batch]
         apply(batch.facts, entry)
         self._entries.append(entry)
-        self._entry_turn = self._turn
+        self._entry_turn = batch.entry_turn = self._turn
 
     def _find(self, worker_number: int, lease_number: int) -> tuple[Worker | None, Lease | None]:
         worker = self.workers.get(worker_number)

@@ -180,6 +180,12 @@ class BatchJournal:
             self._env.sync(True)
         return self.progress()
 
+    def replace_spec(self, spec: dict[str, Any]) -> None:
+        """Store another specification: the user said that changed code continues the batch."""
+        with self._env.begin(write=True, db=self._dbs[tables.META]) as txn:
+            txn.put(tables.META_SPEC, json.dumps(spec).encode())
+        self.spec = spec
+
     def progress(self) -> Progress:
         """Return what is durable now."""
         facts = self.facts

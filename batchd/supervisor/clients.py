@@ -190,6 +190,8 @@ class Clients:
                     raise TaskError(reason)
                 self._check_free(name)
                 self._attach(client, name, spec, options, key)
+                if fields.get("accept_code") and spec is not None:
+                    self._supervisor.journals[name].replace_spec(spec)
             except BatchdError as error:
                 client.refuse(number, error)
                 return

@@ -1,0 +1,140 @@
+"""The command line: arguments in, exit code out. Only argparse is loaded until a verb is known.
+
+Exit codes: 0 all succeeded, 1 some jobs failed, 2 usage, 3 journal or supervisor error, 4 interrupted and resumable,
+130 aborted.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from batchd.errors import BatchdError
+
+_VERBS = {
+    "run": "batchd.cli.run:run",
+    "ls": "batchd.cli.inspect:ls",
+    "show": "batchd.cli.inspect:show",
+    "results": "batchd.cli.inspect:results",
+    "failures": "batchd.cli.inspect:failures",
+    "retry": "batchd.cli.run:retry",
+    "cancel": "batchd.cli.steer:cancel",
+    "status": "batchd.cli.steer:status",
+    "scale": "batchd.cli.steer:scale",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb and return its exit code."""
+    args = parser().parse_args(argv)
+    module, _, name = _VERBS[args.verb].partition(":")
+    try:
+        code: int = getattr(import_module(module), name)(args)
+    except BatchdError as error:
+        print(f"batchd: {error}", file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # The reader left: nothing to complain about.
+        return 0
+    except KeyboardInterrupt:
+        return 130
+    return code
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the whole command line."""
+    from batchd import __version__  # noqa: PLC0415  (kept out of the names of this module)
+
+    top = argparse.ArgumentParser(
+        prog="batchd",
+        description="Run a Python function over many inputs on all cores of this machine, and lose nothing.",
+        epilog="first run: batchd run batchd.examples.demo:double --range 0:1000 --out doubled.jsonl",
+    )
+    top.add_argument("--version", action="version", version=f"batchd {__version__}")
+    verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
+    _add_run(verbs)
+    _add_reading(verbs)
+    _add_steering(verbs)
+    return top
+
+
+_Verbs = argparse._SubParsersAction  # noqa: SLF001  (argparse has no public name for it)
+
+
+def _verb(verbs: "_Verbs[argparse.ArgumentParser]", name: str, text: str) -> argparse.ArgumentParser:
+    verb: argparse.ArgumentParser = verbs.add_parser(name, help=text, description=text)
+    verb.add_argument(
+        "--journal", metavar="DIR", help="the journal's folder (default: $BATCHD_JOURNAL, or the user's)"
+    )
+    verb.add_argument("--json", action="store_true", help="answer in JSON, for programs")
+    return verb
+
+
+def _add_run(verbs: "_Verbs[argparse.ArgumentParser]") -> None:
+    run = _verb(verbs, "run", "Run a task over inputs; the same command again continues where the journal stands.")
+    run.add_argument("task", metavar="TASK", help="package.module:function or path/file.py:function")
+    run.add_argument("inputs", metavar="INPUT", nargs="*", help=".jsonl/.ndjson: a JSON value a line; else a line; -")
+    run.add_argument("-0", "--null", action="store_true", help="inputs are separated by NUL, not by line ends")
+    run.add_argument("--paths", metavar="GLOB", action="append", default=[], help="file names, sorted; ** recurses")
+    run.add_argument("--range", metavar="A:B[:STEP]", dest="range_spec", help="whole numbers, as Python's range")
+    run.add_argument("--arg", metavar="K=V", action="append", default=[], help="a constant keyword argument")
+    run.add_argument("--name", help="the batch's name; finds it again from anywhere")
+    run.add_argument("--new", action="store_true", help="start a new batch even if this command has one")
+    run.add_argument("--accept-code", action="store_true", help="continue although the task's file changed")
+    run.add_argument("--skip-bad-input", action="store_true", help="go on behind input lines that cannot be read")
+    run.add_argument(
+        "--dry-run", action="store_true", help="show the first jobs, their number and the workers; run none"
+    )
+    _add_running(run)
+
+
+def _add_running(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("-j", "--workers", metavar="N|N%|auto", default="auto", help="worker processes (auto)")
+    verb.add_argument("--out", metavar="FILE", help="write results as JSON lines in input order; - for stdout")
+    verb.add_argument("--retries", metavar="N", type=int, default=0, help="run a failed job again N times (0)")
+    verb.add_argument("--timeout", metavar="TIME", help="per job, like 90s or 1h30m; C code is ended too")
+    verb.add_argument("--memory-per-job", metavar="SIZE", help="a job that goes past it fails, like 2G")
+    verb.add_argument("--max-failures", metavar="N|N%", help="stop the batch when more jobs than this failed")
+    verb.add_argument(
+        "--max-crashes", metavar="N", type=int, default=3, help="deaths of its worker a job may cause (3)"
+    )
+    verb.add_argument(
+        "--keep-going", action="store_true", help="do not stop when the first jobs all fail the same way"
+    )
+    verb.add_argument("--start", choices=("fork", "fresh"), default="fork", help="how workers start: fresh is slower")
+    verb.add_argument("--durability", choices=("disk", "process"), default="disk", help="process: not power-safe")
+    verb.add_argument("-q", "--quiet", action="store_true", help="no progress, no summary")
+
+
+def _add_reading(verbs: "_Verbs[argparse.ArgumentParser]") -> None:
+    ls = _verb(verbs, "ls", "List the batches of the journal.")
+    ls.add_argument("--all", action="store_true", help="all of them, not only the latest")
+    for name, text in (
+        ("show", "Show everything known about a batch."),
+        ("results", "Write a batch's results as JSON lines, in job order."),
+        ("failures", "Show a batch's failures, grouped by cause."),
+    ):
+        verb = _verb(verbs, name, text)
+        verb.add_argument(
+            "batch", metavar="BATCH", nargs="?", default="last", help="id, unique prefix, name, or last"
+        )
+        if name == "results":
+            verb.add_argument("--values", action="store_true", help="bare values of the jobs that succeeded")
+            verb.add_argument("-o", "--output", metavar="FILE", help="write to a file instead of stdout")
+
+
+def _add_steering(verbs: "_Verbs[argparse.ArgumentParser]") -> None:
+    retry = _verb(verbs, "retry", "Run a batch's failed or quarantined jobs again.")
+    retry.add_argument("batch", metavar="BATCH", help="id, unique prefix, name, or last")
+    retry.add_argument("--failed", action="store_true", help="jobs that failed")
+    retry.add_argument("--quarantined", action="store_true", help="jobs that crashed their worker too often")
+    retry.add_argument("--cancelled", action="store_true", help="jobs that were cancelled")
+    retry.add_argument("--accept-code", action="store_true", help="run them although the task's file changed")
+    _add_running(retry)
+    cancel = _verb(verbs, "cancel", "Give a batch up: what runs is ended, what waits becomes cancelled.")
+    cancel.add_argument("batch", metavar="BATCH", help="id, unique prefix, name, or last")
+    cancel.add_argument("--reason", default="cancelled from the command line", help="kept with the batch")
+    _verb(verbs, "status", "Show what runs now: each worker, its job, memory and CPU.")
+    scale = _verb(verbs, "scale", "Change the number of workers while they run.")
+    scale.add_argument("workers", metavar="N|+N|-N|N%|auto", help="how many, or how many more or fewer")

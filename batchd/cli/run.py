@@ -1,0 +1,411 @@
+"""`batchd run` and `batchd retry`: bring a batch to its end in the foreground, and say what became of it."""
+
+import argparse
+import json
+import os
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from batchd.cli.view import ProgressNews, View, make_view
+from batchd.edge.shelf import find_batch
+
+from batchd.cli import summary
+from batchd.cli.results import ResultStream, extend_path
+from batchd.client import Session, batch_id, request
+from batchd.core.events import Options
+from batchd.core.job import Allowances, JobState
+from batchd.edge.folder import journal_folder, open_folder
+from batchd.edge.gauges import cpus_usable, parse_workers, workers_auto
+from batchd.edge.journal import BatchJournal
+from batchd.edge.template import KeySpec
+from batchd.errors import BatchdError, CodeChanged, UsageError
+from batchd.sources import Block, Checkpoint, Source, open_source
+from batchd.units import parse_duration, parse_share, parse_size
+from batchd.worker import task as tasks
+
+_PUMP_S = 0.25
+
+
+def run(args: argparse.Namespace) -> int:
+    """`batchd run`: start or continue the batch this command means."""
+    source = open_source(
+        args.inputs,
+        paths=args.paths,
+        range_spec=args.range_spec,
+        null=args.null,
+        skip_bad_input=args.skip_bad_input,
+    )
+    spec, key_spec = describe(args, source)
+    options = options_of(args)
+    if args.dry_run:
+        return dry_run(args, source, spec)
+    folder = open_folder(journal_folder(args.journal, os.environ))
+    batch = choose_id(folder, args, spec)
+    runner = Runner(folder, batch, args, options, key_spec)
+    known = read_known(folder, batch)
+    if known is None:
+        return runner.run(spec, source.blocks(), already_done=0)
+    check_same(known["spec"], spec, args, batch)
+    checkpoint = Checkpoint.from_json(json.loads(known["checkpoint"])) if known["checkpoint"] else None
+    blocks = source.blocks(checkpoint)
+    first = next(blocks, None)  # Reads the earlier input again: refuses it if it changed.
+    if first is None and known["is_finished"]:
+        return runner.report_finished(known["size"])
+    rest: Iterator[Block] | None = chain([first], blocks) if first is not None else blocks
+    if first is None and known["is_sealed"]:
+        rest = None
+    runner.note(f"continuing {batch}: {known['done']:,} of {known['size']:,} jobs were already done")
+    return runner.run(spec, rest, already_done=known["done"])
+
+
+def retry(args: argparse.Namespace) -> int:
+    """`batchd retry`: run a batch's failed, quarantined or cancelled jobs again."""
+    chosen = {"failed": JobState.FAILED, "quarantined": JobState.QUARANTINED, "cancelled": JobState.CANCELLED}
+    states = [state for name, state in chosen.items() if getattr(args, name)]
+    if not states:
+        raise UsageError("say which jobs: batchd retry BATCH --failed, --quarantined or --cancelled")
+    folder = open_folder(journal_folder(args.journal, os.environ), create=False)
+    journal = find_batch(folder, args.batch)
+    spec, batch = dict(journal.spec), journal.folder.name
+    is_sealed, counts = journal.facts.is_sealed, dict(journal.facts.counts)
+    journal.close()
+    key_spec = key_spec_of(spec, args)
+    jobs = sum(counts.get(state, 0) for state in states)
+    named = " or ".join(name for name in chosen if getattr(args, name))
+    if not jobs:
+        print(f"batchd: {batch} has no {named} jobs: nothing to retry", file=sys.stderr)
+        return 0
+    digest = tasks.source_digest(Path(spec["source"]) if spec.get("source") else None)
+    if digest != spec["digest"]:
+        spec["digest"] = digest  # Who retries after mending the task means the mended one.
+        args.accept_code = True
+    request(folder, "reopen", batch=batch, states=[int(state) for state in states])
+    runner = Runner(folder, batch, args, options_of(args), key_spec)
+    runner.note(f"retrying {jobs:,} {named} jobs of {batch}")
+    if not is_sealed:
+        runner.note("its input was not complete: run the original command to go on with that")
+    return runner.run(spec, None, already_done=sum(counts.values()) - jobs)
+
+
+class Runner:
+    """One batch in the foreground: its session, what is drawn, what is written."""
+
+    def __init__(
+        self, folder: Path, batch: str, args: argparse.Namespace, options: Options, key_spec: KeySpec
+    ) -> None:
+        self._folder, self._batch, self._args = folder, batch, args
+        self._options, self._key_spec = options, key_spec
+        self._view: View | None = None
+        self._signals = 0
+        self._started = time.monotonic()
+        self._stream = ResultStream(args.out, folder / "batches" / batch) if args.out else None
+
+    def note(self, text: str) -> None:
+        """Say something that stays."""
+        if self._view is not None:
+            self._view.note(text)
+        elif not self._args.quiet:
+            print(f"batchd: {text}", file=sys.stderr)
+
+    def run(self, spec: dict[str, Any], blocks: Iterator[Block] | None, *, already_done: int) -> int:
+        """Run the batch to its end, or to an interruption; return the exit code."""
+        session = Session(
+            self._folder,
+            self._batch,
+            spec=spec,
+            options=self._options,
+            key_spec=self._key_spec,
+            digest=spec["digest"],
+            note=self.note,
+            accept_code=self._args.accept_code,
+        )
+        try:
+            with self._watch_signals() as wake_fd:
+                session.open()
+                title = spec.get("name") or self._batch
+                total = session.progress["size"] if blocks is None else None
+                self._view = make_view(quiet=self._args.quiet, as_json=self._args.json, title=title, total=total)
+                if blocks is not None:
+                    session.feed(blocks)
+                self._follow(session, wake_fd)
+        except BaseException:
+            self._keep_partial()
+            raise
+        finally:
+            session.close()
+            if self._view is not None:
+                self._view.close()
+                self._view = None
+        return self._finish(session, already_done)
+
+    def report_finished(self, size: int) -> int:
+        """Say that there is nothing to run; still write the results."""
+        self.note(f"{self._batch} is finished already: {size:,} jobs done, nothing to run (--new starts another)")
+        return self._conclude({}, ran=0, already_done=size, is_interrupted=False)
+
+    def _follow(self, session: Session, wake_fd: int) -> None:
+        asked = 0
+        more = False
+        while True:
+            session.pump(0.0 if more else _PUMP_S, [wake_fd])
+            drain_pipe(wake_fd)
+            progress = session.progress
+            if self._view is not None:
+                self._view.update(ProgressNews.from_fields(progress))
+            more = self._stream is not None and self._stream.advance(progress["prefix"], progress["generation"])
+            if session.is_put_down:
+                return
+            if self._signals > asked:
+                asked = self._signals
+                self.note(
+                    "stopping: running jobs may finish; again to end them" if asked == 1 else "ending running jobs"
+                )
+                session.leave(at_once=asked > 1)
+            elif not asked and (session.is_over or session.input_error is not None):
+                asked = self._signals or -1
+                session.leave(at_once=False)
+
+    @contextmanager
+    def _watch_signals(self) -> Iterator[int]:
+        wake, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        before = {number: signal.signal(number, self._on_signal) for number in numbers}
+        previous_fd = signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
+        try:
+            yield wake
+        finally:
+            signal.set_wakeup_fd(previous_fd)
+            for number, handler in before.items():
+                signal.signal(number, handler)
+            os.close(wake)
+            os.close(wake_write)
+
+    def _on_signal(self, *_: object) -> None:
+        self._signals += 1
+
+    def _finish(self, session: Session, already_done: int) -> int:
+        error = session.input_error
+        if error is not None:
+            self._keep_partial()
+            if isinstance(error, BatchdError):
+                raise type(error)(f"{error} (what was read before it is kept: {self._batch} can be continued)")
+            raise error
+        progress = session.progress
+        is_interrupted = progress["state"] in {"open", "sealed"}
+        ran = max(0, progress["done"] - already_done)
+        return self._conclude(progress.get("usage", {}), ran, already_done, is_interrupted)
+
+    def _conclude(self, usage: dict[str, Any], ran: int, already_done: int, is_interrupted: bool) -> int:
+        elapsed_s = time.monotonic() - self._started
+        partial = self._write_results(is_interrupted)
+        journal = BatchJournal(self._folder / "batches" / self._batch)
+        try:
+            extend_path(journal.spec)
+            facts = journal.facts
+            state = "interrupted" if is_interrupted else facts.state.value
+            told = {"elapsed_s": elapsed_s, "ran": ran, "already_done": already_done, "usage": usage, "state": state}
+            if self._args.json:
+                print(json.dumps(summary.summary_fields(journal, **told)), flush=True)
+            if not self._args.quiet and not self._args.json:
+                print("\n".join(summary.summarise(journal, **told)), file=sys.stderr)
+            failed = facts.done.size - facts.count(JobState.SUCCEEDED)
+        finally:
+            journal.close()
+        unwritable = self._tell_unwritable()
+        if partial:
+            self.note(f"results so far are in {partial}")
+        if is_interrupted:
+            return 130 if self._signals > 1 else 4
+        return 1 if failed or unwritable or state != "finished" else 0
+
+    def _write_results(self, is_interrupted: bool) -> str:
+        """Finish the results file; return the name of the partial one when it must stay that."""
+        if self._stream is None:
+            return ""
+        journal = BatchJournal(self._folder / "batches" / self._batch)
+        made = journal.progress()
+        journal.close()
+        if is_interrupted or made.prefix < made.size:
+            return self._keep_partial()
+        self._stream.finish(made.prefix, made.generation)
+        return ""
+
+    def _keep_partial(self) -> str:
+        return self._stream.abandon() if self._stream is not None else ""
+
+    def _tell_unwritable(self) -> int:
+        found = self._stream.unwritable if self._stream is not None else []
+        for index, why in found[:5]:
+            self.note(f"{self._batch}:{index} cannot be written as JSON: {why}")
+        if len(found) > 5:
+            self.note(f"and {len(found) - 5:,} more results cannot be written as JSON")
+        return len(found)
+
+
+# --- What the command means ----------------------------------------------------------------------------------------
+
+
+def describe(args: argparse.Namespace, source: Source) -> tuple[dict[str, Any], KeySpec]:
+    """Return the specification of the batch this command means, and how its workers start."""
+    cwd = Path.cwd()
+    task = tasks.parse(args.task, cwd)
+    sys_path = [str(cwd), *(entry for entry in sys.path if entry and entry != str(cwd))]
+    found = tasks.find_source(task, sys_path)
+    spec = {
+        "name": args.name or task.name,
+        "is_named": args.name is not None,
+        "task": list(task),
+        "input": source.spec,
+        "args": constant_args(args.arg),
+        "source": str(found) if found else "",
+        "digest": tasks.source_digest(found),
+        "cwd": str(cwd),
+        "sys_path": sys_path,
+        "created": datetime.now(UTC).isoformat(timespec="milliseconds"),
+        "python": f"{sys.version_info.major}.{sys.version_info.minor}",
+        "durability": args.durability,
+        "command": shlex.join(["batchd", *sys.argv[1:]]),
+    }
+    return spec, key_spec_of(spec, args)
+
+
+def key_spec_of(spec: dict[str, Any], args: argparse.Namespace) -> KeySpec:
+    """Return how workers of a batch start, in the environment of this process."""
+    module, name = spec["task"]
+    return KeySpec(
+        task=(module, name),
+        sys_path=tuple(spec["sys_path"]),
+        cwd=spec["cwd"],
+        environ=dict(os.environ),
+        executable=sys.executable,
+        is_fresh=args.start == "fresh",
+    )
+
+
+def constant_args(pairs: list[str]) -> dict[str, Any]:
+    """Return --arg K=V as keyword arguments; V is JSON if it reads as such, else text.
+
+    >>> constant_args(["width=64", "mode=fast"])
+    {'width': 64, 'mode': 'fast'}
+    """
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not equals or not name.isidentifier():
+            raise UsageError(f"--arg {pair}: write name=value")
+        try:
+            found[name] = json.loads(text)
+        except ValueError:
+            found[name] = text
+    return found
+
+
+def options_of(args: argparse.Namespace) -> Options:
+    """Return what the command asks of the scheduler."""
+    if args.retries < 0 or args.max_crashes < 1:
+        raise UsageError("--retries must be 0 or more, --max-crashes 1 or more")
+    failures_max, share_max = parse_share(args.max_failures) if args.max_failures else (None, None)
+    return Options(
+        workers=parse_workers(args.workers, cpus_usable()),
+        allowances=Allowances(retries=args.retries, crashes_max=args.max_crashes),
+        timeout_s=parse_duration(args.timeout) if args.timeout else None,
+        memory_bytes_max=parse_size(args.memory_per_job) if args.memory_per_job else None,
+        failures_max=failures_max,
+        failures_share_max=share_max,
+        keep_going=args.keep_going,
+    )
+
+
+def choose_id(folder: Path, args: argparse.Namespace, spec: dict[str, Any]) -> str:
+    """Return the id of the batch this command means: the same command means the same batch, `--new` another."""
+    if args.name:
+        identity: Any = ["name", args.name]
+    elif spec["input"].get("kind") == "stdin":
+        identity = ["stdin", os.urandom(8).hex()]  # Without a name nothing says that two inputs are one.
+    else:
+        identity = ["command", spec["task"], spec["input"], spec["args"]]
+    base = batch_id(identity)
+    numbers = [
+        int(found.name.partition("-")[2] or 1)
+        for found in (folder / "batches").glob(f"{base}*")
+        if found.name == base or found.name.startswith(f"{base}-")
+    ]
+    number = max(numbers, default=0) + (1 if args.new or not numbers else 0)
+    return base if number <= 1 else f"{base}-{number}"
+
+
+def read_known(folder: Path, batch: str) -> dict[str, Any] | None:
+    """Return what the journal knows of the batch, None when it knows nothing."""
+    path = folder / "batches" / batch
+    if not path.exists():
+        return None
+    journal = BatchJournal(path)
+    facts = journal.facts
+    known = {
+        "spec": journal.spec,
+        "size": facts.size,
+        "done": facts.done.size,
+        "is_sealed": facts.is_sealed,
+        "is_finished": facts.is_finished,
+        "is_cancelled": bool(facts.cancelled),
+        "checkpoint": facts.checkpoint,
+    }
+    journal.close()
+    return known
+
+
+def check_same(known: dict[str, Any], spec: dict[str, Any], args: argparse.Namespace, batch: str) -> None:
+    """Refuse to continue a batch whose code, Python, task or kind of input is another."""
+    if known["task"] != spec["task"] and not (known["task"][0].endswith(".py") and known["digest"] == spec["digest"]):
+        raise UsageError(
+            f"batch {spec['name']} runs {':'.join(known['task'])}, not {':'.join(spec['task'])}: "
+            "use another --name, or --new"
+        )
+    if known["input"].get("kind") != spec["input"].get("kind") or known["args"] != spec["args"]:
+        raise UsageError(f"batch {spec['name']} was started with other inputs or --arg: use another --name, or --new")
+    if known["python"] != spec["python"]:
+        raise UsageError(
+            f"batch {batch} was written by Python {known['python']}, this is {spec['python']}: its values may not "
+            "read back; use that Python, or --new"
+        )
+    if known["digest"] != spec["digest"] and not args.accept_code:
+        raise CodeChanged(
+            f"{spec['source']} changed since batch {batch} was started: --accept-code continues with the new code "
+            "(results that are there stay), --new starts again from the beginning"
+        )
+
+
+def dry_run(args: argparse.Namespace, source: Source, spec: dict[str, Any]) -> int:
+    """Show what would be run."""
+    count = source.count()
+    block = next(source.blocks(), None)
+    items = list(block.items[:3]) if block else []
+    workers, why = workers_auto()
+    if args.workers != "auto":
+        workers, why = parse_workers(args.workers, cpus_usable()), f"-j {args.workers}"
+    if args.json:
+        shown = [repr(item) for item in items]
+        print(json.dumps({"batchd": 1, "task": spec["task"], "jobs": count, "first": shown, "workers": workers}))
+        return 0
+    print(f"task     {':'.join(spec['task'])}" + (f"  with {spec['args']}" if spec["args"] else ""))
+    print(f"jobs     {'not known before the input is read' if count is None else f'{count:,}'}")
+    for index, item in enumerate(items):
+        print(f"job {index}    {item!r:.100}")
+    print(f"workers  {workers}: {why}")
+    return 0
+
+
+def drain_pipe(fd: int) -> None:
+    """Empty a wake-up pipe."""
+    try:
+        os.read(fd, 512)
+    except BlockingIOError:
+        pass
