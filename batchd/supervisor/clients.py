@@ -7,25 +7,50 @@ pidfd, not only by end of file: a child the client forked may hold the connectio
 import os
 from collections.abc import Callable
 from pathlib import Path
-from selectors import EVENT_READ, EVENT_WRITE
-from typing import TYPE_CHECKING, Any
+from selectors import EVENT_READ, EVENT_WRITE, BaseSelector
+from typing import Any, Protocol
 
 from batchd import __version__
 from batchd.core import events as ev
 from batchd.core.job import Allowances, JobState
 from batchd.core.ranges import RangeSet
 from batchd.core.replay import all_interrupted
+from batchd.core.scheduler import Scheduler
 from batchd.edge.control import NEWS, REPLY, Line, Message, listen
 from batchd.edge.folder import free_bytes
-from batchd.edge.journal import BatchJournal, copy
+from batchd.edge.journal import BatchJournal, Progress, copy
 from batchd.edge.outcomes import Outcomes
+from batchd.edge.pool import Pool
 from batchd.edge.template import KeySpec
 from batchd.errors import BatchdError, BatchNotFound, FormatError, JournalFull, SupervisorError, TaskError, UsageError
 from batchd.formats.segment import header_of
 from batchd.settings import DISK_RESERVE_BYTES, OPEN_BATCHES_MAX
+from batchd.supervisor.recovery import Ground
 
-if TYPE_CHECKING:
-    from batchd.supervisor.loop import Supervisor
+
+class Host(Protocol):
+    """What requests need of the supervisor's loop."""
+
+    ground: Ground
+    selector: BaseSelector
+    scheduler: Scheduler
+    pool: Pool
+    journals: dict[str, BatchJournal]
+    progress: dict[str, Progress]
+    usage: dict[str, dict[str, float]]
+    trouble: str
+
+    def emit(self, event: ev.Event) -> None:
+        """Tell the scheduler something at the next step."""
+
+    def after_commit(self, call: Callable[[], None]) -> None:
+        """Call back when everything that was emitted so far is durable."""
+
+    def batch_usage(self, batch: str) -> dict[str, float]:
+        """Return the running sums of a batch."""
+
+    def status(self) -> dict[str, Any]:
+        """Return what everybody is doing."""
 
 
 class Client:
@@ -51,7 +76,7 @@ class Client:
 class Clients:
     """All clients of one supervisor."""
 
-    def __init__(self, supervisor: "Supervisor") -> None:
+    def __init__(self, supervisor: Host) -> None:
         self._supervisor = supervisor
         self._door = listen(supervisor.ground.folder)
         self._clients: list[Client] = []

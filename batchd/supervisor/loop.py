@@ -12,7 +12,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable
 from itertools import count
-from selectors import EVENT_READ, DefaultSelector
+from selectors import EVENT_READ, BaseSelector, DefaultSelector
 from time import monotonic
 from typing import Any
 
@@ -39,7 +39,7 @@ class Supervisor:
 
     def __init__(self, ground: Ground) -> None:
         self.ground = ground
-        self.selector = DefaultSelector()
+        self.selector: BaseSelector = DefaultSelector()
         self.scheduler = Scheduler(random.random)
         self.journals: dict[str, BatchJournal] = {}
         self.progress: dict[str, Progress] = {}
