@@ -34,7 +34,7 @@ _LOG_NAME = "supervisor.log"
 _LOG_BYTES_MAX = 1 << 20
 
 
-class SupervisorGone(Exception):  # noqa: N818  (what happened, not whose fault)
+class SupervisorGone(Exception):
     """The connection to the supervisor ended."""
 
 
@@ -330,8 +330,7 @@ class Session:
         """Send input as it comes, and seal the batch behind it."""
         if self.progress.get("is_sealed"):
             assert self._connection is not None
-            self._connection.ask("unseal", batch=self.batch)
-            self.progress["is_sealed"] = False
+            self.progress = self._connection.ask("unseal", batch=self.batch)
         self._feed = Feed(blocks)
 
     @property
@@ -342,9 +341,8 @@ class Session:
 
     @property
     def is_over(self) -> bool:
-        """Whether nothing more will happen: finished, stopped or cancelled, and nothing running."""
-        state = self.progress.get("state")
-        return self.is_put_down or state in {"finished", "cancelled"} or (state == "stopped" and not self.busy)
+        """Whether no more jobs will start: finished, stopped, cancelled, or put down by the supervisor."""
+        return self.is_put_down or self.progress.get("state") in {"finished", "cancelled", "stopped"}
 
     @property
     def busy(self) -> int:
@@ -432,7 +430,7 @@ class Session:
                 continue
             elif fields.get("is_put_down"):
                 self.is_put_down = True
-            if "size" in fields:
+            if fields.get("told", 0) > self.progress.get("told", 0):
                 self.progress = fields
 
     # --- When the supervisor dies ------------------------------------------------------------------------------

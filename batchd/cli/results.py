@@ -77,15 +77,16 @@ class ResultStream:
         """Write what is left and give the file its name."""
         while self.advance(prefix, generation):
             pass
-        self._close()
+        self.release()
         self._file.finish()
 
     def abandon(self) -> str:
         """Keep what was written under the temporary name, and return that."""
-        self._close()
+        self.release()
         return self._file.abandon()
 
-    def _close(self) -> None:
+    def release(self) -> None:
+        """Close the batch: a process may open it once at a time."""
         if self._journal is not None:
             self._journal.close()
             self._journal = None

@@ -14,17 +14,16 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from batchd.cli.view import ProgressNews, View, make_view
-from batchd.edge.shelf import find_batch
-
 from batchd.cli import summary
 from batchd.cli.results import ResultStream, extend_path
+from batchd.cli.view import ProgressNews, View, make_view
 from batchd.client import Session, batch_id, request
 from batchd.core.events import Options
 from batchd.core.job import Allowances, JobState
 from batchd.edge.folder import journal_folder, open_folder
 from batchd.edge.gauges import cpus_usable, parse_workers, workers_auto
 from batchd.edge.journal import BatchJournal
+from batchd.edge.shelf import find_batch
 from batchd.edge.template import KeySpec
 from batchd.errors import BatchdError, CodeChanged, UsageError
 from batchd.sources import Block, Checkpoint, Source, open_source
@@ -152,8 +151,7 @@ class Runner:
         return self._conclude({}, ran=0, already_done=size, is_interrupted=False)
 
     def _follow(self, session: Session, wake_fd: int) -> None:
-        asked = 0
-        more = False
+        heard, is_leaving, more = 0, False, False
         while True:
             session.pump(0.0 if more else _PUMP_S, [wake_fd])
             drain_pipe(wake_fd)
@@ -163,14 +161,14 @@ class Runner:
             more = self._stream is not None and self._stream.advance(progress["prefix"], progress["generation"])
             if session.is_put_down:
                 return
-            if self._signals > asked:
-                asked = self._signals
+            if self._signals > heard:
+                heard, is_leaving = self._signals, True
                 self.note(
-                    "stopping: running jobs may finish; again to end them" if asked == 1 else "ending running jobs"
+                    "stopping: running jobs may finish; again to end them" if heard == 1 else "ending running jobs"
                 )
-                session.leave(at_once=asked > 1)
-            elif not asked and (session.is_over or session.input_error is not None):
-                asked = self._signals or -1
+                session.leave(at_once=heard > 1)
+            elif not is_leaving and (session.is_over or session.input_error is not None):
+                is_leaving = True
                 session.leave(at_once=False)
 
     @contextmanager
@@ -211,7 +209,13 @@ class Runner:
             extend_path(journal.spec)
             facts = journal.facts
             state = "interrupted" if is_interrupted else facts.state.value
-            told = {"elapsed_s": elapsed_s, "ran": ran, "already_done": already_done, "usage": usage, "state": state}
+            told: dict[str, Any] = {
+                "elapsed_s": elapsed_s,
+                "ran": ran,
+                "already_done": already_done,
+                "usage": usage,
+                "state": state,
+            }
             if self._args.json:
                 print(json.dumps(summary.summary_fields(journal, **told)), flush=True)
             if not self._args.quiet and not self._args.json:
@@ -230,6 +234,7 @@ class Runner:
         """Finish the results file; return the name of the partial one when it must stay that."""
         if self._stream is None:
             return ""
+        self._stream.release()
         journal = BatchJournal(self._folder / "batches" / self._batch)
         made = journal.progress()
         journal.close()

@@ -84,6 +84,8 @@ class Clients:
         self._put_down: dict[str, list[Callable[[], None]]] = {}
         """What waits for a batch to be put down."""
         self._refusal = ""
+        self._told = 0
+        """Numbers what is told of progress: a client that reads a reply before older news can tell."""
         self.is_news_urgent = False
         supervisor.selector.register(self._door, EVENT_READ, self._on_door)
 
@@ -117,11 +119,15 @@ class Clients:
         self._refusal = reason
 
     def on_put_down(self, batch: str) -> None:
-        """The batch is durably detached: tell those who wait for it."""
+        """The batch is durably detached: tell its client how it stands at the end."""
         for client in self._clients:
             if batch in client.bound:
                 client.bound.discard(batch)
-                client.line.send(NEWS, {"batch": batch, "is_put_down": True})
+                client.line.send(NEWS, {**self._progress(batch), "is_put_down": True})
+                self._watch_unsent(client)
+
+    def go_on_without(self, batch: str) -> None:
+        """Serve those who waited until the batch was put down."""
         for call in self._put_down.pop(batch, ()):
             call()
 
@@ -311,7 +317,7 @@ class Clients:
     def _unseal(self, client: Client, number: int, message: Message) -> None:
         name = self._bound(client, message)
         self._supervisor.emit(ev.UnsealRequested(name))
-        self._supervisor.after_commit(lambda: client.reply(number, {}))
+        self._supervisor.after_commit(lambda: client.reply(number, self._progress(name)))
 
     def _detach(self, client: Client, number: int, message: Message) -> None:
         name = str(message.fields["batch"])
@@ -376,7 +382,9 @@ class Clients:
         supervisor = self._supervisor
         made = supervisor.progress[batch]
         live = supervisor.scheduler.batches.get(batch)
+        self._told += 1
         return {
+            "told": self._told,
             "batch": batch,
             **made._asdict(),
             "workers": len(supervisor.pool.workers),

@@ -183,10 +183,11 @@ class Supervisor:
 
     def _perform(self, command: c.Command) -> None:
         if isinstance(command, c.PutDown):
+            self.clients.on_put_down(command.batch)
             self.journals.pop(command.batch).close()
             self.usage.pop(command.batch, None)
-            self.clients.on_put_down(command.batch)
             self.progress.pop(command.batch, None)
+            self.clients.go_on_without(command.batch)
         else:
             self.pool.perform(command)
 

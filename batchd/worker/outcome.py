@@ -5,6 +5,8 @@ import pickle
 import sys
 import traceback
 from collections.abc import Callable
+from resource import RUSAGE_SELF, getrusage
+from time import process_time
 from types import TracebackType
 from typing import Any
 
@@ -18,7 +20,7 @@ from batchd.settings import RECORD_BYTES_MAX, TRACEBACK_CHARS_MAX, VALUE_BYTES_M
 _EXCEPTION_BYTES_MAX = 65_536
 
 
-class ValueTooLarge(Exception):  # noqa: N818  (people read this name as the type of the failure)
+class ValueTooLarge(Exception):
     """The job returned more than one value may hold."""
 
 
@@ -37,6 +39,8 @@ class Outcomes:
         self._last_output = last_output
         self._lease = 0
         self._attempt = 1
+        self._cpu_mark = 0.0
+        """CPU seconds of the process at the last report: what a failing job used, if it ran for 1 ms or more."""
         self._failures: list[bytes] = []
         self._failed_stop = 0
         self._fingerprints: set[bytes] = set()
@@ -50,6 +54,7 @@ class Outcomes:
         """Start a lease."""
         self._lease, self._batch, self._attempt = lease, batch, attempt
         self.is_pickled = False
+        self._cpu_mark = process_time()
 
     def pickle_from(self, index: int, value: Any) -> bytes:
         """Pickle a value that is not plain; from job `index` on `values` holds pickles. Raises what pickling does."""
@@ -80,7 +85,11 @@ class Outcomes:
             message=_text_of(error),
             fingerprint=mark,
             output=self._last_output(index),
-            details={"attempt": self._attempt},
+            details={
+                "attempt": self._attempt,
+                "cpu_s": round(process_time() - self._cpu_mark, 6),
+                "memory_peak_bytes": 1024 * getrusage(RUSAGE_SELF).ru_maxrss,
+            },
             exception=_pickled(error),
         )
         self._failures.append(failure.encode())
@@ -108,6 +117,7 @@ class Outcomes:
             meta = ACK.pack(self._lease, int(busy_s * 1e9 * jobs / total), mark)
             self._frames += (frame.encode(Report.ACK, meta, len(block)), block)
         self._blocks.clear()
+        self._cpu_mark = process_time()
 
     def _explain(self, mark: bytes, error: BaseException, trace: TracebackType | None) -> None:
         lines = "".join(traceback.format_exception(type(error), error, trace))
