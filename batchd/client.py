@@ -285,7 +285,6 @@ class Session:
         key_spec: KeySpec,
         digest: str,
         note: Callable[[str], None],
-        accept_code: bool = False,
     ) -> None:
         self.folder, self.batch = folder, batch
         self.progress: dict[str, Any] = {}
@@ -298,7 +297,6 @@ class Session:
             "options": fields,
             "key": key_of(key_spec, digest),
             "key_spec": asdict(key_spec),
-            "accept_code": accept_code,
         }
         self._client = os.urandom(8).hex()
         self._connection: Connection | None = None

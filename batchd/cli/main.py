@@ -130,7 +130,6 @@ def _add_steering(verbs: "_Verbs[argparse.ArgumentParser]") -> None:
     retry.add_argument("--failed", action="store_true", help="jobs that failed")
     retry.add_argument("--quarantined", action="store_true", help="jobs that crashed their worker too often")
     retry.add_argument("--cancelled", action="store_true", help="jobs that were cancelled")
-    retry.add_argument("--accept-code", action="store_true", help="run them although the task's file changed")
     _add_running(retry)
     cancel = _verb(verbs, "cancel", "Give a batch up: what runs is ended, what waits becomes cancelled.")
     cancel.add_argument("batch", metavar="BATCH", help="id, unique prefix, name, or last")

@@ -53,6 +53,7 @@ def run(args: argparse.Namespace) -> int:
     if known is None:
         return runner.run(spec, source.blocks(), already_done=0)
     check_same(known["spec"], spec, args, batch)
+    accept_code(folder, batch, known["spec"], spec["digest"])
     checkpoint = Checkpoint.from_json(json.loads(known["checkpoint"])) if known["checkpoint"] else None
     blocks = source.blocks(checkpoint)
     first = next(blocks, None)  # Reads the earlier input again: refuses it if it changed.
@@ -82,10 +83,10 @@ def retry(args: argparse.Namespace) -> int:
     if not jobs:
         print(f"batchd: {batch} has no {named} jobs: nothing to retry", file=sys.stderr)
         return 0
+    # Who retries after mending the task means the mended one.
     digest = tasks.source_digest(Path(spec["source"]) if spec.get("source") else None)
-    if digest != spec["digest"]:
-        spec["digest"] = digest  # Who retries after mending the task means the mended one.
-        args.accept_code = True
+    accept_code(folder, batch, spec, digest)
+    spec["digest"] = digest
     request(folder, "reopen", batch=batch, states=[int(state) for state in states])
     runner = Runner(folder, batch, args, options_of(args), key_spec)
     runner.note(f"retrying {jobs:,} {named} jobs of {batch}")
@@ -124,7 +125,6 @@ class Runner:
             key_spec=self._key_spec,
             digest=spec["digest"],
             note=self.note,
-            accept_code=self._args.accept_code,
         )
         try:
             with self._watch_signals() as wake_fd:
@@ -386,6 +386,12 @@ def check_same(known: dict[str, Any], spec: dict[str, Any], args: argparse.Names
             f"{spec['source']} changed since batch {batch} was started: --accept-code continues with the new code "
             "(results that are there stay), --new starts again from the beginning"
         )
+
+
+def accept_code(folder: Path, batch: str, known: dict[str, Any], digest: str) -> None:
+    """Store that the batch goes on with code of this digest."""
+    if known["digest"] != digest:
+        request(folder, "accept_code", batch=batch, digest=digest)
 
 
 def dry_run(args: argparse.Namespace, source: Source, spec: dict[str, Any]) -> int:

@@ -5,12 +5,11 @@ import json
 import os
 import sys
 
-from batchd.edge.shelf import find_batch
-
 from batchd.client import request
 from batchd.edge import control
 from batchd.edge.folder import journal_folder, open_folder
 from batchd.edge.gauges import cpus_usable, parse_workers
+from batchd.edge.shelf import find_batch
 from batchd.errors import SupervisorError, UsageError
 from batchd.units import format_duration, format_size
 

@@ -101,6 +101,8 @@ class ReopenRequested:
 
     batch: str
     ranges: tuple[tuple[JobState, tuple[Range, ...]], ...]
+    generation: int | None = None
+    """Of the facts they were read from: when another reopening came between, they are stale and nothing happens."""
 
 
 @dataclass(frozen=True, slots=True)

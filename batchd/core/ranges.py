@@ -68,7 +68,7 @@ class RangeSet:
     def overlap(self, start: int, stop: int) -> Iterator[Range]:
         """Give the parts of [start, stop) that are in the set, in order."""
         i = bisect_right(self._stops, start)
-        while i < len(self._starts) and self._starts[i] < stop:
+        while start < stop and i < len(self._starts) and self._starts[i] < stop:
             yield max(start, self._starts[i]), min(stop, self._stops[i])
             i += 1
 

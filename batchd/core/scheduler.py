@@ -171,6 +171,8 @@ class Scheduler:
 
     def _reopen(self, event: ev.ReopenRequested, batch: LiveBatch) -> None:
         facts = batch.facts
+        if event.generation not in {None, facts.generation}:
+            return  # Read from a journal that did not hold the last reopening yet.
         generation = facts.generation + 1
         for state, asked in event.ranges:  # Somebody else may have reopened some of them already.
             ranges = tuple(part for start, stop in asked for part in facts.done.overlap(start, stop))

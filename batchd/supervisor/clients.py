@@ -221,8 +221,6 @@ class Clients:
                     raise TaskError(reason)
                 self._check_free(name)
                 self._attach(client, name, spec, options, key)
-                if fields.get("accept_code") and spec is not None:
-                    self._supervisor.journals[name].replace_spec(spec)
             except BatchdError as error:
                 client.refuse(number, error)
                 return
@@ -328,6 +326,18 @@ class Clients:
         self._put_down.setdefault(name, []).append(lambda: client.reply(number, {}))
         self._supervisor.emit(ev.DetachRequested(name, at_once=at_once))
 
+    def _accept_code(self, client: Client, number: int, message: Message) -> None:
+        """Store that a batch goes on with the task's present source."""
+        name = str(message.fields["batch"])
+        if name in self._supervisor.journals:
+            raise SupervisorError(f"batch {name} is running: its code cannot be exchanged now")
+        journal = BatchJournal(self._folder(name), is_writer=True)
+        try:
+            journal.replace_spec({**journal.spec, "digest": str(message.fields["digest"])})
+        finally:
+            journal.close()
+        client.reply(number, {})
+
     def _cancel(self, client: Client, number: int, message: Message) -> None:
         self._change(client, number, message, lambda name: ev.CancelRequested(name, str(message.fields["reason"])))
 
@@ -406,6 +416,7 @@ _RULES: dict[str, Callable[[Clients, Client, int, Message], None]] = {
     "seal": Clients._seal,  # noqa: SLF001
     "unseal": Clients._unseal,  # noqa: SLF001
     "detach": Clients._detach,  # noqa: SLF001
+    "accept_code": Clients._accept_code,  # noqa: SLF001
     "cancel": Clients._cancel,  # noqa: SLF001
     "reopen": Clients._reopen,  # noqa: SLF001
     "status": Clients._status,  # noqa: SLF001

@@ -52,9 +52,7 @@ class SimulatedClient:
         """Bring the batch, with the facts that the journal holds."""
         facts = self._journal.replay(self.batch)
         last = facts.sequences.get("client", 0)
-        assert last >= self._accepted, (
-            f"{self.batch}: piece {self._accepted} was accepted, the journal ends at {last}"
-        )
+        assert last >= self._accepted, f"{self.batch}: piece {self._accepted} was accepted and is lost: {last}"
         self._world.witness.attached(facts)
         self._sent = self._world.chance.choice([last, self._accepted])  # What is already there is said again.
         self._accepted = last
@@ -145,7 +143,7 @@ class SimulatedClient:
     def _reopen(self) -> None:
         self._may_reopen -= 1
         ranges = self._journal.unsuccessful(self.batch)
-        event = ev.ReopenRequested(self.batch, ranges)
+        event = ev.ReopenRequested(self.batch, ranges, self._world.witness.durable[self.batch].generation)
         self._post(event)
         if self._world.chance.random() < 0.2:
             self._post(event)  # Somebody else asks for the same.

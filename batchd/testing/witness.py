@@ -65,9 +65,10 @@ class Witness:
         else:
             self._raised[job] += 1
 
-    def died(self, job: Job, *, ordered: bool) -> None:
+    def died(self, job: Job, worker: int, *, ordered: bool) -> None:
         """A worker died while its position said that it ran the job."""
-        self._running.pop(job, None)
+        if self._running.get(job) == worker:  # It may have looked at the limit and no more.
+            del self._running[job]
         (self._kills if ordered else self._deaths)[job] += 1
 
     def interrupted(self, job: Job) -> None:

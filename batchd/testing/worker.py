@@ -98,7 +98,7 @@ class SimulatedWorker:
         self.is_dead = True
         job = self.slot.running()
         if job is not None:
-            self._world.witness.died(job, ordered=ordered)
+            self._world.witness.died(job, self.number, ordered=ordered)
         self._world.story.tell(f"worker {self.number}", f"dies: {cause}, at {self.slot.position}")
         self._post(ev.WorkerGone(self.number, self.slot.position, cause, b"the end"))
 

@@ -1,0 +1,460 @@
+"""Verbs that only read the journal: ls, show, results, failures.
+
+They need no supervisor and disturb none. Their answer goes to standard output, remarks about it to standard error.
+The one idea: every answer is first a dictionary with a stable shape; `--json` prints that, else it is said in words.
+"""
+
+import argparse
+import json
+import os
+import shlex
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import closing
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+from batchd.cli.results import Unwritable, extend_path, lines
+from batchd.cli.summary import INTERRUPTED, command, command_in, count_fields, count_parts, next_steps, usage_parts
+from batchd.core.facts import BatchState
+from batchd.core.job import JobState
+from batchd.edge.control import connect
+from batchd.edge.failures import RANGES_MAX, FailureGroup, group_failures
+from batchd.edge.folder import journal_folder, open_folder
+from batchd.edge.journal import BatchJournal
+from batchd.edge.outcomes import Outcomes, Span
+from batchd.edge.shelf import Damaged, find_batch, list_batches
+from batchd.errors import BatchdError, ResultError
+from batchd.formats.segment import Encoding
+from batchd.formats.values import load
+from batchd.sinks import JsonlFile, to_json
+from batchd.sinks.jsonl import STDOUT
+from batchd.units import format_duration, format_size
+
+RUNNING: Final = "running"
+DAMAGED: Final = "damaged"
+_ROWS_MAX: Final = 30
+_CAUSES_MAX: Final = 10
+_UNWRITABLE_MAX: Final = 5
+_HEADINGS: Final = ("BATCH", "NAME", "STATE", "DONE", "FAILED", "AGE", "DISK", "TASK")
+_RIGHT: Final = frozenset({"DONE", "FAILED", "AGE", "DISK"})
+
+
+# --- ls ------------------------------------------------------------------------------------------------------------
+
+
+def ls(args: argparse.Namespace) -> int:
+    """`batchd ls`: the batches of the journal, the newest first."""
+    named = journal_folder(args.journal, os.environ)
+    # Somebody who has not run anything yet is not told of an error; a folder that was named must be there.
+    is_unused = args.journal is None and "BATCHD_JOURNAL" not in os.environ and not named.exists()
+    folder = named if is_unused else open_folder(named, create=False)
+    batches = [] if is_unused else _batches(folder)
+    if args.json:
+        _answer([json.dumps({"batchd": 1, "journal": str(folder), "batches": batches})])
+        return 0
+    if not batches:
+        first = command_in(
+            folder, "run", "batchd.examples.demo:double", "--range", "0:1000", "--out", "doubled.jsonl"
+        )
+        _answer([f"No batches yet in {folder}. Try: {first}"])
+        return 0
+    shown = batches if getattr(args, "all", False) else batches[:_ROWS_MAX]
+    _answer(_table([_row(batch) for batch in shown]))
+    if len(shown) < len(batches):
+        _remark(f"{len(batches) - len(shown):,} older batches are not shown; --all shows them")
+    for batch in shown:
+        if batch["error"]:
+            _remark(batch["error"])
+    return 0
+
+
+def _batches(folder: Path) -> list[dict[str, Any]]:
+    is_live = _is_live(folder)
+    found = [
+        _no_fields(batch) if isinstance(batch, Damaged) else _fields(batch, is_live=is_live)
+        for batch in list_batches(folder)
+    ]
+    return sorted(found, key=lambda batch: (batch["created"], batch["batch"]), reverse=True)
+
+
+def _row(batch: dict[str, Any]) -> tuple[str, ...]:
+    if batch["error"]:
+        return (batch["batch"], "", DAMAGED, "", "", "", "", "")
+    size = f"{batch['size']:,}" if batch["is_sealed"] else f"{batch['size']:,}+"
+    failed = batch["failed"] + batch["quarantined"]
+    return (
+        batch["batch"],
+        batch["name"],
+        batch["shown_state"],
+        f"{batch['done']:,}/{size}",
+        f"{failed:,}" if failed else "-",
+        _age(batch["created"]),
+        format_size(batch["disk_bytes"]),
+        _task_name(batch["task"]),
+    )
+
+
+def _table(rows: list[tuple[str, ...]]) -> list[str]:
+    if sys.stdout.isatty() and os.environ.get("TERM", "dumb") not in {"dumb", "unknown", ""}:
+        return [_drawn(rows)]
+    widths = [max(map(len, column)) for column in zip(_HEADINGS, *rows, strict=True)]
+    aligned = []
+    for row in (_HEADINGS, *rows):
+        cells = zip(row, widths, _HEADINGS, strict=True)
+        padded = [cell.rjust(width) if head in _RIGHT else cell.ljust(width) for cell, width, head in cells]
+        aligned.append("  ".join(padded).rstrip())
+    return aligned
+
+
+def _drawn(rows: list[tuple[str, ...]]) -> str:
+    from rich.console import Console  # noqa: PLC0415  (only who draws pays for it)
+    from rich.table import Table  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
+
+    styles = {"finished": "green", RUNNING: "cyan", DAMAGED: "bold red", "stopped": "yellow", INTERRUPTED: "yellow"}
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for heading in _HEADINGS:
+        width = max(len(heading), *(len(row[_at(heading)]) for row in rows))
+        table.add_column(
+            heading,
+            justify="right" if heading in _RIGHT else "left",
+            no_wrap=True,
+            overflow="ellipsis",
+            # Where the terminal is narrow, words give way: what is typed or counted stays whole.
+            min_width=None if heading in {"NAME", "TASK"} else width,
+        )
+    for row in rows:
+        cells = [Text(cell) for cell in row]
+        cells[_at("STATE")].stylize(styles.get(row[_at("STATE")], ""))
+        cells[_at("FAILED")].stylize("red" if row[_at("FAILED")] not in {"", "-"} else "dim")
+        table.add_row(*cells)
+    console = Console(file=sys.stdout, highlight=False)
+    with console.capture() as capture:
+        console.print(table)
+    return capture.get().rstrip("\n")
+
+
+def _at(heading: str) -> int:
+    return _HEADINGS.index(heading)
+
+
+# --- show ----------------------------------------------------------------------------------------------------------
+
+
+def show(args: argparse.Namespace) -> int:
+    """`batchd show`: everything known about a batch."""
+    folder = open_folder(journal_folder(args.journal, os.environ), create=False)
+    is_live = _is_live(folder)
+    with closing(find_batch(folder, args.batch)) as journal:
+        fields = _fields(journal, is_live=is_live)
+        fields["spec"] = journal.spec
+        fields["next"] = [] if fields["is_running"] else next_steps(journal, fields["shown_state"])
+        _answer([json.dumps(fields)] if args.json else _described(journal, fields))
+    return 0
+
+
+def _described(journal: BatchJournal, fields: dict[str, Any]) -> Iterator[str]:
+    spec = journal.spec
+    yield f"{fields['name']} ({fields['batch']}): {fields['shown_state']}"
+    jobs = f"{fields['done']:,} of {fields['size']:,}{'' if fields['is_sealed'] else '+'} done: "
+    told = {
+        "reason": fields["reason"],
+        "jobs": jobs + " · ".join(count_parts(journal)),
+        "begun": f"{fields['begun']:,} jobs were begun before and have no outcome yet" if fields["begun"] else "",
+        "retried": f"{fields['generation']} times" if fields["generation"] > 1 else "once" * fields["generation"],
+        "task": _task_name(fields["task"]),
+        "arguments": " ".join(f"{name}={value!r}" for name, value in spec.get("args", {}).items()),
+        "input": _input_text(spec.get("input", {}), fields["size"])
+        + ("" if fields["is_sealed"] else " (not read to its end yet)"),
+        "command": str(spec.get("command", "")),
+        "folder": str(spec.get("cwd", "")),
+        "created": f"{_moment(fields['created'])} ({_age(fields['created'])} ago), Python {spec.get('python', '?')}",
+        "used": " · ".join(usage_parts(fields["usage"], None)),
+        "disk": f"{format_size(fields['disk_bytes'])} in {journal.folder}",
+        "durability": "process: survives kill -9, not power loss" if spec.get("durability") == "process" else "",
+        "next": "\n".join(fields["next"]),
+    }
+    width = max(map(len, told))
+    for name, text in told.items():
+        first, *rest = text.splitlines() or [""]
+        if first:
+            yield f"  {name:<{width}}  {first}"
+            yield from (f"  {'':<{width}}  {line}" for line in rest)
+
+
+def _input_text(spec: dict[str, Any], size: int) -> str:
+    match spec:
+        case {"kind": "text", "files": [*files]}:
+            return shlex.join(map(str, files))
+        case {"kind": "paths", "patterns": [*patterns]}:
+            return " ".join(f"--paths {shlex.quote(str(pattern))}" for pattern in patterns)
+        case {"kind": "range", "start": start, "step": step}:
+            return f"--range {start}:{start + step * size}" + (f":{step}" if step != 1 else "")
+        case {"kind": "stdin"}:
+            return "standard input"
+    return json.dumps(spec)
+
+
+# --- results -------------------------------------------------------------------------------------------------------
+
+
+def results(args: argparse.Namespace) -> int:
+    """`batchd results`: the results that are there, in the order of the jobs."""
+    folder = open_folder(journal_folder(args.journal, os.environ), create=False)
+    with closing(find_batch(folder, args.batch)) as journal:
+        extend_path(journal.spec)
+        unwritable = Unwritable()
+        parts = _parts(journal, args, unwritable)
+        file = JsonlFile(args.output or STDOUT)
+        written = 0
+        try:
+            for part in parts if args.output or not args.json else _document(journal, parts, unwritable):
+                file.write(part)
+                written += len(part)
+            file.finish()
+        except BrokenPipeError:
+            file.abandon()
+            return 0  # The reader has seen enough.
+        except BaseException:
+            kept = file.abandon()
+            if args.output:
+                _remark(f"what was written before is in {kept}")
+            raise
+        if args.output and args.json:
+            told = {"output": args.output, "written": written, **_completeness(journal, unwritable)}
+            _answer([json.dumps({"batchd": 1, **_head(journal), **told})])
+        elif args.output:
+            _remark(f"{written:,} lines are in {args.output}")
+        _tell_missing(journal, unwritable)
+    return 1 if unwritable else 0
+
+
+def _parts(journal: BatchJournal, args: argparse.Namespace, unwritable: Unwritable) -> Iterator[list[str]]:
+    """Give the lines, some at a time."""
+    facts = journal.facts
+    for span in Outcomes(journal).spans(facts.done, facts.generation):
+        if not args.values:
+            yield lines(span, unwritable)
+        elif span.state is JobState.SUCCEEDED:
+            yield _values(span, unwritable, is_bare=bool(args.output) or not args.json)
+
+
+def _document(journal: BatchJournal, parts: Iterable[list[str]], unwritable: Unwritable) -> Iterator[list[str]]:
+    """Give the lines of one JSON document that has the lines of `parts` as its list of results."""
+    yield [json.dumps({"batchd": 1, **_head(journal)})[:-1] + ', "results": [']
+    comma = ""
+    for part in parts:
+        for line in part:
+            yield [comma + line]
+            comma = ","
+    yield ["], " + json.dumps(_completeness(journal, unwritable))[1:]]
+
+
+def _values(span: Span, unwritable: Unwritable, *, is_bare: bool) -> list[str]:
+    """Return a value a line as JSON, text as it is if `is_bare`. One that does not read back costs only itself."""
+    is_separate = span.block.encoding is Encoding.ITEMS
+    made = []
+    for index, stored in enumerate(span.payloads() if is_separate else span.values(), span.start):
+        try:
+            value = load(stored) if is_separate else stored
+            made.append(value if is_bare and isinstance(value, str) else _json_of(value))
+        except ResultError as error:
+            unwritable.append((index, f"{error} Have the task return JSON types, or read the value from Python."))
+        except Exception as error:
+            unwritable.append((index, f"cannot be read back: {error!r}"))
+    return made
+
+
+def _json_of(value: Any) -> str:
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError):
+        return json.dumps(to_json(value), ensure_ascii=False, allow_nan=False)
+
+
+def _completeness(journal: BatchJournal, unwritable: Unwritable) -> dict[str, Any]:
+    return {
+        "is_complete": journal.facts.is_finished,
+        "unwritable": [{"index": index, "message": why} for index, why in unwritable],
+    }
+
+
+def _tell_missing(journal: BatchJournal, unwritable: Unwritable) -> None:
+    facts, name = journal.facts, journal.folder.name
+    for index, why in unwritable[:_UNWRITABLE_MAX]:
+        _remark(f"{name}:{index}: {why.removeprefix(f'Job {index}: ')}")
+    if len(unwritable) > _UNWRITABLE_MAX:
+        _remark(f"and {len(unwritable) - _UNWRITABLE_MAX:,} more results of {name} could not be written")
+    if not facts.is_finished:
+        size = f"{facts.size:,}{'' if facts.is_sealed else '+'}"
+        _remark(f"{name} is not finished: {facts.done.size:,} of {size} jobs are done so far")
+
+
+# --- failures ------------------------------------------------------------------------------------------------------
+
+
+def failures(args: argparse.Namespace) -> int:
+    """`batchd failures`: why jobs failed, grouped by cause."""
+    folder = open_folder(journal_folder(args.journal, os.environ), create=False)
+    is_all = getattr(args, "all", False)
+    with closing(find_batch(folder, args.batch)) as journal:
+        groups = group_failures(journal, Outcomes(journal), ranges_max=sys.maxsize if is_all else RANGES_MAX)
+        if args.json:
+            causes = [_cause_fields(group) for group in groups]
+            _answer([json.dumps({"batchd": 1, **_head(journal), **count_fields(journal), "causes": causes})])
+        else:
+            _answer(_explained(journal, groups, len(groups) if is_all else _CAUSES_MAX))
+    return 0
+
+
+def _explained(journal: BatchJournal, groups: list[FailureGroup], causes_max: int) -> Iterator[str]:
+    facts, head = journal.facts, _head(journal)
+    title = f"{head['name']} ({head['batch']})"
+    failed, quarantined = facts.count(JobState.FAILED), facts.count(JobState.QUARANTINED)
+    if not groups:
+        yield f"{title}: nothing failed, {facts.done.size:,} of {facts.size:,} jobs are done"
+        return
+    counts = [f"{failed:,} failed"] * bool(failed) + [f"{quarantined:,} quarantined"] * bool(quarantined)
+    causes = "1 cause" if len(groups) == 1 else f"{len(groups):,} causes"
+    yield f"{title}: {' and '.join(counts)} of {facts.size:,} jobs, {causes}"
+    for number, group in enumerate(groups[:causes_max], 1):
+        yield ""
+        yield from _cause_lines(number, group)
+    if len(groups) > causes_max:
+        yield ""
+        left = sum(group.count for group in groups[causes_max:])
+        yield f"and {left:,} jobs of {len(groups) - causes_max:,} more causes: --json tells them all"
+    yield ""
+    options = ["--failed"] * bool(failed) + ["--quarantined"] * bool(quarantined)
+    yield f"next: {command(journal, 'retry', *options)}"
+
+
+def _cause_lines(number: int, group: FailureGroup) -> Iterator[str]:
+    jobs = "1 job" if group.count == 1 else f"{group.count:,} jobs"
+    state = " · quarantined" if group.state is JobState.QUARANTINED else ""
+    yield f"{number}. {group.type} · {jobs}{state}: {group.indices}"
+    told = group.traceback.rstrip() or group.message.rstrip()
+    yield from (f"   {line}" for line in told.splitlines())
+    if details := _details_text(group.details):
+        yield f"   ({details})"
+    if group.output.strip():
+        yield f"   last output of job {group.example}:"
+        yield from (f"   | {line}" for line in group.output.rstrip().splitlines())
+
+
+def _details_text(details: dict[str, Any]) -> str:
+    known = {
+        "attempt": lambda value: f"attempt {value}",
+        "cpu_s": lambda value: f"{format_duration(value)} of CPU",
+        "memory_peak_bytes": lambda value: f"peak {format_size(value)}",
+    }
+    unsaid = {"pid", "signal", "exit_code"}  # The message says how it died; the process is gone.
+    return ", ".join(
+        known[name](value) if name in known else f"{name} {value}"
+        for name, value in details.items()
+        if name not in unsaid and not (name == "attempt" and value == 1)
+    )
+
+
+def _cause_fields(group: FailureGroup) -> dict[str, Any]:
+    return {
+        "type": group.type,
+        "message": group.message,
+        "state": group.state.name.lower(),
+        "count": group.count,
+        "example": group.example,
+        "indices": group.indices,
+        "ranges": group.ranges,
+        "more": group.more,
+        "fingerprint": group.fingerprint,
+        "traceback": group.traceback,
+        "output": group.output,
+        "details": group.details,
+    }
+
+
+# --- What the verbs share ------------------------------------------------------------------------------------------
+
+
+def _head(journal: BatchJournal) -> dict[str, Any]:
+    return {"batch": journal.folder.name, "name": str(journal.spec.get("name") or journal.folder.name)}
+
+
+def _fields(journal: BatchJournal, *, is_live: bool) -> dict[str, Any]:
+    """Everything about a batch that its journal tells without reading its outcomes."""
+    facts, spec, made = journal.facts, journal.spec, journal.progress()
+    is_running = is_live and facts.is_attached
+    is_over = facts.state in {BatchState.FINISHED, BatchState.STOPPED, BatchState.CANCELLED}
+    return {
+        "batchd": 1,
+        **_head(journal),
+        "state": made.state,
+        "shown_state": made.state if is_over else RUNNING if is_running else INTERRUPTED,
+        "is_running": is_running,
+        "reason": made.reason,
+        "size": made.size,
+        "is_sealed": made.is_sealed,
+        "done": made.done,
+        **count_fields(journal),
+        "begun": sum(stop - start for start, stop, _ in facts.histories.marked()),
+        "generation": made.generation,
+        "usage": journal.read_usage(),
+        "disk_bytes": journal.bytes_used(),
+        "task": list(spec.get("task", ())),
+        "created": str(spec.get("created", "")),
+        "error": "",
+    }
+
+
+def _no_fields(batch: Damaged) -> dict[str, Any]:
+    return {"batchd": 1, "batch": batch.folder.name, "state": DAMAGED, "created": "", "error": batch.error}
+
+
+def _is_live(folder: Path) -> bool:
+    try:
+        connect(folder).close()
+    except (OSError, BatchdError):
+        return False
+    return True
+
+
+def _task_name(task: list[str]) -> str:
+    if len(task) != 2:
+        return ":".join(task)
+    module, name = task
+    short = Path(module).name if module.endswith(".py") else module
+    return f"{short}:{name}"
+
+
+def _age(created: str) -> str:
+    then = _parsed(created)
+    return "?" if then is None else format_duration(max(0.0, (datetime.now(UTC) - then).total_seconds()))
+
+
+def _moment(created: str) -> str:
+    then = _parsed(created)
+    return created if then is None else f"{then:%Y-%m-%d %H:%M:%S} UTC"
+
+
+def _parsed(created: str) -> datetime | None:
+    try:
+        then = datetime.fromisoformat(created)
+    except ValueError:
+        return None
+    return then.astimezone(UTC) if then.tzinfo else then.replace(tzinfo=UTC)
+
+
+def _answer(answer: Iterable[str]) -> None:
+    """Print the answer; a reader that has seen enough ends it without a word."""
+    try:
+        for line in answer:
+            print(line)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # What is buffered goes nowhere at exit.
+
+
+def _remark(text: str) -> None:
+    print(f"batchd: {text}", file=sys.stderr)

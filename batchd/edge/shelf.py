@@ -1,0 +1,161 @@
+"""The batches that stand in a journal, for reading: all of them, or the one that a person means.
+
+Nothing here writes or decides. The one idea: a batch that cannot be read never hides the others; it stands in their
+row as what it is. LMDB allows one environment per folder and process, so every batch is closed before the next opens.
+"""
+
+import difflib
+import faulthandler
+import os
+import resource
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from batchd.edge.folder import BATCHES_NAME, journal_folder
+from batchd.edge.journal import BatchJournal, open_environment
+from batchd.errors import BatchdError, BatchNotFound, JournalDamaged
+
+LAST: Final = "last"
+_LISTED_MAX: Final = 5
+
+
+class Damaged(NamedTuple):
+    """A batch that cannot be read, and why."""
+
+    folder: Path
+    error: str
+
+
+class _Known(NamedTuple):
+    """What batches are told apart by."""
+
+    id: str
+    name: str
+    is_named: bool
+    created: str
+
+    def __str__(self) -> str:
+        return f"{self.id} ({self.name}, {self.created[:16].replace('T', ' ')} UTC)" if self.name else self.id
+
+
+def open_batch(folder: Path) -> BatchJournal:
+    """Open the batch in `folder` for reading. Whatever is wrong with it is a BatchdError."""
+    try:
+        _refuse_cut_off(folder)
+        return BatchJournal(folder)
+    except BatchdError:
+        raise
+    except Exception as error:  # Damage may show as any error of a decoder.
+        raise JournalDamaged(f"batch {folder.name} does not read back: {type(error).__name__}: {error}") from error
+
+
+def list_batches(folder: Path) -> Iterator[BatchJournal | Damaged]:
+    """Give the batches of the journal in `folder`; each is closed when the next one is asked for."""
+    for place in _places(folder):
+        try:
+            journal = open_batch(place)
+        except BatchdError as error:
+            if place.exists():  # Else it was deleted while this was reading.
+                yield Damaged(place, str(error))
+            continue
+        try:
+            yield journal
+        finally:
+            journal.close()
+
+
+def find_batch(folder: Path, text: str) -> BatchJournal:
+    """Open the batch that `text` means: an id, a name, the start of an id, or `last`. Raises BatchNotFound."""
+    places = {place.name: place for place in _places(folder)}
+    if text in places:
+        return open_batch(places[text])
+    known = list(_known(folder))
+    if not known:
+        raise BatchNotFound(
+            f"there is no batch {text!r}: the journal {folder} is empty; `batchd run` makes the first"
+        )
+    return open_batch(places.get(chosen := _choose(known, text, folder), folder / BATCHES_NAME / chosen))
+
+
+def is_newest(batch: Path) -> bool:
+    """Whether no batch of the journal was made after the one in the folder `batch`, so that `last` means it."""
+    made = batch.stat().st_mtime_ns  # A batch's files are made with its folder and never renamed.
+    return all(place == batch or place.stat().st_mtime_ns < made for place in _places(batch.parent.parent))
+
+
+def is_default(folder: Path) -> bool:
+    """Whether commands without --journal use the journal in `folder`."""
+    try:
+        return os.path.realpath(journal_folder(None, os.environ)) == os.path.realpath(folder)
+    except BatchdError:
+        return False
+
+
+def _refuse_cut_off(folder: Path) -> None:
+    """Refuse a batch whose file lacks pages it needs: who reads behind the end of a map is killed by SIGBUS."""
+    data = folder / "data.mdb"
+    if not data.is_file():
+        return  # BatchJournal says so.
+    with closing(open_environment(folder, readonly=True)) as env:
+        needed = (env.info()["last_pgno"] + 1) * env.stat()["psize"]
+    # Pages that were given back before they were ever written may be missing at the end. A child finds out.
+    if data.stat().st_size < needed and not _survives_opening(folder):
+        raise JournalDamaged(f"batch {folder.name} does not read back: {data} was cut off; put a copy of it back")
+
+
+def _survives_opening(folder: Path) -> bool:
+    pid = os.fork()
+    if pid == 0:
+        try:
+            faulthandler.disable()
+            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+            BatchJournal(folder)
+        finally:
+            os._exit(0)  # An error is told by whoever tries next.
+    return not os.WIFSIGNALED(os.waitpid(pid, 0)[1])
+
+
+def _choose(known: list[_Known], text: str, folder: Path) -> str:
+    if text == LAST:
+        return max(known, key=lambda batch: (batch.created, batch.id)).id
+    found = [batch for batch in known if batch.name == text]
+    found = [batch for batch in found if batch.is_named] or found
+    if found and len({batch.id.partition("-")[0] for batch in found}) == 1:
+        # One command, started again with --new: the latest is the one that `run` continues.
+        return max(found, key=lambda batch: int(batch.id.partition("-")[2] or 1)).id
+    found = found or [batch for batch in known if text and batch.id.startswith(text)]
+    if len(found) == 1:
+        return found[0].id
+    if found:
+        newest = sorted(found, key=lambda batch: batch.created, reverse=True)
+        raise BatchNotFound(f"{text!r} means {len(found)} batches, name one by its id: {_listed(newest)}")
+    near = difflib.get_close_matches(text, [word for batch in known for word in (batch.id, batch.name)], n=3)
+    near_batches = [batch for batch in known if batch.id in near or batch.name in near]
+    hint = f"did you mean {_listed(near_batches)}?" if near_batches else "`batchd ls` lists what is there"
+    raise BatchNotFound(f"there is no batch {text!r} in {folder}: {hint}")
+
+
+def _listed(batches: list[_Known]) -> str:
+    more = f" and {len(batches) - _LISTED_MAX} more" if len(batches) > _LISTED_MAX else ""
+    return ", ".join(map(str, batches[:_LISTED_MAX])) + more
+
+
+def _known(folder: Path) -> Iterator[_Known]:
+    for found in list_batches(folder):
+        if isinstance(found, Damaged):
+            yield _Known(found.folder.name, "", is_named=False, created="")
+        else:
+            spec = found.spec
+            name, created = str(spec.get("name", "")), str(spec.get("created", ""))
+            yield _Known(found.folder.name, name, bool(spec.get("is_named")), created)
+
+
+def _places(folder: Path) -> list[Path]:
+    """Return the batches' folders; a name that starts with a dot is a draft."""
+    try:
+        with os.scandir(folder / BATCHES_NAME) as entries:
+            return sorted(Path(entry) for entry in entries if entry.name[0] != "." and entry.is_dir())
+    except FileNotFoundError:
+        return []

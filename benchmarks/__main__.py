@@ -1,0 +1,93 @@
+"""`python -m benchmarks`, which `scripts/bench` calls: choose numbers, measure, print, write what is kept."""
+
+import argparse
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from benchmarks import anatomy, machine, page, table
+from benchmarks.contest import Setting
+from benchmarks.registry import NUMBERS
+from benchmarks.rounds import Outcome, measure, stored
+
+_HOME = Path(__file__).resolve().parent
+_ROUNDS, _ROUNDS_QUICK = 5, 2
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Return the exit code: 0 when every contender's results were right, whatever the goals."""
+    args = _parser().parse_args(argv)
+    chosen = [name.strip().upper() for name in args.only.split(",")] if args.only else list(NUMBERS)
+    if unknown := [name for name in chosen if name not in NUMBERS]:
+        print(f"bench: there is no {unknown[0]}; known are {', '.join(NUMBERS)}", file=sys.stderr)
+        return 2
+    scratch = Path(tempfile.mkdtemp(prefix="batchd-bench-", dir=args.journal or _disk()))
+    try:
+        setting = Setting(args.workers, args.quick, scratch, args.scale)
+        rounds = args.rounds or (_ROUNDS_QUICK if args.quick else _ROUNDS)
+        made = {"command": machine.command(), "rounds": rounds, "workers": args.workers, **machine.moment()}
+        outcomes = [] if args.profile else [_measured(made, name, setting) for name in chosen]
+        run = {
+            "machine": machine.describe(scratch),
+            "contests": [stored(outcome) | {"made": made} for found in outcomes for outcome in found],
+            **({"anatomy": _dissected(setting) | {"made": made}} if args.profile else {}),
+        }
+        out = args.out or (None if args.quick else _HOME)
+        if out is not None:
+            print("written: {} and {}".format(*page.write(run, out)))
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return 3 if any(outcome.refused for found in outcomes for outcome in found) else 0
+
+
+def _measured(made: dict[str, Any], name: str, setting: Setting) -> list[Outcome]:
+    outcomes = []
+    for contest in NUMBERS[name](setting):
+        outcomes.append(measure(contest, made["rounds"], _tell))
+        table.show(outcomes[-1])
+    return outcomes
+
+
+def _dissected(setting: Setting) -> dict[str, Any]:
+    found = anatomy.dissect(setting)
+    table.draw("Where the time of N1 goes", anatomy.rows(found))
+    print("\n".join(found["explained"]))
+    return found
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="fewer jobs and rounds")
+    parser.add_argument("--only", metavar="N1,N4", help=f"measure only these of {', '.join(NUMBERS)}")
+    parser.add_argument("--rounds", type=int, help=f"rounds (default {_ROUNDS}, with --quick {_ROUNDS_QUICK})")
+    parser.add_argument("--workers", type=int, default=2, help="worker processes of every contender (default 2)")
+    parser.add_argument(
+        "--profile", action="store_true", help="instead, tell where each nanosecond of an N1 job goes"
+    )
+    parser.add_argument(
+        "--journal", type=Path, metavar="FOLDER", help="where journals are made: on the disk to measure"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="FOLDER",
+        help="where results are written (default: benchmarks; with --quick nowhere)",
+    )
+    parser.add_argument("--scale", type=float, default=1.0, help=argparse.SUPPRESS)
+    return parser
+
+
+def _disk() -> Path:
+    """A temporary folder on a real disk: what is durable in memory only would be measured for nothing."""
+    chosen = Path(tempfile.gettempdir())
+    return chosen if machine.file_system(chosen) not in {"tmpfs", "ramfs"} else Path("/var/tmp")  # noqa: S108
+
+
+def _tell(text: str) -> None:
+    print(f"  {text}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,78 @@
+"""What a number is: contenders that do the same work, what the work must yield, and the goals.
+
+Only the vocabulary lives here. The one idea: a contender returns what its results were, never whether they were
+right; `rounds` compares them with what the contest expects, before the time counts.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """How the whole run was asked for."""
+
+    workers: int
+    is_quick: bool
+    scratch: Path
+    """A folder for journals, on the disk that is meant to be measured."""
+    scale: float = 1.0
+    """Multiplies every count of jobs: tests run tiny ones."""
+
+    def jobs(self, full: int, quick: int) -> int:
+        """Return how many jobs to run."""
+        return max(20, int((quick if self.is_quick else full) * self.scale))
+
+
+class Sample(NamedTuple):
+    """One run of one contender."""
+
+    seconds: float
+    count: int
+    """How many results came back."""
+    checksum: Any
+    """What the results add up to."""
+    figures: dict[str, float] = {}  # noqa: RUF012  (never changed)
+    """What else was measured in the same run, by name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """One way to do the work."""
+
+    name: str
+    durability: str
+    """What a finished job is safe against: `disk`, `process` or `none`."""
+    run: Callable[[], Sample]
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """What the subject must reach: a ratio of speeds to the fastest of the references, or a figure of its own."""
+
+    subject: str
+    bound: float
+    references: tuple[str, ...] = ()
+    figure: str = ""
+    """The figure that is bounded, where there is no reference."""
+    is_maximum: bool = False
+    """Whether the figure must stay at or below the bound, instead of at or above it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Contest:
+    """One table of a number: who competes, for what."""
+
+    number: str
+    title: str
+    jobs: int
+    expected_count: int
+    expected_checksum: Any
+    contenders: tuple[Contender, ...]
+    goals: tuple[Goal, ...]
+    counted: str
+    """What the clock covers, in a sentence."""
+    notes: dict[str, float] = field(default_factory=dict)
+    """Known facts about the work, such as its longest job."""

@@ -1,0 +1,61 @@
+"""The jobs that are timed: importable by every contender's workers, and the same code for all of them."""
+
+import os
+from collections.abc import Callable, Sequence
+from random import Random
+from time import monotonic, process_time
+from typing import Any, Final
+
+TAIL_MS: Final = (1.0, 400.0)
+_TAIL_SHAPE: Final = 0.9
+_CALIBRATION_LOOPS: Final = 200_000
+
+
+def noop(value: Any) -> Any:
+    """The value itself."""
+    return value
+
+
+def count_to(loops: int) -> int:
+    """`loops`, counted one by one: a fixed amount of work that only a CPU can do."""
+    done = 0
+    while done < loops:
+        done += 1
+    return done
+
+
+def spin(loops: int) -> tuple[int, float, float, float, int]:
+    """Count to `loops`; return what figures.Ran holds. The clocks stand inside, next to the work."""
+    started_s, cpu_s = monotonic(), process_time()
+    done = count_to(loops)
+    return done, process_time() - cpu_s, started_s, monotonic(), os.getpid()
+
+
+def loops_per_ms(count: Callable[[int], int] = count_to) -> float:
+    """How far this machine counts in a millisecond, at its best of several tries."""
+    best_s = float("inf")
+    for _ in range(9):
+        since = process_time()  # Whatever else the machine is doing.
+        count(_CALIBRATION_LOOPS)
+        best_s = min(best_s, process_time() - since)
+    return _CALIBRATION_LOOPS / best_s / 1000
+
+
+def tail_ms(count: int, seed: int) -> list[float]:
+    """Lengths with a heavy tail, from a Pareto distribution cut off at both ends of TAIL_MS; the longest is in."""
+    low, high = TAIL_MS
+    cut = 1 - (low / high) ** _TAIL_SHAPE
+    draw = Random(seed)  # noqa: S311  (lengths, no secrets)
+    lengths = [low / (1 - draw.random() * cut) ** (1 / _TAIL_SHAPE) for _ in range(count - 1)]
+    lengths.insert(draw.randrange(count), high)
+    return lengths
+
+
+def small_dicts(count: int) -> list[dict[str, Any]]:
+    """Arbitrary objects, as rows of a table look."""
+    return [{"id": number, "name": f"row {number}", "tags": ["a", "b"]} for number in range(count)]
+
+
+def ids_sum(rows: Sequence[dict[str, Any]]) -> int:
+    """What rows add up to."""
+    return sum(row["id"] for row in rows)

@@ -1,0 +1,126 @@
+"""Running batchd as its users do: real commands, a journal of one's own, and what jobs left behind."""
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+from batchd.edge.orphans import tagged
+
+TASKS = Path(__file__).with_name("tasks.py")
+WAIT_S = 60.0
+
+
+class Desk:
+    """A journal in a folder of its own, and commands on it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.journal = folder / "journal"
+        self.marks = folder / "marks"
+        """Where tasks write down each execution: `index attempt`, a line each."""
+        self.environ = {
+            **os.environ,
+            "BATCHD_JOURNAL": str(self.journal),
+            "HOME": str(folder),
+            "MARKS": str(self.marks),
+            "NO_COLOR": "1",
+        }
+
+    def start(self, *args: str, stdin: int | None = subprocess.DEVNULL, cwd: Path | None = None) -> "subprocess.Popen[str]":
+        """Start a command."""
+        return subprocess.Popen(
+            [sys.executable, "-m", "batchd", *args],
+            env=self.environ,
+            stdin=stdin,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=cwd or self.folder,
+        )
+
+    def run(self, *args: str, given: str | None = None, cwd: Path | None = None) -> "subprocess.CompletedProcess[str]":
+        """Run a command to its end."""
+        process = self.start(*args, stdin=subprocess.PIPE if given is not None else subprocess.DEVNULL, cwd=cwd)
+        out, err = process.communicate(given, timeout=WAIT_S)
+        return subprocess.CompletedProcess(args, process.returncode, out, err)
+
+    def task(self, name: str) -> str:
+        """Return a task of tests/tasks.py."""
+        return f"{TASKS}:{name}"
+
+    def supervisor(self) -> int:
+        """Return the living supervisor's pid, 0 when there is none."""
+        try:
+            pid = int(json.loads((self.journal / "supervisor.lock").read_text())["pid"])
+            os.kill(pid, 0)
+        except (OSError, ValueError, KeyError):
+            return 0
+        return pid
+
+    def journal_id(self) -> str:
+        """Return the journal's id, by which its processes are tagged."""
+        return str(json.loads((self.journal / "journal.json").read_text())["id"])
+
+    def processes(self) -> list[int]:
+        """Return templates and workers of this journal."""
+        return list(tagged(self.journal_id())) if (self.journal / "journal.json").exists() else []
+
+    def executions(self) -> Counter[int]:
+        """Return how often each job was begun."""
+        return Counter(index for index, _ in self.attempts())
+
+    def attempts(self) -> list[tuple[int, int]]:
+        """Return (index, attempt) of every execution, in order."""
+        if not self.marks.exists():
+            return []
+        return [(int(index), int(attempt)) for index, attempt in map(str.split, self.marks.read_text().splitlines())]
+
+    def results(self, path: str = "out.jsonl") -> list[Any]:
+        """Return the lines of a results file."""
+        return [json.loads(line) for line in (self.folder / path).read_text().splitlines()]
+
+
+def until(condition: Callable[[], Any], what: str, process: "subprocess.Popen[str] | None" = None) -> Any:
+    """Return what `condition` gives as soon as it is true. Fails after a deadline, or when `process` ended."""
+    deadline = monotonic() + WAIT_S
+    while not (found := condition()):
+        assert monotonic() < deadline, f"never: {what}"
+        if process is not None and process.poll() is not None:
+            found = condition()
+            assert found, f"the command ended with {process.returncode} before: {what}\n{process.communicate()}"
+            break
+        pause()
+    return found
+
+
+def pause(seconds: float = 0.005) -> None:
+    """Let others run, by waiting for a descriptor that never becomes ready."""
+    read, write = os.pipe()
+    import select
+
+    select.select([read], [], [], seconds)
+    os.close(read)
+    os.close(write)
+
+
+def dead(pid: int) -> bool:
+    """Whether a process is gone, or only a zombie of it is left."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return True
+    return state in "ZX"
+
+
+def summary_of(text: str) -> dict[str, Any]:
+    """Return the JSON answer of a command."""
+    answer: dict[str, Any] = json.loads(text.splitlines()[-1])
+    return answer
+
+

@@ -1,0 +1,26 @@
+"""Fixtures of the tests that run real processes."""
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from tests.commands import Desk, dead, until
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Iterator[Desk]:
+    """A journal of its own; afterwards nothing of it may be alive."""
+    desk = Desk(tmp_path)
+    yield desk
+    if not (desk.journal / "journal.json").exists():
+        return
+    pid = desk.supervisor()
+    if pid:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    until(lambda: not [pid for pid in desk.processes() if not dead(pid)], "no process is left")
+    (Path("/dev/shm") / f"batchd-{os.geteuid()}-{desk.journal_id()}").unlink(missing_ok=True)

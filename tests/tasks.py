@@ -1,0 +1,173 @@
+"""Tasks for tests that run real commands. Each writes down every execution, in one write to an append-only file."""
+
+import ctypes
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any, NoReturn
+
+import batchd
+
+
+def mark() -> None:
+    """Write down `index attempt` of this execution."""
+    job = batchd.current_job()
+    fd = os.open(os.environ["MARKS"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    os.write(fd, b"%d %d\n" % (job.index, job.attempt))
+    os.close(fd)
+
+
+def spin(seconds: float) -> None:
+    """Work for so long."""
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        pass
+
+
+def square(x: int) -> int:
+    return x * x
+
+
+def marked_square(x: int) -> int:
+    mark()
+    spin(0.001)
+    return x * x
+
+
+def marked_fast(x: int) -> int:
+    mark()
+    return x * x
+
+
+def slow_square(x: int) -> int:
+    mark()
+    spin(0.03)
+    return x * x
+
+
+def long_job(x: int) -> int:
+    mark()
+    spin(30.0)
+    return x
+
+
+def poison_at_500(x: int) -> int:
+    mark()
+    spin(0.001)
+    if x == 500:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return x * x
+
+
+def fast_poison_at_500(x: int) -> int:
+    mark()
+    if x == 500:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return x * x
+
+
+def segfault_at_3(x: int) -> int:
+    print(f"about to read job {x}", flush=True)
+    if x == 3:
+        ctypes.string_at(0)
+    return x
+
+
+def supervisor_killer_at_7(x: int) -> int:
+    mark()
+    if x == 7:
+        os.kill(os.getppid(), signal.SIGKILL)
+        time.sleep(30)
+    spin(0.002)
+    return x * x
+
+
+def always_raises(x: int) -> NoReturn:
+    raise ValueError(f"no {x}")
+
+
+def raises_on_odd(x: int) -> int:
+    if x % 2:
+        print(f"looking at {x}")
+        raise ValueError(f"{x} is odd")
+    return x
+
+
+def raises_once(x: int) -> int:
+    mark()
+    if batchd.current_job().attempt == 1:
+        raise ValueError("not yet")
+    return x
+
+
+def ends_in_many_ways(x: int) -> Any:
+    match x:
+        case 0:
+            sys.exit(3)
+        case 1:
+            os._exit(0)
+        case 2:
+            raise KeyboardInterrupt
+        case 3:
+            return lambda: None
+        case 4:
+            return Unreadable()
+        case 5:
+            raise TwoArguments(1, 2)
+        case 6:
+            ctypes.string_at(0)
+    return x
+
+
+class Unreadable:
+    """Pickles, and does not unpickle."""
+
+    def __reduce__(self) -> Any:
+        return (_refuse, ())
+
+
+def _refuse() -> NoReturn:
+    raise RuntimeError("cannot be read back")
+
+
+class TwoArguments(Exception):
+    """Pickles, and does not unpickle, as exceptions with a constructor of their own do."""
+
+    def __init__(self, a: int, b: int) -> None:
+        super().__init__(f"{a} and {b}")
+
+
+def hangs_in_c_at_2(x: int) -> int:
+    if x == 2:
+        ctypes.PyDLL(None).sleep(60)  # Holds the GIL.
+    return x
+
+
+def eats_memory_at_1(x: int) -> int:
+    if x == 1:
+        held = bytearray(600 << 20)
+        held[:: 4096] = b"x" * len(held[::4096])
+        time.sleep(20)
+    return x
+
+
+def text_length(line: str, *, times: int = 1) -> int:
+    return len(line) * times
+
+
+def first_field(row: dict[str, Any]) -> Any:
+    return row["a"]
+
+
+def odd_values(x: int) -> Any:
+    from dataclasses import dataclass
+    from datetime import UTC, datetime
+
+    return [{1, 2}, Path("/a/b"), datetime(2026, 1, 2, tzinfo=UTC), object()][x]
+
+
+def slow_square_of_text(line: str) -> int:
+    mark()
+    return int(line) ** 2
