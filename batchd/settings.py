@@ -67,7 +67,7 @@ OUTPUT_FILE_BYTES_MAX: Final = 8 << 20
 TRACEBACK_CHARS_MAX: Final = 16_384
 MESSAGE_CHARS_MAX: Final = 2_000
 STACK_DUMP_S: Final = 0.05
-"""Between asking a hung worker for its Python stack and killing it."""
+"""Between SIGABRT, which lets a hung worker print its Python stack, and SIGKILL."""
 KILL_WAIT_S: Final = 10.0
 
 # --- The supervisor and its clients -----------------------------------------------------------------------------

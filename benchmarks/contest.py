@@ -30,8 +30,8 @@ class Sample(NamedTuple):
     """One run of one contender."""
 
     seconds: float
-    count: int
-    """How many results came back."""
+    results: int
+    """How many came back."""
     checksum: Any
     """What the results add up to."""
     figures: dict[str, float] = {}  # noqa: RUF012  (never changed)

@@ -95,8 +95,8 @@ def measure(contest: Contest, rounds: int, tell: Tell) -> Outcome:
 
 def checked(contest: Contest, sample: Sample) -> Sample:
     """The sample, if all results came back and add up. Raises WrongResults."""
-    if sample.count != contest.expected_count:
-        raise WrongResults(f"{sample.count:,} results instead of {contest.expected_count:,}")
+    if sample.results != contest.expected_count:
+        raise WrongResults(f"{sample.results:,} results instead of {contest.expected_count:,}")
     if sample.checksum != contest.expected_checksum:
         raise WrongResults(f"the results add up to {sample.checksum} instead of {contest.expected_checksum}")
     return sample

@@ -11,6 +11,7 @@ from time import monotonic
 from typing import Any
 
 from batchd.edge.orphans import tagged
+from batchd.worker.template import TAG
 
 TASKS = Path(__file__).with_name("tasks.py")
 WAIT_S = 60.0
@@ -32,7 +33,9 @@ class Desk:
             "NO_COLOR": "1",
         }
 
-    def start(self, *args: str, stdin: int | None = subprocess.DEVNULL, cwd: Path | None = None) -> "subprocess.Popen[str]":
+    def start(
+        self, *args: str, stdin: int | None = subprocess.DEVNULL, cwd: Path | None = None
+    ) -> "subprocess.Popen[str]":
         """Start a command."""
         return subprocess.Popen(
             [sys.executable, "-m", "batchd", *args],
@@ -44,7 +47,9 @@ class Desk:
             cwd=cwd or self.folder,
         )
 
-    def run(self, *args: str, given: str | None = None, cwd: Path | None = None) -> "subprocess.CompletedProcess[str]":
+    def run(
+        self, *args: str, given: str | None = None, cwd: Path | None = None
+    ) -> "subprocess.CompletedProcess[str]":
         """Run a command to its end."""
         process = self.start(*args, stdin=subprocess.PIPE if given is not None else subprocess.DEVNULL, cwd=cwd)
         out, err = process.communicate(given, timeout=WAIT_S)
@@ -70,6 +75,10 @@ class Desk:
     def processes(self) -> list[int]:
         """Return templates and workers of this journal."""
         return list(tagged(self.journal_id())) if (self.journal / "journal.json").exists() else []
+
+    def workers(self) -> list[int]:
+        """Return the living workers of this journal, without the templates they are forked from."""
+        return [pid for pid in self.processes() if not dead(pid) and not is_template(pid)]
 
     def executions(self) -> Counter[int]:
         """Return how often each job was begun."""
@@ -118,9 +127,22 @@ def dead(pid: int) -> bool:
     return state in "ZX"
 
 
+def is_template(pid: int) -> bool:
+    """Whether a tagged process is a template: its tag names no worker."""
+    try:
+        environ = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return False
+    return any(entry.startswith(f"{TAG}=".encode()) and entry.endswith(b".00000000") for entry in environ)
+
+
+def status_of(desk: Desk) -> dict[str, Any]:
+    """Return what `batchd status` says, {} while there is no journal yet."""
+    told = desk.run("status", "--json").stdout
+    return summary_of(told) if told else {}
+
+
 def summary_of(text: str) -> dict[str, Any]:
     """Return the JSON answer of a command."""
     answer: dict[str, Any] = json.loads(text.splitlines()[-1])
     return answer
-
-

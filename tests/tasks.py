@@ -111,7 +111,7 @@ def ends_in_many_ways(x: int) -> Any:
         case 2:
             raise KeyboardInterrupt
         case 3:
-            return lambda: None
+            return (i for i in range(3))
         case 4:
             return Unreadable()
         case 5:
@@ -148,7 +148,7 @@ def hangs_in_c_at_2(x: int) -> int:
 def eats_memory_at_1(x: int) -> int:
     if x == 1:
         held = bytearray(600 << 20)
-        held[:: 4096] = b"x" * len(held[::4096])
+        held[::4096] = b"x" * len(held[::4096])
         time.sleep(20)
     return x
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from batchd.cli.results import Unwritable, extend_path, lines
 from batchd.cli.summary import INTERRUPTED, command, command_in, count_fields, count_parts, next_steps, usage_parts
@@ -37,6 +37,8 @@ DAMAGED: Final = "damaged"
 _ROWS_MAX: Final = 30
 _CAUSES_MAX: Final = 10
 _UNWRITABLE_MAX: Final = 5
+_WORD_COLUMNS_MIN: Final = 8
+_GAP: Final = 2
 _HEADINGS: Final = ("BATCH", "NAME", "STATE", "DONE", "FAILED", "AGE", "DISK", "TASK")
 _RIGHT: Final = frozenset({"DONE", "FAILED", "AGE", "DISK"})
 
@@ -114,26 +116,32 @@ def _drawn(rows: list[tuple[str, ...]]) -> str:
     from rich.text import Text  # noqa: PLC0415
 
     styles = {"finished": "green", RUNNING: "cyan", DAMAGED: "bold red", "stopped": "yellow", INTERRUPTED: "yellow"}
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for heading in _HEADINGS:
-        width = max(len(heading), *(len(row[_at(heading)]) for row in rows))
-        table.add_column(
-            heading,
-            justify="right" if heading in _RIGHT else "left",
-            no_wrap=True,
-            overflow="ellipsis",
-            # Where the terminal is narrow, words give way: what is typed or counted stays whole.
-            min_width=None if heading in {"NAME", "TASK"} else width,
-        )
+    console = Console(file=sys.stdout, highlight=False)
+    widths = _fitted([max(map(len, column)) for column in zip(_HEADINGS, *rows, strict=True)], console.width)
+    # Where even that is too wide, the terminal breaks the lines: half an id would be of no use.
+    console.width = max(console.width, sum(widths) + _GAP * (len(widths) - 1))
+    table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="bold")
+    for heading, width in zip(_HEADINGS, widths, strict=True):
+        justify: Literal["left", "right"] = "right" if heading in _RIGHT else "left"
+        table.add_column(heading, justify=justify, no_wrap=True, overflow="ellipsis", width=width)
     for row in rows:
         cells = [Text(cell) for cell in row]
         cells[_at("STATE")].stylize(styles.get(row[_at("STATE")], ""))
         cells[_at("FAILED")].stylize("red" if row[_at("FAILED")] not in {"", "-"} else "dim")
         table.add_row(*cells)
-    console = Console(file=sys.stdout, highlight=False)
     with console.capture() as capture:
         console.print(table)
     return capture.get().rstrip("\n")
+
+
+def _fitted(widths: list[int], columns: int) -> list[int]:
+    """Narrow the two columns of words until the table fits: what is typed or counted stays whole."""
+    name, task = _at("NAME"), _at("TASK")
+    room = columns - (sum(widths) - widths[name] - widths[task]) - _GAP * (len(widths) - 1)
+    fitted = list(widths)
+    fitted[name] = min(widths[name], max(room - widths[task], room // 2, _WORD_COLUMNS_MIN))
+    fitted[task] = min(widths[task], max(room - fitted[name], _WORD_COLUMNS_MIN))
+    return fitted
 
 
 def _at(heading: str) -> int:

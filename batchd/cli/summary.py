@@ -41,11 +41,10 @@ def summarise(
 ) -> list[str]:
     """The lines at the end of a run. `usage` is that of this run alone: see `usage_since`."""
     groups, trouble = _read_causes(journal)
-    parts = [*count_parts(journal, groups)]
-    if ran and already_done:
-        parts.append(f"{ran:,} of them now")
+    parts = list(count_parts(journal, groups))
     if ran:
-        parts += [format_duration(elapsed_s), *usage_parts(usage, elapsed_s)]
+        elapsed = format_duration(elapsed_s)
+        parts += [f"ran {ran:,} in {elapsed}" if already_done else elapsed, *usage_parts(usage, elapsed_s)]
     lines = [f"{_name(journal)}: {' · '.join(parts)}", *cause_lines(journal, groups)]
     if trouble:
         lines.append(f"  the causes could not be read: {trouble}")

@@ -8,6 +8,7 @@ that came after it: those in the checkpoint's gaps. Tables and keys: formats/tab
 import json
 import os
 import shutil
+import struct
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +18,7 @@ import lmdb
 from batchd.core import entries as e
 from batchd.core.facts import BatchFacts, apply
 from batchd.core.job import History, JobState
-from batchd.errors import FormatError, JournalDamaged, JournalError, JournalNewer
+from batchd.errors import BatchdError, FormatError, IllegalTransition, JournalDamaged, JournalError, JournalNewer
 from batchd.formats import tables
 from batchd.formats.segment import Encoding, header_of, pack, pack_items
 from batchd.settings import CHECKPOINT_RECORDS, FORMAT_VERSION, MAP_BYTES, READERS_MAX, RECORD_BYTES_MAX
@@ -53,13 +54,14 @@ class BatchJournal:
             with self._env.begin() as txn:
                 found = json.loads(txn.get(tables.META_FORMAT, db=self._dbs[tables.META]) or b"{}")
                 self.spec: dict[str, Any] = json.loads(txn.get(tables.META_SPEC, db=self._dbs[tables.META]) or b"{}")
-        except (lmdb.Error, ValueError) as error:
+            version = int(found["format"])
+        except (lmdb.Error, ValueError, KeyError, TypeError) as error:
             self._env.close()
             raise JournalDamaged(f"{folder} does not read as a batch: {error}") from None
-        if found.get("format", 0) > FORMAT_VERSION:
+        if version > FORMAT_VERSION:
             self._env.close()
             raise JournalNewer(
-                f"{folder} has format {found['format']}, this batchd reads up to {FORMAT_VERSION}: update batchd"
+                f"{folder} has format {version}, this batchd reads up to {FORMAT_VERSION}: update batchd"
             )
         if is_writer and self.spec.get("durability") == "process":
             self._env.close()
@@ -68,23 +70,34 @@ class BatchJournal:
         self.usage: dict[str, Any] = {}
         self._sequence = 0
         self._records_since = 0
-        self.facts = self._load()
+        try:
+            self.facts = self._load()
+        except BatchdError:
+            self._env.close()  # Or nobody could open it again in this process.
+            raise
 
     @classmethod
     def create(cls, folder: Path, spec: dict[str, Any]) -> "BatchJournal":
-        """Make a batch durably, so that it is there whole or not at all, and open it for writing."""
+        """Make a batch durably, whole or not at all, and open it for writing. Raises JournalError."""
         draft = folder.with_name(f".new-{folder.name}")
-        if draft.exists():
-            shutil.rmtree(draft)  # Left by a death in the middle of this function.
-        draft.mkdir(0o700)
-        env = open_environment(draft)
-        dbs = {name: env.open_db(name) for name in tables.TABLES}
-        with env.begin(write=True, db=dbs[tables.META]) as txn:
-            txn.put(tables.META_SPEC, json.dumps(spec).encode())
-            txn.put(tables.META_FORMAT, json.dumps({"format": FORMAT_VERSION, "lmdb": lmdb.version()}).encode())
-        env.close()
-        draft.rename(folder)
-        sync_folder(folder.parent)
+        try:
+            if draft.exists():
+                shutil.rmtree(draft)  # Left by a death in the middle of this function.
+            draft.mkdir(0o700)
+            env = open_environment(draft)
+            try:
+                dbs = {name: env.open_db(name) for name in tables.TABLES}
+                with env.begin(write=True, db=dbs[tables.META]) as txn:
+                    txn.put(tables.META_SPEC, json.dumps(spec).encode())
+                    found = {"format": FORMAT_VERSION, "lmdb": lmdb.version()}
+                    txn.put(tables.META_FORMAT, json.dumps(found).encode())
+            finally:
+                env.close()
+            sync_folder(draft)
+            draft.rename(folder)
+            sync_folder(folder.parent)
+        except (lmdb.Error, OSError) as error:
+            raise JournalError(f"cannot make a batch in {folder.parent}: {error}") from None
         return cls(folder, is_writer=True)
 
     # --- Reading -----------------------------------------------------------------------------------------------
@@ -119,6 +132,13 @@ class BatchJournal:
         return {name: self._env.open_db(name, create=False) for name in tables.TABLES}
 
     def _load(self) -> BatchFacts:
+        """Return the facts. Raises JournalDamaged."""
+        try:
+            return self._fold()
+        except _UNREADABLE as error:
+            raise JournalDamaged(f"batch {self.folder.name}: {type(error).__name__}: {error}") from None
+
+    def _fold(self) -> BatchFacts:
         """Fold the checkpoint, the log behind it, and the outcome records in the checkpoint's gaps."""
         with self.begin() as txn:
             stored = json.loads(bytes(txn.get(tables.META_CHECKPOINT, db=self._dbs[tables.META]) or b"{}"))
@@ -182,8 +202,11 @@ class BatchJournal:
 
     def replace_spec(self, spec: dict[str, Any]) -> None:
         """Store another specification: the user said that changed code continues the batch."""
-        with self._env.begin(write=True, db=self._dbs[tables.META]) as txn:
-            txn.put(tables.META_SPEC, json.dumps(spec).encode())
+        try:
+            with self._env.begin(write=True, db=self._dbs[tables.META]) as txn:
+                txn.put(tables.META_SPEC, json.dumps(spec).encode())
+        except lmdb.Error as error:
+            raise JournalError(f"cannot write to the batch in {self.folder}: {error}") from None
         self.spec = spec
 
     def progress(self) -> Progress:
@@ -324,6 +347,11 @@ def _block_of(entry: e.Recorded) -> bytes:
 
 
 # --- Entries and facts as JSON -------------------------------------------------------------------------------------
+
+_UNREADABLE = (
+    *(lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.InvalidError, FormatError, IllegalTransition, struct.error),
+    *(ValueError, KeyError, TypeError, AttributeError),  # Of JSON that says something else than it should.
+)
 
 _LOGGED: dict[str, type[e.Entry]] = {
     kind.__name__: kind

@@ -27,7 +27,7 @@ from batchd.formats.report import ACK, ENDED, LEASE, NO_FINGERPRINT, Failure, Re
 from batchd.formats.segment import unpack
 from batchd.settings import CUT_WAIT_S, STACK_DUMP_S
 from batchd.worker import output
-from batchd.worker.main import EXIT_DESCRIPTORS, STACK_SIGNAL
+from batchd.worker.main import EXIT_DESCRIPTORS
 from batchd.worker.recorder import OUTPUT, STARTED, Lane, Recorder, Slot
 from batchd.worker.template import tag
 
@@ -239,7 +239,7 @@ class Pool:
                     self._on_unstarted(self.workers[number], reason)
 
     def _on_template_ready(self, key: str, template: TemplateProcess) -> None:
-        if template.threads > 1:  # Forking a process with threads can deadlock its children.
+        if template.threads > 1 or key in self._fresh:  # Forking a process with threads can deadlock its children.
             self._fresh.add(key)
             pending = list(template.pending)
             self._drop_template(key, template)
@@ -274,7 +274,9 @@ class Pool:
         worker = self.workers.get(order.worker)
         if worker is None or worker.leases_fd < 0:
             return
-        lane = Lane(order.lease, order.first, order.stop, order.attempt, order.is_timed, order.batch)
+        lane = Lane(
+            order.lease, order.first, order.stop, order.attempt, order.is_timed, order.batch, reach=order.stop
+        )
         worker.slot.write_lane(order.lane, lane)
         with suppress(BrokenPipeError):  # It died: its exit tells.
             os.write(worker.leases_fd, LEASE.pack(order.lease, order.lane))
@@ -295,7 +297,7 @@ class Pool:
             stop = max(stop, position.index + 1)
         elif position is not None and position.lease > order.lease:
             return  # It is over; its end was reported.
-        worker.slot.limit(order.lane, stop)
+        worker.slot.settle(order.lane, stop)
         self._emit(ev.LeaseCut(order.worker, order.lease, stop))
 
     def _on_reports(self, worker: WorkerProcess) -> None:
@@ -351,7 +353,10 @@ class Pool:
         if worker.pidfd < 0:
             return  # Not born yet: `_on_started` comes back here.
         if with_stack:
-            signal.pidfd_send_signal(worker.pidfd, STACK_SIGNAL)
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(
+                    worker.pidfd, signal.SIGABRT
+                )  # faulthandler prints the stack and lets it die.
             self._later(STACK_DUMP_S, lambda: self._kill_now(worker))
         else:
             self._kill_now(worker)

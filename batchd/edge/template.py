@@ -80,7 +80,7 @@ class TemplateProcess:
         self._send_queue()
 
     def answers(self) -> list[dict[str, Any]] | None:
-        """Return what it said, None when it is gone."""
+        """Return what it said since the last call, None when it is gone and has said everything."""
         said: list[dict[str, Any]] = []
         while True:
             try:
@@ -88,9 +88,11 @@ class TemplateProcess:
             except BlockingIOError:
                 break
             except OSError:
-                return said or None
+                data = b""
             if not data:
-                return said or None
+                if not said:
+                    return None
+                break
             said.append(json.loads(data))
         for message in said:
             self._take_in(message)

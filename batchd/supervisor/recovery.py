@@ -97,4 +97,4 @@ def _all_lanes(recorder: Recorder) -> Iterator[LeaseTrace]:
         slot = recorder.slot(number)
         position = slot.position()
         for lane in slot.lanes():
-            yield LeaseTrace(lane.batch, lane.lease, lane.first, lane.stop, position)
+            yield LeaseTrace(lane.batch, lane.lease, lane.first, lane.reach, position)

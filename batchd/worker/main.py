@@ -45,8 +45,6 @@ PROTOCOL_FD_MIN = 100
 """Protocol descriptors live up here, out of the way of code that closes or reuses the low ones."""
 EXIT_DESCRIPTORS = 81
 """Exit code: the job closed a descriptor of the protocol."""
-STACK_SIGNAL = signal.SIGRTMIN + 7
-"""Makes a worker print its Python stack, even while C code holds the GIL."""
 
 
 class Fds(NamedTuple):
@@ -69,7 +67,7 @@ class Worker:
         self._inputs = JournalInputs(batches)
         self._callables: dict[str, Callable[[Any], Any]] = {}
         self._outcomes = Outcomes(self._send, self._last_output)
-        self._lane = Lane(0, 0, 0, 1, False, "")
+        self._lane = Lane(0, 0, 0, 1, False, "", 0)
         self._output_start = 0
         self._is_forked = False
         self._words[PID] = os.getpid()
@@ -212,7 +210,8 @@ def run(task: Callable[..., Any], fds: Fds, slot: Slot, batches: Path) -> None:
     code = 1
     worker = None
     try:
-        os.setsid()
+        if os.getsid(0) != os.getpid():  # A fresh interpreter leads its session already.
+            os.setsid()
         fds = Fds(*(fcntl(fd, F_DUPFD_CLOEXEC, PROTOCOL_FD_MIN) for fd in fds))
         hold_lifeline(fds.lifeline)
         _settle_descriptors(fds)
@@ -261,7 +260,6 @@ def _settle_signals() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the client's; the supervisor decides.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     faulthandler.enable(file=2, all_threads=True)
-    faulthandler.register(STACK_SIGNAL, file=2, all_threads=True)
     try:
         Path("/proc/self/oom_score_adj").write_text("500", "ascii")
     except OSError:

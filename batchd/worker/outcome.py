@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import struct
 import sys
 import traceback
 from collections.abc import Callable
@@ -60,10 +61,7 @@ class Outcomes:
         """Pickle a value that is not plain; from job `index` on `values` holds pickles. Raises what pickling does."""
         payload = dump_checked(value)
         if len(payload) > VALUE_BYTES_MAX:
-            raise ValueTooLarge(
-                f"the result takes {len(payload):,} bytes; at most {VALUE_BYTES_MAX:,} are kept: "
-                "write it to a file and return its path"
-            )
+            raise ValueTooLarge(_too_large(f"takes {len(payload):,} bytes"))
         if not self.is_pickled:
             self._close_successes(index)
             self.is_pickled = True
@@ -121,7 +119,12 @@ class Outcomes:
 
     def _explain(self, mark: bytes, error: BaseException, trace: TracebackType | None) -> None:
         lines = "".join(traceback.format_exception(type(error), error, trace))
-        text = lines[-TRACEBACK_CHARS_MAX:].encode(errors="replace")
+        if (
+            len(lines) > TRACEBACK_CHARS_MAX
+        ):  # A long message hides the places, deep calls hide the message: keep both.
+            half = TRACEBACK_CHARS_MAX // 2 - 4
+            lines = f"{lines[:half]}\n[...]\n{lines[-half:]}"
+        text = lines.encode(errors="replace")
         self._frames += (frame.encode(Report.EXPLAINED, ACK.pack(self._lease, 0, mark), len(text)), text)
 
     def _close_successes(self, index: int) -> None:
@@ -129,12 +132,28 @@ class Outcomes:
         if not values:
             return
         self._close_failures()
-        state = JobState.SUCCEEDED
-        for start, part in _parts(values) if self.is_pickled else ((0, values),):
-            first = index - len(values) + start
-            block = pack_items(first, state, part) if self.is_pickled else pack_vector(first, state, part)
-            self._blocks.append((len(part), NO_FINGERPRINT, block))
+        first = index - len(values)
+        made = values.copy()
         values.clear()
+        if not self.is_pickled:
+            self._close_vector(first, made)
+            return
+        for start, part in _parts(made):
+            block = pack_items(first + start, JobState.SUCCEEDED, part)
+            self._blocks.append((len(part), NO_FINGERPRINT, block))
+
+    def _close_vector(self, first: int, values: list[Any]) -> None:
+        """Encode plain values, whose size nobody looked at before: one that is too large fails alone."""
+        block = _vector(first, values)
+        if block is not None:
+            self._blocks.append((len(values), NO_FINGERPRINT, block))
+        elif len(values) == 1:
+            self.fail(first, ValueTooLarge(_too_large("is too large")))
+            self._close_failures()
+        else:
+            half = len(values) // 2
+            self._close_vector(first, values[:half])
+            self._close_vector(first + half, values[half:])
 
     def _close_failures(self) -> None:
         if not self._failures:
@@ -145,6 +164,19 @@ class Outcomes:
             self._blocks.append((len(part), mark, pack_items(first + start, JobState.FAILED, part)))
         self._failures.clear()
         self._fingerprints.clear()
+
+
+def _too_large(what: str) -> str:
+    return f"the result {what}; at most {VALUE_BYTES_MAX:,} bytes are kept: write it to a file and return its path"
+
+
+def _vector(first: int, values: list[Any]) -> bytes | None:
+    """Return the block of plain values, None when it is larger than a value may be."""
+    try:
+        block = pack_vector(first, JobState.SUCCEEDED, values)
+    except struct.error:  # More than the length field of a block can say.
+        return None
+    return block if len(block) <= VALUE_BYTES_MAX else None
 
 
 def _parts(payloads: list[bytes]) -> list[tuple[int, list[bytes]]]:

@@ -16,14 +16,18 @@ from batchd.settings import OUTPUT_FILE_BYTES_MAX, OUTPUT_TAIL_BYTES
 
 _STAMPED: Final = re.compile(rb"\x1e(\d+)\x1f(.*?)(?:\x1e\x1f|\Z)", re.DOTALL)
 _READ_BYTES: Final = 16 * OUTPUT_TAIL_BYTES
+_LINE_BYTES_MAX: Final = 8_192
 
 
 class StampedWriter(io.RawIOBase):
-    """The raw end of a worker's sys.stdout: writes each piece with the index of the job that printed it."""
+    """The raw end of a worker's sys.stdout: writes lines with the index of the job that printed them."""
 
     def __init__(self, fd: int, index: Callable[[], int]) -> None:
         self._fd = fd
         self._index = index
+        self._line = b""
+        self._line_index = 0
+        """Which job began the line: it may be another's turn when the line ends."""
 
     def writable(self) -> bool:
         """Always."""
@@ -34,16 +38,26 @@ class StampedWriter(io.RawIOBase):
         return self._fd
 
     def write(self, data: "bytes | bytearray | memoryview") -> int:  # type: ignore[override]
-        """Append `data`, stamped, in one system call."""
-        text = bytes(data)
-        os.write(self._fd, b"\x1e%d\x1f%s\x1e\x1f" % (self._index(), text))
-        return len(text)
+        """Take in a piece, and append what it completes, stamped, in one system call."""
+        index = self._index()
+        if self._line and index != self._line_index:
+            self.flush()
+        self._line, self._line_index = self._line + bytes(data), index
+        if self._line.endswith(b"\n") or len(self._line) >= _LINE_BYTES_MAX:
+            self.flush()
+        return len(data)
+
+    def flush(self) -> None:
+        """Append the line as far as it is known."""
+        line, self._line = self._line, b""
+        if line:
+            os.write(self._fd, b"\x1e%d\x1f%s\x1e\x1f" % (self._line_index, line))
 
 
 def text_stream(fd: int, index: Callable[[], int]) -> io.TextIOWrapper:
-    """Return a line-buffered text stream over a StampedWriter."""
+    """Return a text stream over a StampedWriter, which alone holds lines back."""
     raw: Any = StampedWriter(fd, index)  # The stubs know no raw writer of ours.
-    return io.TextIOWrapper(io.BufferedWriter(raw), "utf-8", "backslashreplace", line_buffering=True)
+    return io.TextIOWrapper(raw, "utf-8", "backslashreplace", write_through=True)
 
 
 def tail(fd: int, index: int, since: int = 0) -> str:

@@ -8,7 +8,7 @@ first, waits, and reads the position second, so one of them always sees the othe
     file   page of 4,096 bytes: magic, boot id, journal id, epoch; then the slots
     slot   8 words: position, start of the job (monotonic ns), pid, size of the capture file at the start of the
            lease, 4 spare; then the lanes
-    lane   8 words: lease, first, stop, attempt, is_timed, batch id (2 words), 1 spare
+    lane   8 words: lease, first, stop, attempt, is_timed, batch id (2 words), reach
 """
 
 import mmap
@@ -23,6 +23,7 @@ from batchd.core.events import Phase, Position
 from batchd.settings import LANES
 
 _HEADER: Final = struct.Struct("<8s36s36sQ")
+_LANE: Final = struct.Struct("<QQQQQ16sQ")
 _MAGIC: Final = b"batchdR1"
 _HEADER_BYTES: Final = 4096
 _SLOT_WORDS: Final = 8 + 8 * LANES
@@ -47,6 +48,7 @@ class LaneWord(IntEnum):
     ATTEMPT = 3
     TIMED = 4
     BATCH = 5
+    REACH = 7
 
 
 class Lane(NamedTuple):
@@ -58,6 +60,8 @@ class Lane(NamedTuple):
     attempt: int
     is_timed: bool
     batch: str
+    reach: int
+    """No job at or beyond this was begun under the lease, for sure; `stop` may be lower while a cut is under way."""
 
 
 class Slot:
@@ -73,15 +77,15 @@ class Slot:
     def write_lane(self, number: int, lane: Lane) -> None:
         """Describe a lease; done before the lease is sent."""
         batch = lane.batch.encode("ascii").ljust(BATCH_ID_BYTES, b"\0")
-        values = struct.pack("<QQQQQ16s", lane.lease, lane.first, lane.stop, lane.attempt, lane.is_timed, batch)
+        values = _LANE.pack(lane.lease, lane.first, lane.stop, lane.attempt, lane.is_timed, batch, lane.reach)
         at = lane_at(number)
-        self.words[at : at + 7] = memoryview(values).cast("Q")
+        self.words[at : at + 8] = memoryview(values).cast("Q")
 
     def lane(self, number: int) -> Lane:
         """Return what lane `number` describes."""
         at = lane_at(number)
-        lease, first, stop, attempt, timed, batch = struct.unpack("<QQQQQ16s", self.words[at : at + 7].tobytes())
-        return Lane(lease, first, stop, attempt, bool(timed), batch.rstrip(b"\0").decode("ascii", "replace"))
+        lease, first, stop, attempt, timed, batch, reach = _LANE.unpack(self.words[at : at + 8].tobytes())
+        return Lane(lease, first, stop, attempt, bool(timed), batch.rstrip(b"\0").decode("ascii", "replace"), reach)
 
     def lanes(self) -> Iterator[Lane]:
         """Give every lane that describes a lease."""
@@ -90,15 +94,20 @@ class Slot:
                 yield self.lane(number)
 
     def limit(self, number: int, stop: int) -> None:
-        """Write the index at which the lease in lane `number` must stop."""
+        """Write the index at which the lease in lane `number` must stop; the worker may be beyond it already."""
         self.words[lane_at(number) + LaneWord.STOP] = stop
+
+    def settle(self, number: int, stop: int) -> None:
+        """Write where the lease in lane `number` stops for certain."""
+        self.words[lane_at(number) + LaneWord.STOP] = stop
+        self.words[lane_at(number) + LaneWord.REACH] = stop
 
     def position(self) -> Position | None:
         """Return where the worker is, None before its first lease."""
         word = self.words[POSITION]
         if not word:
             return None
-        phase = Phase(min(word >> PHASE_SHIFT, 3) - 1)
+        phase = Phase(min(max(1, word >> PHASE_SHIFT), 3) - 1)  # C code of a job may have written anything.
         at = lane_at((word >> LANE_SHIFT) & 0xFF)
         index = self.words[at + LaneWord.FIRST] + (word & OFFSET_MASK)
         # At rest the offset counts the jobs that were run, which may be none.
@@ -120,8 +129,8 @@ class Recorder:
 
     def __init__(self, fd: int) -> None:
         size = os.fstat(fd).st_size
-        if size < _HEADER_BYTES:
-            raise ValueError("the flight recorder is too short")
+        if size < _HEADER_BYTES or size % 8:
+            raise ValueError("the flight recorder is cut off")
         self.fd = fd
         self._map = mmap.mmap(fd, size)
         self._words = memoryview(self._map).cast("Q")
@@ -144,10 +153,16 @@ class Recorder:
     def open(cls, path: Path) -> "Recorder":
         """Open what an earlier supervisor left. Refuses a file of another owner."""
         fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
-        if os.fstat(fd).st_uid != os.geteuid():
+        is_mine = os.fstat(fd).st_uid == os.geteuid()
+        try:
+            found = cls(fd) if is_mine else None
+        except ValueError:
+            os.close(fd)
+            raise
+        if found is None:
             os.close(fd)
             raise ValueError("the flight recorder belongs to somebody else")
-        return cls(fd)
+        return found
 
     def slot(self, number: int) -> Slot:
         """Return slot `number`."""

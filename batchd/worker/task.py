@@ -9,7 +9,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from hashlib import blake2b
-from importlib.machinery import PathFinder
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -59,21 +59,27 @@ def find_source(task: Task, path: Sequence[str]) -> Path | None:
     """
     if task.is_file:
         return Path(task.module)
-    search: Sequence[str] | None = path
+    search: Sequence[str] = path
     spec = None
     parts = task.module.split(".")
-    for depth in range(len(parts)):
-        name = ".".join(parts[: depth + 1])
-        spec = PathFinder.find_spec(name, search)
+    for depth, part in enumerate(parts):
+        # By its last name alone: the spec of a package without __init__ asks for its parent, which is not imported.
+        spec = PathFinder.find_spec(part, search) if search else None
         if spec is None and depth == 0:
-            spec = importlib.util.find_spec(name) if name in sys.builtin_module_names else None
+            spec = _from_hooks(part)
         if spec is None:
             raise TaskError(
-                f"there is no module {name!r} on the import path; run from the folder that holds it, "
-                f"or name the file: path/{parts[-1]}.py:{task.name}"
+                f"there is no module {'.'.join(parts[: depth + 1])!r} on the import path; run from the folder that "
+                f"holds it, or name the file: path/{parts[-1]}.py:{task.name}"
             )
-        search = spec.submodule_search_locations
+        search = list(spec.submodule_search_locations or ())
     return Path(spec.origin) if spec is not None and spec.origin and Path(spec.origin).is_file() else None
+
+
+def _from_hooks(name: str) -> ModuleSpec | None:
+    """Ask those who find modules elsewhere than on the path: built-in ones, and editable installs."""
+    finders = [finder for finder in sys.meta_path if finder is not PathFinder]
+    return next((spec for finder in finders if (spec := finder.find_spec(name, None)) is not None), None)
 
 
 def source_digest(source: Path | None) -> str:

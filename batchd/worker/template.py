@@ -49,17 +49,18 @@ def main() -> None:
     lifeline = os.open(f"/proc/self/fd/{lifeline_fd}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     hold_lifeline(lifeline)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    door = socket.socket(fileno=socket_fd)
     recorder = Recorder(recorder_fd)
+    if "worker" in config:  # A fresh interpreter, exec'ed to be one worker.
+        slot = recorder.slot(config["slot"])
+        leases, reports, output = config["fds"]
+        fds = Fds(leases, reports, _own_lifeline(lifeline_fd), output)
+        run(_load(config), fds, slot, Path(config["batches"]))
+    door = socket.socket(fileno=socket_fd)
     try:
         task = _load(config)
     except TaskError as error:
         _say(door, {"failed": str(error)})
         return
-    if "worker" in config:  # A fresh interpreter, exec'ed to be one worker.
-        slot = recorder.slot(config["slot"])
-        leases, reports, output = config["fds"]
-        run(task, Fds(leases, reports, _own_lifeline(lifeline_fd), output), slot, Path(config["batches"]))
     _say(door, {"ready": _threads()})
     gc.collect()
     gc.freeze()  # Keeps the collector from touching, and so copying, the pages shared with the workers.

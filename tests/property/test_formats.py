@@ -1,4 +1,4 @@
-"""The formats under any bytes: what went in comes out, and everything else is a FormatError, whatever was done to it."""
+"""The formats under any bytes: what went in comes out, all else is a FormatError, whatever was done to it."""
 
 import json
 import math

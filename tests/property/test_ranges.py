@@ -2,6 +2,7 @@
 
 from itertools import pairwise
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -74,3 +75,10 @@ def test_clearing_gives_back_the_default(parts: list[tuple[int, int]], cleared: 
     marks.clear(*cleared)
 
     assert all(marks.get(index) == 0 for index in range(*cleared))
+
+
+def test_what_changes_cannot_be_hashed() -> None:
+    for changing in (RangeSet(), RangeMap(0)):
+        with pytest.raises(TypeError, match="changes"):
+            hash(changing)
+    assert repr(RangeSet([(1, 2)])) == "RangeSet([(1, 2)])"

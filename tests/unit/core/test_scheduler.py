@@ -1,6 +1,7 @@
 """The scheduler, one fact at a time: events in, the whole turn compared."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 
@@ -51,9 +52,9 @@ class Desk:
         return self.scheduler.batches["b"].facts
 
 
-def attached(size: int = 3, **options: object) -> Desk:
+def attached(size: int = 3, **options: Any) -> Desk:
     desk = Desk()
-    asked = Options(**options)  # type: ignore[arg-type]  (as the caller wrote them)
+    asked = Options(**options)
     desk.tell(ev.BatchAttached(BatchFacts("b"), asked, "key", 1))
     if size:
         desk.submit(size)
@@ -61,7 +62,7 @@ def attached(size: int = 3, **options: object) -> Desk:
     return desk
 
 
-def leased(size: int = 3, **options: object) -> Desk:
+def leased(size: int = 3, **options: Any) -> Desk:
     """One worker holds lease 1 on job 0."""
     desk = attached(size, **options)
     desk.tell(ev.WorkerReady(1))
@@ -153,7 +154,7 @@ def test_a_cause_is_written_down_once_told() -> None:
     assert leased().tell(ev.CauseExplained(1, 1, b"why", b"text")).entries == [e.Explained("b", b"why", b"text")]
 
 
-def long_lease(**options: object) -> Desk:
+def long_lease(**options: Any) -> Desk:
     """Worker 1 holds lease 2 on jobs [1, 9)."""
     desk = leased(100, **options)
     desk.tell(ev.JobsAcked(1, 1, 0, 1, JobState.SUCCEEDED, b"", 0.001), ev.LeaseEnded(1, 1, 1))
@@ -390,7 +391,7 @@ def test_a_million_failures_cost_one_range() -> None:
 def test_a_million_failures_with_retries_stay_bounded() -> None:
     desk = leased(1_000_000, keep_going=True, allowances=Allowances(retries=2))
     batch, most = desk.scheduler.batches["b"], 0
-    while not desk.facts.done.size == 1_000_000:
+    while desk.facts.done.size != 1_000_000:
         fail_all(desk, 100_000)
         ranges = len(desk.facts.done) + len(desk.facts.histories) + len(batch.held) + len(batch.queued)
         most = max(most, ranges + sum(map(len, batch.waiting.values())))
@@ -453,10 +454,37 @@ def test_an_idle_pool_is_stopped_with_its_last_batch() -> None:
 def test_work_is_taken_back_for_an_idle_worker() -> None:
     desk = long_lease(workers=2)
     worker = desk.scheduler.workers[1]
-    desk.scheduler.batches["b"].queued.remove(0, 100)
-    desk.scheduler.check = lambda: None  # type: ignore[method-assign]  (the queue was emptied by hand)
+    desk.scheduler.batches["b"].queued.remove(0, 100)  # By hand, so the books are not in order.
     desk.scheduler.batches["b"].pace.report(1, busy_s=10.0)
-    idle = desk.tell(ev.WorkerReady(2))
+    idle = desk.scheduler.step([ev.WorkerReady(2)], 0.0)
 
     assert len(worker.leases) == 2
     assert [type(command) for command in idle.commands] == [c.CutLease]
+
+
+def test_a_retired_worker_is_stopped_when_its_lease_has_ended() -> None:
+    desk = leased(100, workers=2)
+    desk.tell(ev.WorkerReady(2))
+    desk.tell(ev.ScaleRequested(1))
+    retired = next(it for it in desk.scheduler.workers.values() if it.state.value == "stopping")
+    lease = retired.leases[0]
+    ack = ev.JobsAcked(retired.number, lease.number, lease.first, 1, JobState.SUCCEEDED, b"", 0.1)
+
+    turn = desk.tell(ack, ev.LeaseEnded(retired.number, lease.number, lease.first + 1))
+
+    assert turn.commands == [c.StopWorker(retired.number)]
+
+
+def test_what_is_no_event_of_a_batch_is_a_bug() -> None:
+    desk = attached()
+
+    with pytest.raises(AssertionError, match="no rule"):
+        desk.scheduler._on_batch_event(ev.Committed(1), desk.scheduler.batches["b"])
+
+
+def test_a_worker_that_dies_before_its_lease_costs_nobody_anything() -> None:
+    desk = leased()
+    desk.ack(0)
+    desk.tell(ev.LeaseEnded(1, 1, 1))
+
+    assert desk.gone(Position(1, 0, Phase.IDLE)).entries == []

@@ -1,0 +1,216 @@
+"""SIGKILL to everybody: nothing is lost, each job is recorded once, one bad job costs one job."""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+
+import pytest
+
+from batchd.core.job import JobState
+from batchd.edge.journal import BatchJournal
+from batchd.edge.outcomes import Outcomes
+from tests.commands import Desk, dead, pause, summary_of, until
+
+pytestmark = pytest.mark.fault
+
+
+def kill(pid: int) -> None:
+    """SIGKILL, if it is still there."""
+    if pid <= 0:
+        return
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+
+
+def check_whole(desk: Desk, jobs: int) -> None:
+    """Every job succeeded, is recorded once, and has the result a plain loop gives."""
+    assert desk.results() == [{"index": i, "state": "succeeded", "result": i * i} for i in range(jobs)]
+    (folder,) = (desk.journal / "batches").iterdir()
+    journal = BatchJournal(folder)  # Opening folds every record: a job recorded twice is refused.
+    try:
+        assert journal.facts.done.size == jobs
+        assert journal.facts.count(JobState.SUCCEEDED) == jobs
+        spans = list(Outcomes(journal).spans(journal.facts.done, journal.facts.generation))
+        assert sum(span.stop - span.start for span in spans) == jobs
+    finally:
+        journal.close()
+    assert len(set(desk.attempts())) == len(desk.attempts()), "an attempt number was given twice"
+
+
+def test_the_supervisor_is_killed_at_random_moments(desk: Desk) -> None:
+    jobs = 1500
+    process = desk.start("run", desk.task("marked_square"), "--range", f"0:{jobs}", "--out", "out.jsonl")
+    dice = random.Random(1)
+    kills = ran = 0
+    while process.poll() is None and kills < 12:
+        ran = len(desk.attempts())
+        until(lambda ran=ran: len(desk.attempts()) > ran or process.poll() is not None, "jobs go on")
+        pause(dice.uniform(0.0, 0.2))
+        kill(desk.supervisor())
+        kills += 1
+    _, err = process.communicate(timeout=90)
+    assert process.returncode == 0, err
+    assert "the supervisor died" in err
+    check_whole(desk, jobs)
+
+
+_TRACE = "strace"
+
+
+@pytest.mark.skipif(shutil.which(_TRACE) is None, reason="strace is not installed: crash points cannot be enumerated")
+@pytest.mark.parametrize(
+    ("call", "times"),
+    [("fdatasync", (2, 7)), ("pwrite64", (5, 14)), ("sendto", (3,)), ("write", (9,))],
+)
+def test_the_supervisor_is_killed_at_its_nth_system_call(desk: Desk, call: str, times: tuple[int, ...]) -> None:
+    """Before, within and after commits, and between a commit and the frames that follow it."""
+    jobs = 300
+    for number, nth in enumerate(times):
+        name = f"round{number}"
+        ready, its_ready = os.pipe()
+        if not desk.journal.exists():
+            desk.run("ls")
+            desk.run("run", desk.task("square"), "--range", "0:1", "--name", "first")
+        until(lambda: not desk.supervisor(), "no supervisor holds the journal")
+        traced = subprocess.Popen(
+            [
+                _TRACE,
+                "-f",
+                "-qq",
+                "-o",
+                os.devnull,
+                "-e",
+                f"trace={call}",
+                "-e",
+                f"inject={call}:signal=KILL:when={nth}",
+            ]
+            + [sys.executable, "-m", "batchd.supervisor", str(desk.journal), str(its_ready)],
+            pass_fds=(its_ready,),
+            env=desk.environ,
+        )
+        os.close(its_ready)
+        os.read(ready, 64)
+        os.close(ready)
+        out = f"{name}.jsonl"
+        ran = desk.run("run", desk.task("marked_square"), "--range", f"0:{jobs}", "--name", name, "--out", out)
+        traced.kill()
+        traced.wait()
+        assert ran.returncode == 0, ran.stderr
+        assert [line["result"] for line in desk.results(out)] == [i * i for i in range(jobs)]
+    assert len(desk.executions()) == jobs
+
+
+def test_the_client_is_killed_and_run_again(desk: Desk) -> None:
+    jobs = 1000
+    command = ("run", desk.task("marked_square"), "--range", f"0:{jobs}", "--out", "out.jsonl")
+    for done in (100, 500):
+        process = desk.start(*command)
+        until(lambda done=done: len(desk.executions()) > done, f"{done} jobs ran", process)
+        process.kill()
+        process.communicate()
+    ran = desk.run(*command)
+    assert ran.returncode == 0, ran.stderr
+    assert "were already done" in ran.stderr
+    check_whole(desk, jobs)
+
+
+def test_everything_is_killed_together_and_run_again(desk: Desk) -> None:
+    jobs = 1000
+    command = ("run", desk.task("marked_square"), "--range", f"0:{jobs}", "--out", "out.jsonl")
+    for done in (100, 400, 700):
+        process = desk.start(*command)
+        until(lambda done=done: len(desk.executions()) > done, f"{done} jobs ran", process)
+        process.kill()
+        kill(desk.supervisor())
+        for pid in desk.processes():
+            kill(pid)
+        process.communicate()
+    assert desk.run(*command).returncode == 0
+    check_whole(desk, jobs)
+    doubled = [index for index, times in desk.executions().items() if times > 1]
+    assert len(doubled) < 3 * 60, "more than what was in flight ran twice"
+
+
+def test_random_workers_are_killed_throughout(desk: Desk) -> None:
+    jobs = 1500
+    process = desk.start(
+        "run", desk.task("marked_square"), "--range", f"0:{jobs}", "--out", "out.jsonl", "--max-crashes", "1000"
+    )
+    dice = random.Random(2)
+    kills = 0
+    until(lambda: len(desk.executions()) > 5, "some jobs ran", process)
+    while process.poll() is None and kills < 60:
+        workers = desk.workers()
+        if workers:
+            kill(dice.choice(workers))
+            kills += 1
+        pause(0.02)
+    _, err = process.communicate(timeout=90)
+    assert process.returncode == 0, err
+    check_whole(desk, jobs)
+
+
+def test_a_job_that_kills_its_worker_each_time_is_quarantined_and_costs_nobody_else(desk: Desk) -> None:
+    ran = desk.run("run", desk.task("poison_at_500"), "--range", "0:1000", "--out", "out.jsonl")
+    assert ran.returncode == 1
+    lines = desk.results()
+    assert lines[500]["state"] == "quarantined"
+    assert lines[500]["error"]["message"] == "killed by SIGKILL"
+    assert [line["index"] for line in lines if line["state"] == "succeeded"] == [i for i in range(1000) if i != 500]
+    times = desk.executions()
+    assert times.pop(500) == 3
+    assert set(times.values()) == {1}, "a neighbour of 1 ms ran twice"
+    assert [attempt for index, attempt in desk.attempts() if index == 500] == [1, 2, 3]
+
+
+def test_fast_neighbours_of_a_poison_job_run_again_only_if_they_were_not_reported(desk: Desk) -> None:
+    ran = desk.run("run", desk.task("fast_poison_at_500"), "--range", "0:1000", "--out", "out.jsonl")
+    assert ran.returncode == 1
+    assert summary_of(desk.run("show", "last", "--json").stdout)["quarantined"] == 1
+    times = desk.executions()
+    assert times.pop(500) == 3
+    again = sorted(index for index, count in times.items() if count > 1)
+    assert all(count <= 2 for count in times.values())
+    # What ran again stood directly before the poison, in the same report.
+    assert again == list(range(500 - len(again), 500))
+
+
+def test_a_job_that_kills_the_supervisor_too_ends_in_quarantine(desk: Desk) -> None:
+    ran = desk.run("run", desk.task("supervisor_killer_at_7"), "--range", "0:200", "--out", "out.jsonl")
+    assert ran.returncode == 1, ran.stderr
+    lines = desk.results()
+    assert lines[7]["state"] == "quarantined"
+    assert sum(line["state"] == "succeeded" for line in lines) == 199
+    attempts = desk.attempts()
+    assert len(set(attempts)) == len(attempts)
+
+
+def test_workers_are_gone_soon_after_their_supervisor(desk: Desk) -> None:
+    process = desk.start("run", desk.task("long_job"), "--range", "0:8")
+    until(lambda: len(desk.executions()) >= 2, "jobs run", process)
+    workers = [pid for pid in desk.processes() if not dead(pid)]
+    process.kill()
+    kill(desk.supervisor())
+    process.communicate()
+    until(lambda: all(dead(pid) for pid in workers), "the lifeline kills every worker")
+
+
+@pytest.mark.slow
+def test_a_million_jobs_that_all_raise_stay_bounded(desk: Desk) -> None:
+    process = desk.start("run", desk.task("always_raises"), "--range", "0:1000000", "--keep-going", "--json")
+    peak = 0
+    while process.poll() is None:
+        pid = desk.supervisor()
+        if pid:
+            with suppress(OSError):
+                with open(f"/proc/{pid}/status", encoding="ascii") as file:
+                    anon = [line for line in file if line.startswith("RssAnon")]
+                peak = max(peak, int(anon[0].split()[1]) if anon else 0)
+        pause(0.1)
+    out, err = process.communicate()
+    assert summary_of(out)["failed"] == 1_000_000, err
+    assert peak < 200 * 1024, f"the supervisor grew to {peak} KiB"
