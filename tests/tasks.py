@@ -4,6 +4,7 @@ import ctypes
 import os
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any, NoReturn
@@ -79,7 +80,7 @@ def supervisor_killer_at_7(x: int) -> int:
     mark()
     if x == 7:
         os.kill(os.getppid(), signal.SIGKILL)
-        time.sleep(30)
+        threading.Event().wait(30)
     spin(0.002)
     return x * x
 
@@ -149,7 +150,7 @@ def eats_memory_at_1(x: int) -> int:
     if x == 1:
         held = bytearray(600 << 20)
         held[::4096] = b"x" * len(held[::4096])
-        time.sleep(20)
+        threading.Event().wait(20)
     return x
 
 

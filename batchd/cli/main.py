@@ -130,6 +130,8 @@ def _add_reading(verbs: "_Verbs[argparse.ArgumentParser]") -> None:
         verb.add_argument(
             "batch", metavar="BATCH", nargs="?", default="last", help="id, unique prefix, name, or last"
         )
+        if name == "failures":
+            verb.add_argument("--all", action="store_true", help="every cause, and every index")
         if name == "results":
             verb.add_argument("--values", action="store_true", help="bare values of the jobs that succeeded")
             verb.add_argument("-o", "--output", metavar="FILE", help="write to a file instead of stdout")

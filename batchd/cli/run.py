@@ -129,6 +129,7 @@ class Runner:
         try:
             with self._watch_signals() as wake_fd:
                 session.open()
+                used_before = dict(session.progress["usage"])
                 title = spec.get("name") or self._batch
                 total = session.progress["size"] if blocks is None else None
                 self._view = make_view(quiet=self._args.quiet, as_json=self._args.json, title=title, total=total)
@@ -143,7 +144,7 @@ class Runner:
             if self._view is not None:
                 self._view.close()
                 self._view = None
-        return self._finish(session, already_done)
+        return self._finish(session, already_done, used_before)
 
     def report_finished(self, size: int) -> int:
         """Say that there is nothing to run; still write the results."""
@@ -189,7 +190,7 @@ class Runner:
     def _on_signal(self, *_: object) -> None:
         self._signals += 1
 
-    def _finish(self, session: Session, already_done: int) -> int:
+    def _finish(self, session: Session, already_done: int, used_before: dict[str, float]) -> int:
         error = session.input_error
         if error is not None:
             self._keep_partial()
@@ -199,9 +200,10 @@ class Runner:
         progress = session.progress
         is_interrupted = progress["state"] in {"open", "sealed"}
         ran = max(0, progress["done"] - already_done)
-        return self._conclude(progress.get("usage", {}), ran, already_done, is_interrupted)
+        usage = summary.usage_since(used_before, progress["usage"])
+        return self._conclude(usage, ran, already_done, is_interrupted)
 
-    def _conclude(self, usage: dict[str, Any], ran: int, already_done: int, is_interrupted: bool) -> int:
+    def _conclude(self, usage: dict[str, float], ran: int, already_done: int, is_interrupted: bool) -> int:
         elapsed_s = time.monotonic() - self._started
         partial = self._write_results(is_interrupted)
         journal = BatchJournal(self._folder / "batches" / self._batch)

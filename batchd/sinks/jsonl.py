@@ -51,7 +51,7 @@ def encode_line(index: int, state: str, value: Any) -> str:
 
 
 def _encode_converted(index: int, name: str, value: Any) -> str:
-    remedy = "Return JSON types, or read the value from Python or with `batchd results --values`."
+    remedy = "Return JSON types from the task, or read the value from Python."
     try:
         return _encode(to_json(value, name))
     except ResultError as error:
