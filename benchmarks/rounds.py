@@ -144,4 +144,6 @@ def goal_text(goal: Goal) -> str:
     """
     if goal.figure:
         return f"{goal.subject}: {goal.figure} {'<=' if goal.is_maximum else '>='} {goal.bound:g}"
-    return f"{goal.subject}: >= {goal.bound:g}x {' or '.join(goal.references)}, whichever is faster"
+    names = " or ".join(goal.references)
+    choice = ", whichever is faster" if len(goal.references) > 1 else ""
+    return f"{goal.subject}: >= {goal.bound:g}x {names}{choice}"

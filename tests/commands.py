@@ -90,6 +90,10 @@ class Desk:
             return []
         return [(int(index), int(attempt)) for index, attempt in map(str.split, self.marks.read_text().splitlines())]
 
+    def wait_for_jobs(self, count: int, process: "subprocess.Popen[str]", *, may_end: bool = False) -> None:
+        """Wait until so many executions were begun, or with `may_end` until the command has ended."""
+        until(lambda: len(self.attempts()) >= count or (may_end and process.poll() is not None), f"{count} jobs ran")
+
     def results(self, path: str = "out.jsonl") -> list[Any]:
         """Return the lines of a results file."""
         return [json.loads(line) for line in (self.folder / path).read_text().splitlines()]

@@ -163,7 +163,6 @@ def first_field(row: dict[str, Any]) -> Any:
 
 
 def odd_values(x: int) -> Any:
-    from dataclasses import dataclass
     from datetime import UTC, datetime
 
     return [{1, 2}, Path("/a/b"), datetime(2026, 1, 2, tzinfo=UTC), object()][x]

@@ -11,6 +11,7 @@ import shutil
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from threading import Lock
 from typing import Any, NamedTuple
 
 import lmdb
@@ -68,6 +69,7 @@ class BatchJournal:
             self._env = open_environment(folder, sync=False)
             self._dbs = self._open_tables()
         self.usage: dict[str, Any] = {}
+        self._lock = Lock()
         self._sequence = 0
         self._records_since = 0
         try:
@@ -194,11 +196,17 @@ class BatchJournal:
                 self._env.set_mapsize(2 * self._env.info()["map_size"])
             else:
                 break
-        for entry in entries:
-            apply(self.facts, entry)
+        with self._lock:
+            for entry in entries:
+                apply(self.facts, entry)
         if any(isinstance(entry, e.Detached) for entry in entries):
             self._env.sync(True)
         return self.progress()
+
+    def snapshot(self) -> BatchFacts:
+        """Return a copy of the facts, also while another thread commits."""
+        with self._lock:
+            return copy(self.facts)
 
     def replace_spec(self, spec: dict[str, Any]) -> None:
         """Store another specification: the user said that changed code continues the batch."""

@@ -118,7 +118,8 @@ class Pool:
                 if number in self.workers:
                     self._kill(self.workers[number], why, with_stack=with_stack)
             case c.ForgetWorker(worker=number):
-                self._free_slots.append(self._held_slots.pop(number))
+                if number in self._held_slots:  # Or it had none: there was no free one when it was to start.
+                    self._free_slots.append(self._held_slots.pop(number))
 
     def observe(self, gauges: dict[int, WorkerGauge]) -> None:
         """Emit where each worker is, with its memory, for the limits per job."""
@@ -185,12 +186,11 @@ class Pool:
         if not self._free_slots:
             self._emit(ev.WorkerGone(number, None, "no slot left in the flight recorder"))
             return
-        leases, leases_fd = os.pipe2(os.O_CLOEXEC)
-        reports_fd, reports = os.pipe2(os.O_CLOEXEC)
-        output_fd = os.memfd_create("batchd-output", os.MFD_CLOEXEC)
-        fcntl(output_fd, F_SETFL, fcntl(output_fd, F_GETFL) | os.O_APPEND)
-        os.set_blocking(reports_fd, False)
-        os.set_blocking(leases_fd, False)
+        try:
+            leases, leases_fd, reports_fd, reports, output_fd = _descriptors()
+        except OSError as error:
+            self._emit(ev.WorkerGone(number, None, f"cannot start a worker: {error.strerror}"))
+            return
         slot_number = self._free_slots.pop(0)
         slot = self._recorder.slot(slot_number)
         slot.clear()
@@ -301,6 +301,8 @@ class Pool:
         self._emit(ev.LeaseCut(order.worker, order.lease, stop))
 
     def _on_reports(self, worker: WorkerProcess) -> None:
+        if worker.number not in self.workers:
+            return  # Its exit was found ready together with this, came first, and closed the pipe.
         try:
             data = os.read(worker.reports_fd, _READ_BYTES)
         except BlockingIOError:
@@ -423,6 +425,24 @@ class Pool:
         known = {worker.pid for worker in self.workers.values()}
         known |= {template.process.pid for template in self._templates.values()}
         reap_adopted(known)
+
+
+def _descriptors() -> list[int]:
+    """Open a worker's pipes and capture file: leases, both ends, then reports, both ends, then output."""
+    fds: list[int] = []
+    try:
+        fds += os.pipe2(os.O_CLOEXEC)
+        fds += os.pipe2(os.O_CLOEXEC)
+        fds.append(os.memfd_create("batchd-output", os.MFD_CLOEXEC))
+    except OSError:
+        for fd in fds:
+            os.close(fd)
+        raise
+    _, leases_fd, reports_fd, _, output_fd = fds
+    fcntl(output_fd, F_SETFL, fcntl(output_fd, F_GETFL) | os.O_APPEND)
+    os.set_blocking(reports_fd, False)
+    os.set_blocking(leases_fd, False)
+    return fds
 
 
 def describe(status: int) -> str:

@@ -147,7 +147,8 @@ def spawn(
     try:
         os.write(config_fd, json.dumps(config).encode())
         os.lseek(config_fd, 0, os.SEEK_SET)
-        environ = {TAG: tag(home.journal_id, home.epoch, extra.get("worker", 0)), **spec.world()}
+        # The tag comes last: this process may itself run in a job of another journal, and its environment tell so.
+        environ = {**spec.world(), TAG: tag(home.journal_id, home.epoch, extra.get("worker", 0))}
         numbers = (config_fd, door_fd, home.lifeline_fd, home.recorder_fd)
         return subprocess.Popen(
             [spec.executable, "-c", _BOOT, *map(str, numbers)],

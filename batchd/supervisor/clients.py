@@ -256,12 +256,9 @@ class Clients:
             if free_bytes(folder.parent) < DISK_RESERVE_BYTES:
                 raise JournalFull(f"the disk under {folder.parent} is nearly full: free some space, or use --journal")
             journal = BatchJournal.create(folder, spec)
-        facts = journal.facts
-        if facts.is_attached:  # The machine died: the recorder that knew more is lost.
-            made = all_interrupted(facts)
-            facts = journal.refresh()
-            if made:
-                journal.commit(made)
+        made = all_interrupted(copy(journal.facts))
+        if made:  # The machine died while the batch ran: the recorder that knew more is lost.
+            journal.commit(made)
         supervisor.journals[name] = journal
         supervisor.progress[name] = journal.progress()
         supervisor.usage[name] = {**supervisor.batch_usage(name), **journal.read_usage()}
@@ -343,7 +340,7 @@ class Clients:
 
     def _reopen(self, client: Client, number: int, message: Message) -> None:
         states = {JobState(state) for state in message.fields["states"]} - {JobState.SUCCEEDED}
-        self._change(client, number, message, lambda name: ev.ReopenRequested(name, self._ranges(name, states)))
+        self._change(client, number, message, lambda name: self._reopen_event(name, states))
 
     def _change(self, client: Client, number: int, message: Message, event_of: Callable[[str], ev.Event]) -> None:
         """Emit an event about a batch, taking the batch up for just that when nobody runs it."""
@@ -357,15 +354,16 @@ class Clients:
             supervisor.emit(ev.DetachRequested(name))
         supervisor.after_commit(lambda: client.reply(number, self._progress(name)))
 
-    def _ranges(self, name: str, states: set[JobState]) -> tuple[tuple[JobState, tuple[tuple[int, int], ...]], ...]:
+    def _reopen_event(self, name: str, states: set[JobState]) -> ev.ReopenRequested:
         journal = self._supervisor.journals[name]
-        facts = journal.facts
+        facts = journal.snapshot()
         found: dict[JobState, RangeSet] = {}
         if any(facts.count(state) for state in states):
             for span in Outcomes(journal).spans(facts.done, facts.generation):
                 if span.state in states:
                     found.setdefault(span.state, RangeSet()).add(span.start, span.stop)
-        return tuple((state, tuple(ranges)) for state, ranges in found.items())
+        ranges = tuple((state, tuple(of_state)) for state, of_state in found.items())
+        return ev.ReopenRequested(name, ranges, facts.generation)
 
     def _status(self, client: Client, number: int, _: Message) -> None:
         client.reply(number, self._supervisor.status())

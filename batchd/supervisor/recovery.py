@@ -14,7 +14,7 @@ from batchd.core import entries as e
 from batchd.core.job import DEFAULT_ALLOWANCES
 from batchd.core.replay import LeaseTrace, interrupted
 from batchd.edge.folder import journal_id, raise_epoch
-from batchd.edge.journal import BatchJournal
+from batchd.edge.journal import BatchJournal, copy
 from batchd.edge.lock import SupervisorLock, boot_id
 from batchd.edge.orphans import become_subreaper, sweep
 from batchd.errors import BatchdError
@@ -70,10 +70,9 @@ def _charge_begun(folder: Path, path: Path, name: str) -> int:
             if journal.facts.is_attached:
                 text = f"was running at {INTERRUPTIONS_MAX} deaths of the supervisor in a row"
                 failure = Failure("JobInterrupted", text, fingerprint("JobInterrupted"))
-                made = interrupted(journal.refresh(), traces, DEFAULT_ALLOWANCES, failure.encode())
+                made = interrupted(copy(journal.facts), traces, DEFAULT_ALLOWANCES, failure.encode())
                 charged += sum(entry.count for entry in made if isinstance(entry, e.Charged))
-                journal.refresh()
-                journal.commit([*made, e.Detached(batch)])
+                journal.commit(made)
         finally:
             journal.close()
     return charged

@@ -9,6 +9,7 @@ import random
 import signal
 import sys
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from fcntl import F_DUPFD_CLOEXEC, F_SETFL, F_SETOWN, F_SETSIG, fcntl
 from functools import partial
 from pathlib import Path
@@ -31,6 +32,7 @@ from batchd.worker.outcome import Outcomes, flush_streams, send_all
 from batchd.worker.recorder import (
     OFFSET_MASK,
     OUTPUT,
+    PHASE_SHIFT,
     PID,
     POSITION,
     STARTED,
@@ -70,6 +72,8 @@ class Worker:
         self._lane = Lane(0, 0, 0, 1, False, "", 0)
         self._output_start = 0
         self._is_forked = False
+        self._forked_at = 0
+        """In a child: the job that forked it."""
         self._words[PID] = os.getpid()
         os.register_at_fork(after_in_child=self._on_fork_in_job)
         provide(self._current_job)
@@ -171,9 +175,13 @@ class Worker:
         except BrokenPipeError:
             os._exit(0)  # The supervisor is gone; the lifeline says the same.
         except OSError:
+            # It was a job: the last one, as far as anybody can tell. If not, that shows when they are run one by one.
+            self._words[POSITION] = self._words[POSITION] & ((1 << PHASE_SHIFT) - 1) | phase_word(Phase.RUNNING, 0)
             os._exit(EXIT_DESCRIPTORS)
 
     def _index(self) -> int:
+        if self._is_forked:
+            return self._forked_at
         return self._lane.first + (self._words[POSITION] & OFFSET_MASK)
 
     def _current_job(self) -> CurrentJob:
@@ -187,6 +195,7 @@ class Worker:
 
     def _on_fork_in_job(self) -> None:
         """Silence a child that a job forked: it may not speak for this worker, whatever it returns to."""
+        self._forked_at = self._index()
         self._is_forked = True
         self._words.release()  # The loop's next store raises, `run` sees why and leaves.
         for fd in (self._fds.leases, self._fds.reports):
@@ -253,7 +262,11 @@ def _settle_descriptors(fds: Fds) -> None:
     os.dup2(null, 0)
     os.dup2(fds.output, 1)
     os.dup2(fds.output, 2)
-    os.closerange(3, PROTOCOL_FD_MIN)
+    # The supervisor's numbers, which the template inherited, may be anywhere.
+    for fd in map(int, os.listdir("/proc/self/fd")):
+        if fd > 2 and fd not in fds:
+            with suppress(OSError):  # The one that lists the others is closed already.
+                os.close(fd)
 
 
 def _settle_signals() -> None:

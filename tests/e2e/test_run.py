@@ -283,7 +283,7 @@ def test_hangup_and_terminate_drain_too(desk: Desk) -> None:
     for number in (signal.SIGHUP, signal.SIGTERM):
         process = desk.start("run", desk.task("slow_square"), "--range", "0:300", "--name", number.name)
         before = len(desk.attempts())
-        until(lambda before=before: len(desk.attempts()) > before + 5, "some jobs ran", process)
+        desk.wait_for_jobs(before + 5, process)
         process.send_signal(number)
         process.communicate(timeout=30)
         assert process.returncode == 4

@@ -48,7 +48,7 @@ def test_the_supervisor_is_killed_at_random_moments(desk: Desk) -> None:
     kills = ran = 0
     while process.poll() is None and kills < 12:
         ran = len(desk.attempts())
-        until(lambda ran=ran: len(desk.attempts()) > ran or process.poll() is not None, "jobs go on")
+        desk.wait_for_jobs(ran + 1, process, may_end=True)
         pause(dice.uniform(0.0, 0.2))
         kill(desk.supervisor())
         kills += 1
@@ -109,7 +109,7 @@ def test_the_client_is_killed_and_run_again(desk: Desk) -> None:
     command = ("run", desk.task("marked_square"), "--range", f"0:{jobs}", "--out", "out.jsonl")
     for done in (100, 500):
         process = desk.start(*command)
-        until(lambda done=done: len(desk.executions()) > done, f"{done} jobs ran", process)
+        desk.wait_for_jobs(done, process)
         process.kill()
         process.communicate()
     ran = desk.run(*command)
@@ -123,7 +123,7 @@ def test_everything_is_killed_together_and_run_again(desk: Desk) -> None:
     command = ("run", desk.task("marked_square"), "--range", f"0:{jobs}", "--out", "out.jsonl")
     for done in (100, 400, 700):
         process = desk.start(*command)
-        until(lambda done=done: len(desk.executions()) > done, f"{done} jobs ran", process)
+        desk.wait_for_jobs(done, process)
         process.kill()
         kill(desk.supervisor())
         for pid in desk.processes():

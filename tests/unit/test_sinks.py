@@ -139,7 +139,7 @@ def test_keys_become_strings(key: Any, expected: str) -> None:
     ],
 )
 def test_what_json_cannot_hold_is_named_by_job_place_and_type(value: Any, place: str) -> None:
-    with pytest.raises(ResultError, match=rf"^Job 12: {place} which JSON cannot hold\. .*batchd results --values"):
+    with pytest.raises(ResultError, match=rf"^Job 12: {place} which JSON cannot hold\. .*from Python"):
         encode_line(12, "succeeded", value)
 
 

@@ -1,0 +1,496 @@
+"""Real workers: what a job does to its worker costs that job, is told exactly, and leaves nothing behind."""
+
+import os
+import re
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from batchd.core import commands as c
+from batchd.core import events as ev
+from batchd.core.events import Phase, Position
+from batchd.core.job import JobState
+from batchd.edge.pool import WorkerProcess
+from batchd.formats.report import Failure
+from batchd.worker.main import PROTOCOL_FD_MIN
+from tests.bench import Bench, await_death, is_alive, key_spec, listening, open_descriptors
+
+GOOD = JobState.SUCCEEDED
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    """A pool; afterwards nothing of it may be left."""
+    before, shared = open_descriptors(), set(os.listdir("/dev/shm"))  # noqa: PTH208
+    made = Bench(tmp_path)
+    yield made
+    workers = [worker.pid for worker in made.pool.workers.values()]
+    made.close()
+    assert not [pid for pid in workers if is_alive(pid)]
+    assert open_descriptors() == before
+    assert set(os.listdir("/dev/shm")) <= shared  # noqa: PTH208
+
+
+def at_work(bench: Bench, items: list[Any], *, is_fresh: bool = False, **environ: str) -> WorkerProcess:
+    """Return a ready worker of a batch of these jobs."""
+    bench.batch(items)
+    assert bench.add_key(key_spec(is_fresh=is_fresh, **environ)) == ""
+    return bench.start()
+
+
+def result_of(bench: Bench, *item: Any, **environ: str) -> Any:
+    """Run one job and return its result."""
+    ((_, state, value),) = bench.run(at_work(bench, [item], **environ), 0, 1)
+    assert state is GOOD, value
+    return value
+
+
+def failure_of(gone: ev.WorkerGone) -> Failure:
+    return Failure.decode(gone.failure)
+
+
+# --- Leases ----------------------------------------------------------------------------------------------------
+
+
+def test_a_lease_gives_outcomes_in_order_and_its_end(bench: Bench) -> None:
+    worker = at_work(bench, [("same", index) for index in range(5_000)])
+    assert bench.run(worker, 10, 4_990) == [(index, GOOD, index) for index in range(10, 4_990)]
+    assert worker.slot.position() == Position(1, 4_989, Phase.IDLE)
+    assert bench.run(worker, 0, 10, lane=1) == [(index, GOOD, index) for index in range(10)]
+
+
+def test_leases_that_wait_in_the_pipe_are_run_in_turn(bench: Bench) -> None:
+    worker = at_work(bench, [("same", index) for index in range(100)])
+    numbers = [bench.lease(worker, 10 * lane, 10 * lane + 10, lane=lane) for lane in range(10)]
+    bench.await_event(ev.LeaseEnded, lambda event: event.lease == numbers[-1])
+    assert [told.index for number in numbers for told in bench.told(number)] == list(range(100))
+
+
+def test_a_lease_may_cross_segments_of_every_encoding(bench: Bench) -> None:
+    items: list[Any] = [("same", index) for index in range(40_000)]
+    worker = at_work(bench, [*items, ("same", [1])])
+    assert [told.value for told in bench.run(worker, 39_000, 40_001)] == [*range(39_000, 40_000), [1]]
+
+
+def test_a_job_of_a_millisecond_is_told_at_once(bench: Bench, tmp_path: Path) -> None:
+    with listening(tmp_path / "door") as hear:
+        worker = at_work(bench, [("work", 0.002, "first"), ("announce", str(tmp_path / "door"), 600)])
+        number = bench.lease(worker, 0, 2)
+        hear()
+        bench.until(lambda: bench.told(number), "the first job is told while the second runs")
+        assert bench.told(number) == [(0, GOOD, "first")]
+
+
+def test_constant_arguments_are_given_to_every_job(bench: Bench, tmp_path: Path) -> None:
+    (tmp_path / "power.py").write_text("def power(x, *, n=1):\n    return x ** n\n")
+    bench.batch([2, 3], args={"n": 5})
+    assert bench.add_key(key_spec(f"{tmp_path}/power.py:power")) == ""
+    assert [told.value for told in bench.run(bench.start(), 0, 2)] == [32, 243]
+
+
+def test_a_lease_that_is_cut_ends_where_it_was_told_to(bench: Bench, tmp_path: Path) -> None:
+    with listening(tmp_path / "door") as hear:
+        items = [("same", 0), ("announce", str(tmp_path / "door"), 0.1), *[("same", index) for index in range(2, 50)]]
+        worker = at_work(bench, items)
+        number = bench.lease(worker, 0, 50)
+        hear()
+        bench.pool.perform(c.CutLease(worker.number, number, 0, 10))
+        ended = bench.await_event(ev.LeaseEnded)
+        assert bench.await_event(ev.LeaseCut).stop == 10
+        assert (ended.lease, ended.stop) == (number, 10)
+        assert [told.index for told in bench.told(number)] == list(range(10))
+
+
+def test_a_cut_below_the_running_job_stops_behind_it(bench: Bench, tmp_path: Path) -> None:
+    with listening(tmp_path / "door") as hear:
+        items = [("same", 0), ("same", 1), ("announce", str(tmp_path / "door"), 0.1), ("same", 3)]
+        worker = at_work(bench, items)
+        number = bench.lease(worker, 0, 4)
+        hear()
+        bench.pool.perform(c.CutLease(worker.number, number, 0, 0))
+        assert bench.await_event(ev.LeaseCut).stop == 3
+        assert bench.await_event(ev.LeaseEnded).stop == 3
+        assert [told.index for told in bench.told(number)] == [0, 1, 2]
+
+
+def test_a_lease_that_waits_can_be_taken_back_whole(bench: Bench, tmp_path: Path) -> None:
+    with listening(tmp_path / "door") as hear:
+        worker = at_work(bench, [("announce", str(tmp_path / "door"), 0.1), ("same", 1), ("same", 2)])
+        bench.lease(worker, 0, 1)
+        second = bench.lease(worker, 1, 3, lane=1)
+        hear()
+        bench.pool.perform(c.CutLease(worker.number, second, 1, 1))
+        assert bench.await_event(ev.LeaseCut).stop == 1
+        assert bench.await_event(ev.LeaseEnded, lambda event: event.lease == second).stop == 1
+        assert bench.told(second) == []
+
+
+def test_a_worker_that_is_stopped_finishes_and_leaves(bench: Bench) -> None:
+    worker = at_work(bench, [("work", 0.05, index) for index in range(2)])
+    number = bench.lease(worker, 0, 2)
+    bench.pool.perform(c.StopWorker(worker.number))
+    gone = bench.gone(worker)
+    assert gone.cause == "exited with code 0 before finishing"
+    assert [told.value for told in bench.told(number)] == [0, 1]
+    assert gone.position == Position(number, 1, Phase.IDLE)
+
+
+# --- Failures of jobs ------------------------------------------------------------------------------------------
+
+
+def test_every_bad_result_and_exception_costs_its_own_job(bench: Bench) -> None:
+    bad = [
+        (("leave_politely", 3), "SystemExit", "3"),
+        (("leave_politely", 0), "SystemExit", "0"),
+        (("interrupt",), "KeyboardInterrupt", ""),
+        (("fail", "words"), "ValueError", "words"),
+        (("fail_with_two",), "tests.jobs.TwoArguments", "1 and 2"),
+        (("lock",), "TypeError", "cannot pickle '_thread.lock' object"),
+        (("unreadable",), "ValueError", "cannot be read back"),
+        (("no_such_job",), "KeyError", "'no_such_job'"),
+    ]
+    items: list[Any] = [each for item, _, _ in bad for each in (item, ("same", "good"))]
+    told = bench.run(at_work(bench, items), 0, len(items))
+    assert [each.index for each in told] == list(range(len(items)))
+    assert {each.value for each in told[1::2]} == {"good"}
+    assert [(each.value.type, each.value.message) for each in told[::2]] == [(kind, text) for _, kind, text in bad]
+    explained = [event for event in bench.events if isinstance(event, ev.CauseExplained)]
+    assert {event.fingerprint for event in explained} == {each.value.fingerprint for each in told[::2]}
+    texts = b"".join(event.text for event in explained).decode()
+    assert 'tests/jobs.py", line' in texts
+    assert "batchd/worker" not in texts.split("lock")[0], "frames of batchd itself are of no use to the user"
+
+
+def test_an_input_that_does_not_unpickle_fails_alone(bench: Bench) -> None:
+    from tests.jobs import Unreadable
+
+    told = bench.run(at_work(bench, [("same", [1]), ("same", Unreadable()), ("same", [2])]), 0, 3)
+    assert [(each.state, each.value) for each in (told[0], told[2])] == [(GOOD, [1]), (GOOD, [2])]
+    assert (told[1].value.type, told[1].value.message) == ("ValueError", "cannot be read back")
+
+
+def test_what_a_failing_job_printed_is_kept_with_it(bench: Bench) -> None:
+    items = [
+        ("say", "of job 0"),
+        ("say", "no end", ""),
+        ("say_and_fail", "mine", "from C\n"),
+        ("say_and_fail", "last"),
+    ]
+    told = bench.run(at_work(bench, items), 0, 4)
+    assert told[2].value.output == "mine\nMINE\nfrom C\n"
+    assert told[3].value.output == "from C\nlast\nLAST\n"
+
+
+def test_a_job_reads_nothing_from_its_input(bench: Bench) -> None:
+    assert result_of(bench, "read_input") == ("", b"")
+
+
+def test_a_job_knows_who_it_is(bench: Bench) -> None:
+    worker = at_work(bench, [("who",)] * 6)
+    assert [told.value for told in bench.run(worker, 2, 4)] == [("b", 2, 1), ("b", 3, 1)]
+    assert [told.value for told in bench.run(worker, 4, 6, attempt=7, lane=3)] == [("b", 4, 7), ("b", 5, 7)]
+
+
+# --- Deaths ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("item", "cause", "detail"),
+    [
+        (("segfault",), "killed by SIGSEGV", {"signal": signal.SIGSEGV}),
+        (("kill_myself", int(signal.SIGKILL)), "killed by SIGKILL", {"signal": signal.SIGKILL}),
+        (("kill_myself", int(signal.SIGTERM)), "killed by SIGTERM", {"signal": signal.SIGTERM}),
+        (("kill_myself", int(signal.SIGABRT)), "killed by SIGABRT", {"signal": signal.SIGABRT}),
+        (("leave", 0), "exited with code 0 before finishing", {"exit_code": 0}),
+        (("leave", 7), "exited with code 7 before finishing", {"exit_code": 7}),
+        (("close_descriptors",), "closed descriptors it did not open", {}),
+    ],
+)
+def test_a_death_names_the_job_and_the_cause(bench: Bench, item: Any, cause: str, detail: dict[str, int]) -> None:
+    worker = at_work(bench, [("work", 0.002, "good"), ("say", "soon"), item, ("same", "never")])
+    pid = worker.pid
+    number = bench.lease(worker, 0, 4)
+    gone = bench.gone(worker)
+    assert (gone.cause, gone.position) == (cause, Position(number, 2, Phase.RUNNING))
+    assert (0, GOOD, "good") in bench.told(number)
+    failure = failure_of(gone)
+    assert (failure.type, failure.message) == ("JobCrashed", cause)
+    assert failure.details.items() >= {"pid": pid, **detail}.items()
+    assert failure.details["memory_peak_bytes"] > 0
+    assert worker.number not in bench.pool.workers
+    assert not [event for event in bench.events if isinstance(event, ev.LeaseEnded)]
+
+
+def test_a_segfault_leaves_its_python_stack(bench: Bench) -> None:
+    worker = at_work(bench, [("segfault",)])
+    bench.lease(worker, 0, 1)
+    output = failure_of(bench.gone(worker)).output
+    assert "Fatal Python error: Segmentation fault" in output
+    assert re.search(r'File ".*tests/jobs\.py", line \d+ in segfault', output)
+
+
+def test_what_a_job_printed_before_its_death_is_kept(bench: Bench) -> None:
+    worker = at_work(bench, [("say", "of another"), ("say_and_die", "last words")])
+    bench.lease(worker, 0, 2)
+    assert failure_of(bench.gone(worker)).output == "last words\n"
+
+
+def test_a_worker_that_is_killed_at_rest_blames_nobody(bench: Bench) -> None:
+    worker = at_work(bench, [("same", 1), ("same", 2)])
+    os.kill(worker.pid, signal.SIGKILL)
+    assert bench.gone(worker).position is None
+    worker = bench.start()
+    bench.run(worker, 0, 2)
+    os.kill(worker.pid, signal.SIGKILL)
+    gone = bench.gone(worker)
+    assert (gone.cause, gone.position) == ("killed by SIGKILL", Position(1, 1, Phase.IDLE))
+
+
+def test_a_kill_that_was_ordered_gives_its_reason_and_a_stack(bench: Bench, tmp_path: Path) -> None:
+    with listening(tmp_path / "door") as hear:
+        worker = at_work(bench, [("announce", str(tmp_path / "door"), 600)])
+        number = bench.lease(worker, 0, 1)
+        hear()
+        bench.pool.perform(c.KillWorker(worker.number, "timed out after 1.0 s", with_stack=True))
+        gone = bench.gone(worker)
+    assert (gone.cause, gone.position) == ("timed out after 1.0 s", Position(number, 0, Phase.RUNNING))
+    failure = failure_of(gone)
+    assert failure.type == "JobTimeout"
+    assert re.search(r'File ".*tests/jobs\.py", line \d+ in announce', failure.output)
+
+
+def test_a_worker_can_be_killed_before_it_is_born(bench: Bench) -> None:
+    at_work(bench, [])
+    bench.pool.perform(c.StartWorker(50, "k"))
+    bench.pool.perform(c.KillWorker(50, ""))
+    gone = bench.await_event(ev.WorkerGone)
+    assert (gone.worker, gone.position) == (50, None)
+
+
+def test_garbage_on_the_report_pipe_ends_the_worker(bench: Bench) -> None:
+    worker = at_work(bench, [("work", 0.002, "good"), ("write_garbage",), ("work", 600)])
+    number = bench.lease(worker, 0, 3)
+    gone = bench.gone(worker)
+    assert gone.cause.startswith("sent garbage on its report pipe (not a frame")
+    assert bench.told(number)[:1] == [(0, GOOD, "good")]
+
+
+@pytest.mark.parametrize("job", ["fork_and_return", "fork_and_raise"])
+def test_a_child_that_returns_from_the_job_is_silent(bench: Bench, job: str) -> None:
+    worker = at_work(bench, [(job,), ("work", 0.002, "next"), (job,), ("pid",)])
+    pid = worker.pid
+    told = bench.run(worker, 0, 4)
+    assert [each.value for each in told] == ["parent", "next", "parent", pid]
+
+
+def test_a_child_of_a_job_may_print_and_ask_who_it_is(bench: Bench) -> None:
+    worker = at_work(bench, [("same", 0), ("fork_and_talk",)])
+    assert bench.run(worker, 0, 2)[1].value == ("index 1", 0)
+
+
+@pytest.mark.fault
+def test_a_daemon_of_a_dead_worker_is_gone_too(bench: Bench) -> None:
+    worker = at_work(bench, [("leave_a_daemon",), ("leave", 1)])
+    other = bench.start()
+    number = bench.lease(worker, 0, 1)
+    bench.await_event(ev.LeaseEnded)
+    daemon = bench.told(number)[0].value
+    assert is_alive(daemon)
+    assert os.getsid(daemon) == daemon
+    bench.lease(worker, 1, 2, lane=1)
+    bench.gone(worker)
+    await_death(daemon)
+    assert is_alive(other.pid)  # Nobody else's processes are touched.
+
+
+@pytest.mark.fault
+def test_the_lifeline_ends_workers_whatever_holds_them(bench: Bench, tmp_path: Path) -> None:
+    with listening(tmp_path / "door") as hear:
+        busy = at_work(bench, [("start_a_child", str(tmp_path / "door"))])
+        idle = bench.start()
+        bench.lease(busy, 0, 1)
+        pid, child = hear()
+    assert pid == busy.pid
+    template = bench.pool._templates["k"].process.pid
+    os.close(bench.lifeline)  # As the kernel does when the supervisor dies.
+    bench.lifeline = -1
+    for each in (busy, idle):
+        assert bench.gone(each).cause == "killed by SIGKILL"
+    for each_pid in (child, template):
+        await_death(each_pid)
+
+
+# --- What a worker is like -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("is_fresh", [False, True])
+def test_a_worker_has_only_its_own_descriptors(bench: Bench, *, is_fresh: bool) -> None:
+    # High numbers of the supervisor's must not pass the worker's broom.
+    inflated = [os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC) for _ in range(2 * PROTOCOL_FD_MIN)]
+    try:
+        worker = at_work(bench, [("descriptors",)], is_fresh=is_fresh)
+        found: dict[int, str] = bench.run(worker, 0, 1)[0].value
+    finally:
+        for fd in inflated:
+            os.close(fd)
+    batch = str(bench.folder / "batches" / "b")
+    protocol = {fd: name for fd, name in found.items() if fd > 2 and not name.startswith(batch)}
+    assert (found[0], found[1], found[2]) == (os.devnull, *["/memfd:batchd-output (deleted)"] * 2)
+    assert sorted(name.partition(":")[0] for name in protocol.values()) == ["/memfd", "pipe", "pipe", "pipe"]
+    assert min(protocol) >= PROTOCOL_FD_MIN
+    assert len({name for name in protocol.values() if name.startswith("pipe")}) == 3
+
+
+def test_two_workers_of_a_template_draw_different_numbers(bench: Bench) -> None:
+    first = at_work(bench, [("draw",)] * 2)
+    second = bench.start()
+    drawn = {bench.run(first, 0, 1)[0].value, bench.run(second, 1, 2)[0].value}
+    assert len(drawn) == 2
+
+
+def test_blas_has_one_thread_unless_the_user_says_otherwise(bench: Bench) -> None:
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+    worker = at_work(bench, [("environ", name) for name in names], OPENBLAS_NUM_THREADS="3")
+    assert [told.value for told in bench.run(worker, 0, 4)] == ["1", "3", "1", "1"]
+
+
+def test_a_worker_leads_a_session_and_is_born_to_the_supervisor(bench: Bench) -> None:
+    worker = at_work(bench, [("pid",)])
+    assert bench.run(worker, 0, 1)[0].value == worker.pid
+    assert os.getsid(worker.pid) == os.getpgid(worker.pid) == worker.pid
+    status = Path(f"/proc/{worker.pid}/status").read_text()
+    assert re.search(rf"^PPid:\s+{os.getpid()}$", status, re.MULTILINE)
+
+
+def test_fresh_interpreters_serve_as_well(bench: Bench) -> None:
+    worker = at_work(bench, [("pid",), ("who",), ("leave", 5)], is_fresh=True)
+    assert [told.value for told in bench.run(worker, 0, 2)] == [worker.pid, ("b", 1, 1)]
+    number = bench.lease(worker, 2, 3, lane=1)
+    gone = bench.gone(worker)
+    assert (gone.cause, gone.position) == ("exited with code 5 before finishing", Position(number, 2, Phase.RUNNING))
+
+
+def test_the_status_says_what_each_worker_runs(bench: Bench, tmp_path: Path) -> None:
+    with listening(tmp_path / "door") as hear:
+        worker = at_work(bench, [("same", 0), ("announce", str(tmp_path / "door"), 600)])
+        idle = bench.start()
+        bench.lease(worker, 0, 2)
+        hear()
+        bench.pool.observe({})
+        rows = {row["worker"]: row for row in bench.pool.status()}
+    assert rows[idle.number]["job"] is None
+    assert (rows[worker.number]["batch"], rows[worker.number]["job"], rows[worker.number]["pid"]) == (
+        "b",
+        1,
+        worker.pid,
+    )
+    assert rows[worker.number]["since_s"] >= 0
+
+
+# --- Starting --------------------------------------------------------------------------------------------------
+
+
+def module(folder: Path, source: str) -> str:
+    (folder / "mine.py").write_text(source)
+    return f"{folder / 'mine.py'}:run"
+
+
+def test_a_task_that_does_not_import_is_told_with_the_users_traceback(bench: Bench, tmp_path: Path) -> None:
+    task = module(tmp_path, "def helper():\n    return 1 / 0\nhelper()\n")
+    reason = bench.add_key(key_spec(task))
+    assert "ZeroDivisionError: division by zero" in reason
+    assert f'File "{tmp_path}/mine.py", line 2, in helper' in reason
+    assert bench.await_event(ev.KeyFailed) == ev.KeyFailed("k", reason)
+
+
+def test_the_reason_is_told_although_the_template_is_dead_when_it_is_read(bench: Bench, tmp_path: Path) -> None:
+    reasons: list[str] = []
+    bench.pool.add_key("k", key_spec(module(tmp_path, "raise ValueError('mine')\n")), reasons.append)
+    await_death(bench.pool._templates["k"].process.pid)
+    bench.until(lambda: reasons, "the reason")
+    assert reasons[0].endswith("ValueError: mine")
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [("import os\nos._exit(3)\n", "the template process of .*mine.py:run died"), ("x = 1\n", "has no 'run'")],
+)
+def test_other_ways_not_to_import(bench: Bench, tmp_path: Path, source: str, words: str) -> None:
+    assert re.search(words, bench.add_key(key_spec(module(tmp_path, source))))
+
+
+def test_a_folder_that_is_gone_is_named(bench: Bench, tmp_path: Path) -> None:
+    assert f"cannot enter {tmp_path}/gone" in bench.add_key(key_spec(cwd=tmp_path / "gone"))
+
+
+def test_a_module_that_starts_a_thread_gets_fresh_interpreters(bench: Bench, tmp_path: Path) -> None:
+    source = (
+        "import os, threading\n"
+        "BORN = os.getpid()\n"
+        "threading.Thread(target=threading.Event().wait, daemon=True).start()\n"
+        "def run(item):\n    return BORN == os.getpid(), threading.active_count()\n"
+    )
+    bench.batch([1])
+    assert bench.add_key(key_spec(module(tmp_path, source))) == ""
+    assert bench.run(bench.start(), 0, 1)[0].value == (True, 2)
+
+
+def test_forked_workers_share_what_the_template_imported(bench: Bench, tmp_path: Path) -> None:
+    source = "import os\nBORN = os.getpid()\ndef run(item):\n    return BORN, os.getpid()\n"
+    bench.batch([1, 2])
+    assert bench.add_key(key_spec(module(tmp_path, source))) == ""
+    told = [bench.run(worker, at, at + 1)[0].value for at, worker in enumerate((bench.start(), bench.start()))]
+    assert told[0][0] == told[1][0] == bench.pool._templates["k"].process.pid
+    assert len({told[0][0], told[0][1], told[1][1]}) == 3
+
+
+def test_a_template_that_was_killed_is_started_again(bench: Bench) -> None:
+    at_work(bench, [("pid",)])
+    template = bench.pool._templates["k"].process.pid
+    os.kill(template, signal.SIGKILL)
+    bench.until(lambda: "k" not in bench.pool._templates, "its death is seen")
+    worker = bench.start()
+    assert bench.run(worker, 0, 1)[0].value == worker.pid
+
+
+def test_a_recorder_without_a_free_slot_starts_no_worker(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, slots=1)
+    try:
+        worker = at_work(bench, [("pid",)])
+        bench.pool.perform(c.StartWorker(50, "k"))
+        gone = bench.await_event(ev.WorkerGone)
+        assert (gone.worker, gone.cause) == (50, "no slot left in the flight recorder")
+        bench.pool.perform(c.ForgetWorker(50))
+        os.kill(worker.pid, signal.SIGKILL)
+        bench.gone(worker)
+        bench.pool.perform(c.ForgetWorker(worker.number))
+        assert bench.run(bench.start(), 0, 1)[0].state is GOOD
+    finally:
+        bench.close()
+
+
+def test_a_process_out_of_descriptors_starts_no_worker(bench: Bench) -> None:
+    from resource import RLIMIT_NOFILE, getrlimit, setrlimit
+
+    at_work(bench, [])
+    soft, hard = getrlimit(RLIMIT_NOFILE)
+    before = open_descriptors()
+    setrlimit(RLIMIT_NOFILE, (max(int(entry.split()[0]) for entry in before) + 3, hard))
+    try:
+        bench.pool.perform(c.StartWorker(50, "k"))
+    finally:
+        setrlimit(RLIMIT_NOFILE, (soft, hard))
+    gone = bench.await_event(ev.WorkerGone)
+    assert (gone.worker, gone.cause) == (50, "cannot start a worker: Too many open files")
+    assert open_descriptors() == before
+
+
+def test_the_environment_of_an_outer_worker_does_not_mark_an_inner_one(bench: Bench) -> None:
+    tag = "someone-elses-1.00000001.00000001"
+    worker = at_work(bench, [("environ", "BATCHD_WORKER")], BATCHD_WORKER=tag)
+    expected = f"{bench.journal_id:.16}.00000001.{worker.number:08d}"
+    assert bench.run(worker, 0, 1)[0].value == expected
+    assert f"BATCHD_WORKER={expected}" in Path(f"/proc/{worker.pid}/environ").read_text().split("\0")

@@ -1,0 +1,242 @@
+"""What a job can do to its worker. A job is (name, argument...), so one lease can mix good and bad ones."""
+
+import ctypes
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from select import select
+from typing import Any, NoReturn
+
+import batchd
+
+
+def act(item: tuple[Any, ...]) -> Any:
+    """Do what the item says."""
+    name, *args = item
+    return globals()[name](*args)
+
+
+def same(value: Any) -> Any:
+    return value
+
+
+def work(seconds: float, value: Any = None) -> Any:
+    """Take so long."""
+    select([], [], [], seconds)
+    return value
+
+
+def announce(path: str, seconds: float = 0.0) -> int:
+    """Say through a FIFO that this job runs, then take so long."""
+    with open(path, "w", encoding="ascii") as door:
+        door.write(f"{os.getpid()}\n")
+    select([], [], [], seconds)
+    return os.getpid()
+
+
+def write_down(path: str, seconds: float = 0.0) -> int:
+    """Append `index:attempt` to a file, then take so long."""
+    job = batchd.current_job()
+    fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    os.write(fd, f"{job.index}:{job.attempt}\n".encode())
+    os.close(fd)
+    select([], [], [], seconds)
+    return job.index
+
+
+def who() -> tuple[str, int, int]:
+    job = batchd.current_job()
+    return job.batch, job.index, job.attempt
+
+
+def pid() -> int:
+    return os.getpid()
+
+
+# --- Bad ends --------------------------------------------------------------------------------------------------
+
+
+def segfault() -> None:
+    ctypes.string_at(0)
+
+
+def kill_myself(number: int) -> None:
+    os.kill(os.getpid(), number)
+    signal.pause()
+
+
+def leave(code: int) -> NoReturn:
+    os._exit(code)
+
+
+def leave_politely(code: Any) -> NoReturn:
+    sys.exit(code)
+
+
+def interrupt() -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def fail(message: str) -> NoReturn:
+    raise ValueError(message)
+
+
+class TwoArguments(Exception):
+    """It pickles, and does not unpickle, as exceptions with a constructor of their own do."""
+
+    def __init__(self, one: int, two: int) -> None:
+        super().__init__(f"{one} and {two}")
+
+
+def fail_with_two() -> NoReturn:
+    raise TwoArguments(1, 2)
+
+
+def lock() -> Any:
+    """What cannot be pickled."""
+    return threading.Lock()
+
+
+class Unreadable:
+    """It pickles, and does not unpickle."""
+
+    def __reduce__(self) -> Any:
+        return fail, ("cannot be read back",)
+
+
+def unreadable() -> Any:
+    return Unreadable()
+
+
+# --- Descriptors and output ------------------------------------------------------------------------------------
+
+
+def close_descriptors() -> str:
+    os.closerange(3, 1024)
+    return "closed"
+
+
+def write_garbage() -> str:
+    """Write to the pipe of reports, wherever it is."""
+    for entry in sorted(Path("/proc/self/fd").iterdir()):
+        fd = int(entry.name)
+        if fd > 2 and os.path.exists(entry) and os.readlink(entry).startswith("pipe:"):  # noqa: PTH110, PTH115
+            try:
+                os.write(fd, b"garbage " * 10)
+            except OSError:
+                continue  # The end that is read.
+    return "written"
+
+
+def say(text: str, end: str = "\n") -> str:
+    print(text, end=end)
+    return text
+
+
+def say_and_fail(text: str, raw: str = "") -> NoReturn:
+    print(text)
+    print(text.upper(), file=sys.stderr)
+    os.write(1, raw.encode())
+    raise ValueError(text)
+
+
+def say_and_die(text: str) -> NoReturn:
+    print(text)
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError
+
+
+def read_input() -> tuple[str, bytes]:
+    return sys.stdin.read(), os.read(0, 100)
+
+
+def descriptors() -> dict[int, str]:
+    found = {}
+    for entry in Path("/proc/self/fd").iterdir():
+        if entry.exists() or entry.is_symlink():
+            found[int(entry.name)] = os.readlink(entry)  # noqa: PTH115
+    return {fd: name for fd, name in found.items() if not name.startswith(f"/proc/{os.getpid()}")}
+
+
+# --- Children --------------------------------------------------------------------------------------------------
+
+
+def fork_and_return() -> str:
+    """Fork, and let the child return from the job as well."""
+    child = os.fork()
+    if child == 0:
+        return "child"
+    os.waitpid(child, 0)
+    return "parent"
+
+
+def fork_and_raise() -> str:
+    child = os.fork()
+    if child == 0:
+        raise ValueError("child")
+    os.waitpid(child, 0)
+    return "parent"
+
+
+def fork_and_talk() -> tuple[str, int]:
+    """Fork a child that prints and asks which job it runs in."""
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            print("the child speaks", flush=True)
+            os.write(write, f"index {batchd.current_job().index}".encode())
+        except BaseException as error:
+            os.write(write, repr(error).encode())
+        finally:
+            os._exit(0)
+    os.close(write)
+    told = os.read(read, 1000).decode()
+    os.close(read)
+    return told, os.waitpid(child, 0)[1]
+
+
+def leave_a_daemon() -> int:
+    """Start a process in a session of its own and give its pid."""
+    process = subprocess.Popen(["sleep", "600"], start_new_session=True)
+    process.returncode = 0  # Nobody waits for it.
+    return process.pid
+
+
+def start_a_child(path: str) -> int:
+    """Start a process in the worker's own group, tell its pid through a FIFO, and hold the GIL in C."""
+    process = subprocess.Popen(["sleep", "600"])
+    with open(path, "w", encoding="ascii") as door:
+        door.write(f"{os.getpid()} {process.pid}\n")
+    return hold_gil(600)
+
+
+def hold_gil(seconds: int) -> int:
+    return int(ctypes.PyDLL(None).sleep(seconds))
+
+
+# --- What a worker is like -------------------------------------------------------------------------------------
+
+
+def draw() -> float:
+    return random.random()
+
+
+def environ(name: str) -> str | None:
+    return os.environ.get(name)
+
+
+def threads() -> int:
+    return threading.active_count()
+
+
+def eat(size_bytes: int) -> int:
+    """Take memory and keep it for a while."""
+    held = bytearray(size_bytes)
+    held[::4096] = b"x" * len(held[::4096])
+    signal.pause()
+    return len(held)
