@@ -72,8 +72,12 @@ class Connection:
 
     def messages(self) -> list[control.Message]:
         """Return what arrived since the last call, without waiting. Raises SupervisorGone at the end."""
-        while select.select([self.socket], [], [], 0)[0]:
-            self._inbox.extend(self._read())
+        try:
+            while select.select([self.socket], [], [], 0)[0]:
+                self._inbox.extend(self._read())
+        except SupervisorGone:
+            if not self._inbox:  # Its last words are heard first; the next call says that it is gone.
+                raise
         found = list(self._inbox)
         self._inbox.clear()
         return found
@@ -441,13 +445,15 @@ class Session:
             self._connection.close()
         self._count_restart()
         self.open()
-        unacked, self._unacked, self._unacked_bytes = list(self._unacked.values()), {}, 0
+        unacked = list(self._unacked.values())
+        self._unacked, self._unacked_bytes = {}, 0
         self._is_sealing = False
         self._note(f"the supervisor died; started another ({lock.describe(self.folder)}) and going on")
         try:
             for submission in unacked:
                 self._send(submission)
         except SupervisorGone:
+            self._unacked = {-number: submission for number, submission in enumerate(unacked, 1)}
             self._start_another()
 
     def _count_restart(self) -> None:

@@ -28,7 +28,7 @@ from batchd.edge.outcomes import Outcomes
 from batchd.edge.pool import Pool
 from batchd.formats.frame import FrameReader
 from batchd.formats.segment import header_of, input_blocks, pack_vector, unpack
-from batchd.settings import LEASE_JOBS_MAX
+from batchd.settings import LANES, LEASE_JOBS_MAX
 from batchd.sources import open_source
 from batchd.worker.main import Fds, Worker
 from batchd.worker.recorder import SLOT_BYTES, Lane, Slot
@@ -198,9 +198,10 @@ def _worker_parts(clock: _Clock, folder: Path, scratch: Path, jobs: int) -> byte
         os.ftruncate(wire_fd, 0)
         os.lseek(wire_fd, 0, os.SEEK_SET)
         for number, first in enumerate(range(0, jobs, LEASE_JOBS_MAX)):
-            lane = Lane(number + 1, first, min(jobs, first + LEASE_JOBS_MAX), 1, False, folder.name)
-            slot.write_lane(number % 16, lane)
-            worker._run_lease(number % 16)  # noqa: SLF001  (the path that is measured)
+            stop = min(jobs, first + LEASE_JOBS_MAX)
+            lane = Lane(number + 1, first, stop, 1, is_timed=False, batch=folder.name, reach=stop)
+            slot.write_lane(number % LANES, lane)
+            worker._run_lease(number % LANES)  # noqa: SLF001  (the path that is measured)
 
     inputs = worker._inputs.batch(folder.name)  # noqa: SLF001
 
@@ -279,7 +280,6 @@ def _journal_part(
     clock: _Clock, scratch: Path, segments: list[list[bytes]], acks: list[ev.JobsAcked], commits: int
 ) -> Path:
     """Write all inputs and outcomes in as many commits as the real run made; return the batch's folder."""
-
     lag = 1 + commits // 8  # Outcomes come after their inputs.
     span = max(1, commits - lag)
 

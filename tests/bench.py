@@ -1,27 +1,35 @@
-"""A bench for workers: a real pool with a real selector, recorder and journal, driven by the test itself."""
+"""A bench for workers, a real pool that the test drives, and a house with real supervisors, whose client it is."""
 
 import ctypes
 import heapq
 import os
+import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from select import POLLIN, poll, select
 from selectors import DefaultSelector
 from time import monotonic
 from typing import Any, NamedTuple, TypeVar
 
+from batchd.client import Session
 from batchd.core import commands as c
 from batchd.core import events as ev
+from batchd.core.events import Options
+from batchd.core.facts import BatchFacts
 from batchd.core.job import JobState
 from batchd.edge.folder import journal_id, open_folder
 from batchd.edge.journal import BatchJournal
-from batchd.edge.orphans import become_subreaper
+from batchd.edge.lock import holder_of
+from batchd.edge.orphans import become_subreaper, tagged
+from batchd.edge.outcomes import Outcomes
 from batchd.edge.pool import Pool, WorkerProcess
 from batchd.edge.template import Home, KeySpec
 from batchd.formats.report import Failure
 from batchd.formats.segment import unpack
+from batchd.sources.source import Block, Checkpoint
+from batchd.supervisor.recovery import recorder_path
 from batchd.worker.recorder import Recorder
 from tests.author import submission
 
@@ -32,14 +40,20 @@ _PR_SET_CHILD_SUBREAPER = 36
 EventT = TypeVar("EventT", bound=ev.Event)
 
 
-def key_spec(task: str = "tests.jobs:act", *, cwd: Path = ROOT, is_fresh: bool = False, **environ: str) -> KeySpec:
+def key_spec(
+    task: str = "tests.jobs:act",
+    environ: Mapping[str, str] | None = None,
+    *,
+    cwd: Path = ROOT,
+    is_fresh: bool = False,
+) -> KeySpec:
     """Return how workers of a task start, with nothing of this process's environment but the path."""
     module, _, name = task.rpartition(":")
     return KeySpec(
         task=(module, name),
         sys_path=(str(cwd), *dict.fromkeys([str(ROOT), *filter(None, sys.path)])),
         cwd=str(cwd),
-        environ={"PATH": os.environ["PATH"], **environ},
+        environ={"PATH": os.environ["PATH"], **(environ or {})},
         executable=sys.executable,
         is_fresh=is_fresh,
     )
@@ -48,7 +62,7 @@ def key_spec(task: str = "tests.jobs:act", *, cwd: Path = ROOT, is_fresh: bool =
 class Told(NamedTuple):
     """What became of one job."""
 
-    index: int
+    job: int
     state: JobState
     value: Any
     """The result, or the Failure."""
@@ -109,7 +123,9 @@ class Bench:
         number = self._workers
         self.pool.perform(c.StartWorker(number, key))
         self.await_event(ev.WorkerReady, lambda event: event.worker == number)
-        return self.pool.workers[number]
+        worker = self.pool.workers[number]
+        self.until(lambda: worker.pid, "its birth is announced")  # Which may come later than its first word.
+        return worker
 
     def lease(
         self,
@@ -185,17 +201,24 @@ class Bench:
 
 
 @contextmanager
-def listening(path: Path) -> Iterator[Callable[[], list[int]]]:
-    """Make a FIFO at `path`; give a function that waits for a line on it and returns the numbers in it."""
+def listening(path: Path) -> Iterator[Callable[..., list[int]]]:
+    """Make a FIFO at `path`; give a function that waits for a line on it and returns the numbers in it.
+
+    A session that is given to the function is kept going meanwhile.
+    """
     os.mkfifo(path)
     fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)  # Also for writing, so that it never ends.
     unread = b""
 
-    def hear() -> list[int]:
+    def hear(session: Session | None = None) -> list[int]:
         nonlocal unread
+        deadline = monotonic() + WAIT_S
         while b"\n" not in unread:
-            assert select([fd], [], [], WAIT_S)[0], f"nobody writes to {path}"
-            unread += os.read(fd, 4096)
+            assert monotonic() < deadline, f"nobody writes to {path}"
+            if session is not None:
+                session.pump(0.05, [fd])
+            if select([fd], [], [], 0.0 if session is not None else 0.2)[0]:
+                unread += os.read(fd, 4096)
         line, _, unread = unread.partition(b"\n")
         return [int(number) for number in line.split()]
 
@@ -235,3 +258,101 @@ def open_descriptors() -> set[str]:
         except OSError:
             continue  # The one that lists the others.
     return {entry for entry in found if not entry.endswith("/recorder")}
+
+
+class House:
+    """A journal with real supervisors, and this process as their client."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = open_folder(folder)
+        self.journal_id = journal_id(self.folder)
+        self.recorder = recorder_path(self.folder, self.journal_id)
+        self.notes: list[str] = []
+        self.sessions: list[Session] = []
+
+    @property
+    def supervisor(self) -> int:
+        """The supervisor's pid; fails when it is dead."""
+        pid = int(holder_of(self.folder)["pid"])
+        assert is_alive(pid)
+        return pid
+
+    def session(self, batch: str = "b", *, spec: dict[str, Any] | None = None, **options: Any) -> Session:
+        """Return a session that is not open yet."""
+        given = Options(**{"workers": 2, **options})
+        made = Session(
+            self.folder,
+            batch,
+            spec={"durability": "process"} if spec is None else spec,
+            options=given,
+            key_spec=key_spec(),
+            digest="",
+            note=self.notes.append,
+        )
+        self.sessions.append(made)
+        return made
+
+    def start(self, items: list[Any], batch: str = "b", **options: Any) -> Session:
+        """Open a session and feed it."""
+        session = self.session(batch, **options)
+        session.open()
+        session.feed(blocks_of(items))
+        return session
+
+    def finish(self, session: Session) -> None:
+        """Follow a session to its end and hang up."""
+        pump_until(session, lambda: session.is_over, "it is over")
+        session.leave(at_once=False)
+        pump_until(session, lambda: session.is_put_down, "it is put down")
+        session.close()
+
+    def run(self, items: list[Any], batch: str = "b", **options: Any) -> dict[int, Any]:
+        """Run a batch to its end and return its outcomes."""
+        self.finish(self.start(items, batch, **options))
+        return self.outcomes(batch)
+
+    def facts(self, batch: str = "b") -> BatchFacts:
+        """Return what is durable about a batch."""
+        journal = BatchJournal(self.folder / "batches" / batch)
+        journal.close()
+        return journal.facts
+
+    def outcomes(self, batch: str = "b") -> dict[int, Any]:
+        """Return every job's result, or its Failure."""
+        journal = BatchJournal(self.folder / "batches" / batch)
+        found: dict[int, Any] = {}
+        for span in Outcomes(journal).spans(journal.facts.done, journal.facts.generation):
+            is_good = span.state is JobState.SUCCEEDED
+            found |= dict(
+                zip(range(span.start, span.stop), span.values(), strict=True) if is_good else span.failures()
+            )
+        journal.close()
+        return found
+
+    def close(self) -> None:
+        """Hang up, and see everything of this journal dead."""
+        for session in self.sessions:
+            session.close()
+        pid = int(holder_of(self.folder).get("pid", 0))
+        if pid and is_alive(pid):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+            await_death(pid)
+        for worker in tagged(self.journal_id):
+            await_death(worker)
+        self.recorder.unlink(missing_ok=True)
+
+
+def blocks_of(items: list[Any], size: int = 500) -> Iterator[Block]:
+    """Give input as a source does."""
+    for at in range(0, len(items), size):
+        part = items[at : at + size]
+        yield Block(part, Checkpoint(at + len(part), at + len(part), "digest"))
+
+
+def pump_until(session: Session, condition: Callable[[], Any], what: str) -> None:
+    """Pump until `condition` is true. Fails after a deadline."""
+    deadline = monotonic() + WAIT_S
+    while not condition():
+        assert monotonic() < deadline, f"never: {what}; {session.progress}"
+        session.pump(0.05)

@@ -202,14 +202,14 @@ def fork_and_talk() -> tuple[str, int]:
 
 def leave_a_daemon() -> int:
     """Start a process in a session of its own and give its pid."""
-    process = subprocess.Popen(["sleep", "600"], start_new_session=True)
+    process = subprocess.Popen(["/bin/sleep", "600"], start_new_session=True)
     process.returncode = 0  # Nobody waits for it.
     return process.pid
 
 
 def start_a_child(path: str) -> int:
     """Start a process in the worker's own group, tell its pid through a FIFO, and hold the GIL in C."""
-    process = subprocess.Popen(["sleep", "600"])
+    process = subprocess.Popen(["/bin/sleep", "600"])
     with open(path, "w", encoding="ascii") as door:
         door.write(f"{os.getpid()} {process.pid}\n")
     return hold_gil(600)

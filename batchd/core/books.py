@@ -82,25 +82,28 @@ class LiveBatch:
         if not self.workers[worker]:
             del self.workers[worker]
 
-    def release(self, committed: int) -> None:
-        """Let go what waited for the entries up to turn `committed`."""
+    def release(self, committed: int) -> bool:
+        """Let go what waited for the entries up to turn `committed`; return whether there was any."""
         ready = [held for held in self.held if held.turn <= committed]
         if not ready:
-            return
+            return False
         self.held = [held for held in self.held if held.turn > committed]
         for held in ready:
             self.put(held.start, held.stop, held.due)
+        return True
 
     def put(self, start: int, stop: int, due: float | None) -> None:
         """Put jobs into the queue, or into backoff."""
         place = self.queued if due is None else self.waiting.setdefault(due, RangeSet())
         place.add(start, stop)
 
-    def wake(self, now: float) -> None:
-        """Queue the jobs whose backoff is over."""
-        for due in [due for due in self.waiting if due <= now]:
+    def wake(self, now: float) -> bool:
+        """Queue the jobs whose backoff is over; return whether there were any."""
+        over = [due for due in self.waiting if due <= now]
+        for due in over:
             for start, stop in self.waiting.pop(due):
                 self.queued.add(start, stop)
+        return bool(over)
 
     def unleased(self) -> Iterator[tuple[int, int]]:
         """Take every job that is queued, waiting or held out of the books."""
@@ -161,8 +164,10 @@ class Worker:
         """Return the outstanding lease of that number."""
         return next((lease for lease in self.leases if lease.number == number), None)
 
-    def release_lanes(self, committed: int) -> None:
-        """Free the lanes whose outcomes are durable up to turn `committed`."""
+    def release_lanes(self, committed: int) -> bool:
+        """Free the lanes whose outcomes are durable up to turn `committed`; return whether there was none before."""
+        had_none = not self.lanes
         if self.used_lanes and self.used_lanes[0][0] <= committed:
             self.lanes += [lane for turn, lane in self.used_lanes if turn <= committed]
             self.used_lanes = [(turn, lane) for turn, lane in self.used_lanes if turn > committed]
+        return had_none and bool(self.lanes)

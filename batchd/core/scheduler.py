@@ -20,6 +20,9 @@ from batchd.core.retry import bucket, delay_s
 from batchd.core.stopping import reason_to_stop
 from batchd.settings import LANES, LEASE_TARGET_S, LEASES_PER_WORKER
 
+_REPORTS = (ev.JobsAcked, ev.CauseExplained, ev.WorkerObserved, ev.Committed)
+"""Events that by themselves give nobody work and free nobody: most steps are made of these alone."""
+
 
 @dataclass(frozen=True, slots=True)
 class Turn:
@@ -56,16 +59,19 @@ class Scheduler:
         """Take in what happened by `now` (monotonic seconds) and return what follows."""
         self._turn += 1
         self._entries, self._commands = [], []
+        changes_assignment = False
         for event in events:
+            changes_assignment |= not isinstance(event, _REPORTS)
             self._on(event, now)
         for batch in list(self.batches.values()):
             self._finish_leaving(batch)
-        self._release()
+        changes_assignment |= self._release()
         for batch in self.batches.values():
-            batch.wake(now)
-        self._balance_workers()
-        self._grant_leases()
-        self._steal()
+            changes_assignment |= batch.wake(now)
+        if changes_assignment:
+            self._balance_workers()
+            self._grant_leases()
+            self._steal()
         return Turn(self._turn, self._entries, self._commands)
 
     def next_due(self) -> float | None:
@@ -375,18 +381,19 @@ class Scheduler:
 
     # --- After the events: release, balance, lease, steal ---------------------------------------------------
 
-    def _release(self) -> None:
+    def _release(self) -> bool:
+        """Let go what waited for durability; return whether leases may come of it."""
         committed = self._committed if self._committed < self._entry_turn else self._turn
-        for batch in self.batches.values():
-            batch.release(committed)
-        for worker in self.workers.values():
-            worker.release_lanes(committed)
+        freed = [batch.release(committed) for batch in self.batches.values()]
+        freed += [worker.release_lanes(committed) for worker in self.workers.values()]
         self._commands += [c.ForgetWorker(number) for turn, number in self._retired if turn <= committed]
         self._retired = [(turn, number) for turn, number in self._retired if turn > committed]
         for name, batch in list(self.batches.items()):
             if not batch.facts.is_attached and batch.entry_turn <= committed:
                 del self.batches[name]
                 self._commands.append(c.PutDown(name))
+                freed.append(True)
+        return any(freed)
 
     def _balance_workers(self) -> None:
         size = pool_size(self.batches.values(), self.scaled)

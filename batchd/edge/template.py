@@ -75,8 +75,8 @@ class TemplateProcess:
 
     def ask(self, worker: int, slot: int, fds: Sequence[int]) -> None:
         """Ask for a worker; the descriptors are duplicated on their way."""
+        self._queue.append((worker, slot, _duplicated(fds)))
         self.pending.append(worker)
-        self._queue.append((worker, slot, [os.dup(fd) for fd in fds]))
         self._send_queue()
 
     def answers(self) -> list[dict[str, Any]] | None:
@@ -128,6 +128,18 @@ class TemplateProcess:
         self._queue.clear()
         self.process.kill()
         self.process.wait()
+
+
+def _duplicated(fds: Sequence[int]) -> list[int]:
+    copies: list[int] = []
+    try:
+        for fd in fds:
+            copies.append(os.dup(fd))  # noqa: PERF401  (what was made before an error must be closed)
+    except OSError:
+        for fd in copies:
+            os.close(fd)
+        raise
+    return copies
 
 
 def spawn(

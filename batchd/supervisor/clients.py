@@ -24,7 +24,7 @@ from batchd.edge.pool import Pool
 from batchd.edge.template import KeySpec
 from batchd.errors import BatchdError, BatchNotFound, FormatError, JournalFull, SupervisorError, TaskError, UsageError
 from batchd.formats.segment import header_of
-from batchd.settings import DISK_RESERVE_BYTES, OPEN_BATCHES_MAX
+from batchd.settings import DISK_RESERVE_BYTES, OPEN_BATCHES_MAX, WORKERS_MAX
 from batchd.supervisor.recovery import Ground
 
 
@@ -110,6 +110,11 @@ class Clients:
         """Tell every client the progress of its batches."""
         news, self._news, self.is_news_urgent = self._news, set(), False
         for client in self._clients:
+            if (
+                client.line.has_unsent
+            ):  # It does not read: what it has not got yet is enough, and later news are newer.
+                self._news |= client.bound & news
+                continue
             for batch in client.bound & news:
                 client.line.send(NEWS, self._progress(batch))
                 self._watch_unsent(client)
@@ -196,7 +201,7 @@ class Clients:
             rule(self, client, number, message)
         except BatchdError as error:
             client.refuse(number, error)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             client.refuse(number, UsageError(f"malformed request: {type(error).__name__}: {error}"))
 
     # --- Requests ----------------------------------------------------------------------------------------------
@@ -209,7 +214,7 @@ class Clients:
         """Attach a batch for this client; the task is imported first, so that nothing is made for a wrong one."""
         fields = message.fields
         name, spec = str(fields["batch"]), fields.get("spec")
-        key, key_spec = str(fields["key"]), KeySpec(**fields["key_spec"])
+        key, key_spec = str(fields["key"]), _key_spec(fields["key_spec"])
         options = _options(fields["options"])
         self._check_free(name)
 
@@ -220,6 +225,9 @@ class Clients:
                 if reason:
                     raise TaskError(reason)
                 self._check_free(name)
+                if name in self._supervisor.journals:  # Taken up for a moment, to be changed, during the import.
+                    self._when_put_down(name, lambda: go_on(""))
+                    return
                 self._attach(client, name, spec, options, key)
             except BatchdError as error:
                 client.refuse(number, error)
@@ -375,8 +383,8 @@ class Clients:
         )
         if "change" in message.fields:
             workers = max(1, before + int(message.fields["change"]))
-        if workers is not None and not 1 <= int(workers) <= 4096:
-            raise UsageError(f"cannot run {workers} workers: give a number from 1 to 4096")
+        if workers is not None and not 1 <= int(workers) <= WORKERS_MAX:
+            raise UsageError(f"cannot run {workers} workers: give a number from 1 to {WORKERS_MAX}")
         self._supervisor.emit(ev.ScaleRequested(None if workers is None else int(workers)))
         client.reply(number, {"before": before, "workers": workers})
 
@@ -403,8 +411,25 @@ class Clients:
 
 
 def _options(fields: dict[str, Any]) -> ev.Options:
-    allowances = Allowances(**fields.pop("allowances"))
-    return ev.Options(allowances=allowances, **fields)
+    """Return the options a client sent. What is none of them is found out here, not by the scheduler."""
+    allowances = Allowances(**{name: int(value) for name, value in fields["allowances"].items()})
+    options = ev.Options(**{**fields, "allowances": allowances})
+    if not 1 <= int(options.workers) <= WORKERS_MAX:
+        raise UsageError(f"cannot run {options.workers} workers: give a number from 1 to {WORKERS_MAX}")
+    for limit in (options.timeout_s, options.memory_bytes_max, options.failures_max, options.failures_share_max):
+        if limit is not None and not isinstance(limit, int | float):
+            raise TypeError(f"{limit!r} is no limit")
+    return options
+
+
+def _key_spec(fields: dict[str, Any]) -> KeySpec:
+    """Return how workers are to be started, as a client sent it."""
+    spec = KeySpec(**fields)
+    module, name = spec.task
+    texts = [module, name, *spec.sys_path, spec.cwd, spec.executable, *spec.environ, *spec.environ.values()]
+    if not all(isinstance(text, str) and "\0" not in text for text in texts):
+        raise TypeError("a task, path or environment that is not text")
+    return spec
 
 
 _RULES: dict[str, Callable[[Clients, Client, int, Message], None]] = {

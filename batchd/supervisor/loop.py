@@ -8,9 +8,9 @@ import heapq
 import os
 import random
 import signal
-import sys
 from collections import defaultdict
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import count
 from selectors import EVENT_READ, BaseSelector, DefaultSelector
 from time import monotonic
@@ -18,7 +18,7 @@ from typing import Any
 
 from batchd.core import commands as c
 from batchd.core import events as ev
-from batchd.core.entries import Entry
+from batchd.core.entries import Entry, Explained, Recorded
 from batchd.core.scheduler import Scheduler
 from batchd.edge.commits import Broken, CommitThread, Done, Stalled
 from batchd.edge.control import SOCKET_NAME
@@ -26,7 +26,7 @@ from batchd.edge.gauges import Gauges
 from batchd.edge.journal import BatchJournal, Progress
 from batchd.edge.pool import Pool
 from batchd.edge.template import Home
-from batchd.settings import LINGER_S, PROGRESS_S
+from batchd.settings import COMMIT_GAP_S, LINGER_S, PROGRESS_S
 from batchd.supervisor.clients import Clients
 from batchd.supervisor.recovery import Ground
 
@@ -54,7 +54,9 @@ class Supervisor:
         self._unsaved: dict[str, list[Entry]] = defaultdict(list)
         self._turn = 0
         self._in_flight = False
-        self._committed = 0
+        self._is_urgent = False
+        """Whether an entry that is not yet in a commit frees something."""
+        self._next_commit = 0.0
         self._after: list[tuple[int, Callable[[], None]]] = []
         self._next_sample = 0.0
         self._next_news = 0.0
@@ -103,6 +105,7 @@ class Supervisor:
                 self._turn = turn.number
                 for entry in turn.entries:
                     self._unsaved[entry.batch].append(entry)
+                    self._is_urgent |= not isinstance(entry, Recorded | Explained)
                 self._commit()
                 for command in turn.commands:
                     self._perform(command)
@@ -132,6 +135,8 @@ class Supervisor:
         if self._events:
             return 0.0
         due = [self._next_sample]
+        if self._unsaved and not self._in_flight:
+            due.append(self._next_commit)
         if self._timers:
             due.append(self._timers[0][0])
         if (backoff := self.scheduler.next_due()) is not None:
@@ -143,7 +148,7 @@ class Supervisor:
         return max(0.0, min(due) - monotonic())
 
     def _commit(self) -> None:
-        if self._in_flight:
+        if self._in_flight or (self._unsaved and self._may_gather()):
             return
         if self._unsaved:
             work = []
@@ -151,16 +156,22 @@ class Supervisor:
                 self.journals[name].usage = dict(self.batch_usage(name))
                 work.append((self.journals[name], entries))
             self._unsaved = defaultdict(list)
+            self._is_urgent = False
             self._in_flight = True
             self._commits.commit(self._turn, work)
         else:
             self._release(self._turn)
+
+    def _may_gather(self) -> bool:
+        """Whether nobody waits for the entries, so that more may share their commit."""
+        return not self._after and not self._is_urgent and monotonic() < self._next_commit
 
     def _on_commits(self) -> None:
         for outcome in self._commits.outcomes():
             match outcome:
                 case Done(turn=turn, progress=progress):
                     self._in_flight = False
+                    self._next_commit = monotonic() + COMMIT_GAP_S
                     self._set_trouble("")
                     for name, made in progress.items():
                         self.progress[name] = made
@@ -175,7 +186,6 @@ class Supervisor:
                     os._exit(3)
 
     def _release(self, turn: int) -> None:
-        self._committed = turn
         ready = [call for due, call in self._after if due <= turn]
         self._after = [(due, call) for due, call in self._after if due > turn]
         for call in ready:
@@ -252,8 +262,8 @@ class Supervisor:
     # --- Leaving -----------------------------------------------------------------------------------------------
 
     def _leave_when_idle(self) -> None:
-        is_idle = not self.clients.is_any and not self.scheduler.batches and not self._in_flight and not self._unsaved
-        if not is_idle:
+        is_needed = self.clients.is_any and not self._is_draining
+        if is_needed or self.journals or self._in_flight or self._unsaved:
             self._idle_since = None
         elif self._idle_since is None:
             self._idle_since = monotonic()
@@ -271,7 +281,7 @@ class Supervisor:
     def _on_signals(self, numbers: bytes) -> None:
         for _ in [number for number in numbers if number in {signal.SIGTERM, signal.SIGINT}]:
             say("asked to stop again: ending running jobs" if self._is_draining else "asked to stop: draining")
-            for batch in self.scheduler.batches:
+            for batch in self.journals:  # Also those the scheduler has not heard of yet.
                 self.emit(ev.DetachRequested(batch, at_once=self._is_draining))
             self._is_draining = True
             self.clients.refuse_new("the supervisor was asked to stop")
@@ -288,6 +298,6 @@ class Supervisor:
 
 
 def say(text: str) -> None:
-    """Write a line to the supervisor's log."""
-    sys.stderr.write(f"batchd supervisor {os.getpid()}: {text}\n")
-    sys.stderr.flush()
+    """Write a line to the supervisor's log, if there is room for it: the disk may be what the line is about."""
+    with suppress(OSError):
+        os.write(2, f"batchd supervisor {os.getpid()}: {text}\n".encode(errors="replace"))

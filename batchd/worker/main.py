@@ -175,8 +175,9 @@ class Worker:
         except BrokenPipeError:
             os._exit(0)  # The supervisor is gone; the lifeline says the same.
         except OSError:
-            # It was a job: the last one, as far as anybody can tell. If not, that shows when they are run one by one.
-            self._words[POSITION] = self._words[POSITION] & ((1 << PHASE_SHIFT) - 1) | phase_word(Phase.RUNNING, 0)
+            if self._lane.attempt > 1:  # Each job is reported by itself, so it was the last one.
+                self._words[POSITION] &= (1 << PHASE_SHIFT) - 1
+                self._words[POSITION] |= phase_word(Phase.RUNNING, 0)
             os._exit(EXIT_DESCRIPTORS)
 
     def _index(self) -> int:
@@ -227,7 +228,7 @@ def run(task: Callable[..., Any], fds: Fds, slot: Slot, batches: Path) -> None:
         _settle_signals()
         _reseed()
         worker = Worker(task, fds, slot, batches)
-        sys.stdin = open(os.devnull, encoding="utf-8")  # noqa: SIM115
+        sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
         sys.stdout = output.text_stream(fds.output, worker._index)  # noqa: SLF001
         sys.stderr = output.text_stream(fds.output, worker._index)  # noqa: SLF001
         worker.serve()
@@ -263,7 +264,7 @@ def _settle_descriptors(fds: Fds) -> None:
     os.dup2(fds.output, 1)
     os.dup2(fds.output, 2)
     # The supervisor's numbers, which the template inherited, may be anywhere.
-    for fd in map(int, os.listdir("/proc/self/fd")):
+    for fd in [int(entry.name) for entry in Path("/proc/self/fd").iterdir()]:
         if fd > 2 and fd not in fds:
             with suppress(OSError):  # The one that lists the others is closed already.
                 os.close(fd)

@@ -1,0 +1,541 @@
+"""Real supervisors: one a journal, shared, gone when nobody is left, and replaceable at any moment."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from select import select
+from typing import Any
+
+import pytest
+
+from batchd import client
+from batchd.client import Connection, Submission, SupervisorGone, connect, request, start_supervisor
+from batchd.core.job import Allowances, JobState
+from batchd.edge import control
+from batchd.edge.lock import holder_of
+from batchd.errors import BatchNotFound, JournalError, SupervisorError, SupervisorMismatch, TaskError, UsageError
+from batchd.formats.report import Failure
+from batchd.formats.segment import input_blocks
+from tests.bench import ROOT, WAIT_S, House, await_death, is_alive, key_spec, listening, pump_until
+
+GONE_S = 1.0
+"""Workers are promised to be gone so soon after their supervisor."""
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> Iterator[House]:
+    made = House(tmp_path / "journal")
+    yield made
+    made.close()
+
+
+def same(count: int) -> list[Any]:
+    return [("same", index) for index in range(count)]
+
+
+# --- Alone, and gone in time -----------------------------------------------------------------------------------
+
+
+def test_the_last_client_takes_the_supervisor_with_it(house: House) -> None:
+    session = house.start(same(2_000))
+    pid = house.supervisor
+    assert pid != os.getpid()
+    assert os.getsid(pid) == pid
+    assert house.recorder.exists()
+    house.finish(session)
+    assert house.outcomes() == {index: index for index in range(2_000)}
+    await_death(pid)
+    assert not house.recorder.exists()
+    assert not (house.folder / control.SOCKET_NAME).exists()
+    assert house.facts().is_attached is False
+
+
+def test_a_second_supervisor_is_refused_and_told_who_is_there(house: House) -> None:
+    house.start(same(1))
+    pid = house.supervisor
+    said = start_supervisor(house.folder)
+    assert said.startswith(f"another supervisor holds {house.folder}: pid {pid}, batchd ")
+    assert house.supervisor == pid
+    assert holder_of(house.folder)["pid"] == pid
+
+
+def test_a_supervisor_of_another_version_is_named(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = house.start(same(1))
+    monkeypatch.setattr(client, "__version__", "99.0")
+    with pytest.raises(SupervisorMismatch, match=rf"pid {house.supervisor}, .*this is batchd 99\.0"):
+        connect(house.folder)
+    house.finish(session)
+
+
+def test_a_folder_with_a_long_path_works(tmp_path: Path) -> None:
+    house = House(tmp_path / ("long" * 40) / "journal")
+    try:
+        assert len(str(house.folder)) > 150
+        assert house.run(same(10)) == {index: index for index in range(10)}
+    finally:
+        house.close()
+
+
+@pytest.mark.fault
+def test_a_client_that_dies_leaves_a_batch_that_goes_on(house: House, tmp_path: Path) -> None:
+    program = (
+        "import sys; from pathlib import Path; from tests.bench import *;"
+        "house = House(Path(sys.argv[1]));"
+        "session = house.start([('work', 0.1, 0), ('announce', sys.argv[2], 600), ('announce', sys.argv[2], 600)]);"
+        "pump_until(session, lambda: False, 'killed')"
+    )
+    door = tmp_path / "door"
+    with listening(door) as hear:
+        process = subprocess.Popen([sys.executable, "-c", program, str(house.folder), str(door)], cwd=ROOT)
+        workers = [hear()[0], hear()[0]]
+        supervisor = house.supervisor
+        process.kill()
+        process.wait()
+        for pid in (*workers, supervisor):
+            await_death(pid)
+    facts = house.facts()
+    assert (facts.size, facts.done.size, facts.is_attached) == (3, 1, False)
+    assert house.outcomes() == {0: 0}
+
+
+def test_two_clients_in_two_processes_share_one_supervisor(house: House) -> None:
+    program = (
+        "import sys; from pathlib import Path; from tests.bench import *;"
+        "house = House(Path(sys.argv[1]));"
+        "session = house.start([('same', n) for n in range(500)], 'theirs');"
+        "pid = house.supervisor; house.finish(session); print(pid, sum(house.outcomes('theirs').values()))"
+    )
+    session = house.start(same(500), "ours")
+    command = [sys.executable, "-c", program, str(house.folder)]
+    theirs = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=WAIT_S)
+    pid = house.supervisor
+    house.finish(session)
+    assert theirs.stdout.split() == [str(pid), str(sum(range(500)))]
+    assert house.outcomes("ours") == {index: index for index in range(500)}
+
+
+# --- Signals ---------------------------------------------------------------------------------------------------
+
+
+def test_a_term_lets_running_jobs_finish_and_the_rest_waits(house: House, tmp_path: Path) -> None:
+    door = str(tmp_path / "door")
+    with listening(tmp_path / "door") as hear:
+        session = house.start([("announce", door, 0.2), ("announce", door, 0.2), *same(50)], workers=2)
+        workers = hear(session) + hear(session)
+        assert len(set(workers)) == 2
+        pid = house.supervisor
+        os.kill(pid, signal.SIGTERM)
+        pump_until(session, lambda: session.is_put_down, "it is put down")
+    assert session.progress["done"] >= 2
+    await_death(pid)  # Although this client has not hung up.
+    assert not house.recorder.exists()
+    assert not house.notes, "the client started another supervisor against the order to stop"
+    facts = house.facts()
+    assert not facts.histories.marked(), "somebody was charged for a planned stop"
+    assert {0, 1} <= {index for start, stop in facts.done for index in range(start, stop)}
+
+
+def test_a_second_term_ends_running_jobs(house: House, tmp_path: Path) -> None:
+    with listening(tmp_path / "door") as hear:
+        session = house.start([("announce", str(tmp_path / "door"), 600)])
+        (worker,) = hear(session)
+        pid = house.supervisor
+        os.kill(pid, signal.SIGTERM)
+        pump_until(
+            session, lambda: "asked to stop: draining" in (house.folder / "supervisor.log").read_text(), "drain"
+        )
+        with pytest.raises(SupervisorError, match="the supervisor was asked to stop"):
+            house.session("other").open()
+        os.kill(pid, signal.SIGTERM)
+        pump_until(session, lambda: session.is_put_down, "it is put down")
+        await_death(worker)
+        await_death(pid)
+    assert session.progress["done"] == 0
+
+
+@pytest.mark.fault
+def test_workers_are_gone_with_a_supervisor_that_was_killed(house: House, tmp_path: Path) -> None:
+    door = str(tmp_path / "door")
+    with listening(tmp_path / "door") as hear:
+        session = house.start([("start_a_child", door), ("announce", door, 600)])
+        pids = hear(session) + hear(session)
+        os.kill(house.supervisor, signal.SIGKILL)
+        for pid in pids:
+            await_death(pid, GONE_S)
+    assert len(pids) == 3
+
+
+@pytest.mark.fault
+def test_no_attempt_is_given_twice_however_often_the_supervisor_is_killed(house: House, tmp_path: Path) -> None:
+    jobs, kills = 600, 4
+    written = tmp_path / "written"
+    session = house.start([("write_down", str(written), 0.003)] * jobs)
+    for kill in range(1, kills + 1):
+        wanted = kill * jobs // (kills + 2)
+        pump_until(session, lambda: session.progress["done"] >= wanted, "progress")  # noqa: B023  (called at once)
+        os.kill(house.supervisor, signal.SIGKILL)
+    house.finish(session)
+    assert house.outcomes() == {index: index for index in range(jobs)}
+    counted = Counter(written.read_text().split())
+    assert max(counted.values()) == 1, f"given twice: {counted.most_common(3)}"
+    begun = Counter(line.partition(":")[0] for line in counted)
+    assert len(begun) == jobs
+    again = sum(count - 1 for count in begun.values())
+    assert again < jobs // 4, f"{again} jobs ran again, which is more than what was not recorded yet"
+    assert len(house.notes) == kills
+    assert all("the supervisor died; started another" in note for note in house.notes)
+
+
+# --- Batches and clients ---------------------------------------------------------------------------------------
+
+
+def test_a_batch_can_be_open_once_only(house: House) -> None:
+    session = house.start([("work", 0.01, n) for n in range(20)])
+    with pytest.raises(SupervisorError, match=f"batch b is being run by process {os.getpid()}"):
+        house.session().open()
+    house.finish(session)
+    assert house.session().open()["state"] == "finished"
+
+
+def test_a_resubmission_is_not_doubled(house: House) -> None:
+    session = house.session()
+    session.open()
+    line = session._connection
+    assert line is not None
+    bodies = [b"".join(block for _, block in input_blocks(same(count))) for count in (3, 4)]
+    for sequence, body in ((1, bodies[0]), (1, bodies[0]), (2, bodies[1]), (1, bodies[0]), (2, bodies[1])):
+        line.tell("submit", body, batch="b", client="c", sequence=sequence, checkpoint=f"after {sequence}")
+    line.ask("seal", batch="b")
+    pump_until(session, lambda: session.is_over, "it is over")
+    assert session.progress["size"] == 7
+    session.leave(at_once=False)
+    pump_until(session, lambda: session.is_put_down, "it is put down")
+    assert list(house.outcomes().values()) == [0, 1, 2, 0, 1, 2, 3]
+    found = house.session().open()
+    assert (found["checkpoint"], found["sequences"]) == ("after 2", {"c": 2})
+
+
+def test_input_that_grew_is_run_behind_the_old(house: House) -> None:
+    assert len(house.run(same(5))) == 5
+    session = house.session()
+    assert session.open()["state"] == "finished"
+    session.feed(iter([next(iter(_more(range(5, 9))))]))
+    house.finish(session)
+    assert house.outcomes() == {index: index for index in range(9)}
+
+
+def _more(numbers: range) -> Iterator[Any]:
+    from tests.bench import blocks_of
+
+    return blocks_of([("same", number) for number in numbers])
+
+
+def test_a_batch_that_nobody_runs_can_be_cancelled_and_retried(house: House) -> None:
+    house.run([("fail", "always"), ("same", 1)], keep_going=True)
+    assert request(house.folder, "reopen", batch="b", states=[int(JobState.FAILED)])["counts"] == {"3": 1, "4": 0}
+    assert request(house.folder, "cancel", batch="b", reason="enough")["state"] == "cancelled"
+    assert house.outcomes() == {0: Failure("Cancelled", "cancelled", bytes(8)), 1: 1}
+    with pytest.raises(BatchNotFound, match="there is no batch nothing"):
+        request(house.folder, "cancel", batch="nothing", reason="enough")
+
+
+def test_the_worker_count_follows_an_order(house: House, tmp_path: Path) -> None:
+    door = str(tmp_path / "door")
+    with listening(tmp_path / "door") as hear:
+        session = house.start([("announce", door, 600)] * 4, workers=1)
+        pids = hear(session)
+        assert request(house.folder, "scale", workers=3) == {"number": 2, "before": 1, "workers": 3}
+        pump_until(session, lambda: session.busy == 3, "three workers are busy")
+        pids += hear(session) + hear(session)
+        status = request(house.folder, "status")
+        assert {row["pid"] for row in status["workers"]} == set(pids)
+        assert sorted(row["job"] for row in status["workers"]) == [0, 1, 2]
+        assert all(row["memory_bytes"] > 0 and row["batch"] == "b" for row in status["workers"])
+        assert status["batches"]["b"]["size"] == 4
+        with pytest.raises(UsageError, match="cannot run 0 workers"):
+            request(house.folder, "scale", workers=0)
+
+
+def test_a_task_that_does_not_import_makes_no_batch(house: House) -> None:
+    session = house.session()
+    session._open_fields |= {"key": "k2", "key_spec": asdict(key_spec("nowhere_at_all:run"))}
+    with pytest.raises(TaskError, match="No module named 'nowhere_at_all'"):
+        session.open()
+    assert list((house.folder / "batches").iterdir()) == []
+
+
+def test_a_batch_that_cannot_be_made_costs_nobody_else_anything(house: House) -> None:
+    session = house.start([("work", 0.01, n) for n in range(20)])
+    pid = house.supervisor
+    (house.folder / "batches" / ".new-other").write_text("in the way")
+    with pytest.raises(JournalError, match="cannot make a batch"):
+        house.session("other").open()
+    house.finish(session)
+    assert house.outcomes() == {index: index for index in range(20)}
+    assert pid == holder_of(house.folder)["pid"]
+
+
+# --- Nonsense on the socket ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "data", [b"garbage " * 100, b"\0" * 4096, b"bdF1" + b"\xff" * 100, b"GET / HTTP/1.1\r\n\r\n" * 9]
+)
+def test_garbage_ends_its_own_connection_only(house: House, data: bytes) -> None:
+    session = house.start([("work", 0.01, n) for n in range(10)])
+    pid = house.supervisor
+    with control.connect(house.folder) as slow, control.connect(house.folder) as line:
+        slow.sendall(control.encode(control.REQUEST, {"do": "hello"})[:10])  # Never whole.
+        line.sendall(data)
+        assert select([line], [], [], WAIT_S)[0]
+        try:
+            assert line.recv(100) == b""
+        except ConnectionResetError:
+            pass  # It hung up with some of the garbage unread.
+        house.finish(session)
+        assert house.outcomes() == {index: index for index in range(10)}
+        assert house.supervisor == pid
+
+
+OPEN: dict[str, Any] = {
+    "do": "open",
+    "batch": "x",
+    "spec": {},
+    "options": {"workers": 1, "allowances": {}},
+    "key": "k",
+    "key_spec": {"task": ["a", "b"], "sys_path": [], "cwd": "/", "environ": {}, "executable": "/bin/true"},
+}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"do": None},
+        {"do": ["hello"]},
+        {"do": "open"},
+        {**OPEN, "batch": "../../x"},
+        {**OPEN, "options": "text"},
+        {**OPEN, "options": {"workers": "many", "allowances": {}}},
+        {**OPEN, "options": {"workers": 0, "allowances": {}}},
+        {**OPEN, "options": {"workers": 1, "allowances": {"retries": "x"}}},
+        {**OPEN, "options": {"workers": 1, "allowances": {}, "timeout_s": "soon"}},
+        {**OPEN, "key_spec": {**OPEN["key_spec"], "task": 5}},
+        {**OPEN, "key_spec": {**OPEN["key_spec"], "environ": {"A": 5}}},
+        {**OPEN, "key_spec": {**OPEN["key_spec"], "environ": {"A": "\0"}}},
+        {**OPEN, "key_spec": {**OPEN["key_spec"], "executable": "/does/not/exist"}},
+        {**OPEN, "key_spec": {**OPEN["key_spec"], "executable": []}},
+        {**OPEN, "key_spec": {**OPEN["key_spec"], "what": 1}},
+        {"do": "submit", "batch": "x"},
+        {"do": "seal", "batch": "x"},
+        {"do": "cancel", "batch": "", "reason": "x"},
+        {"do": "cancel", "batch": "x"},
+        {"do": "reopen", "batch": "x", "states": [99]},
+        {"do": "reopen", "batch": "x", "states": 5},
+        {"do": "scale", "workers": None, "change": 1e999},
+        {"do": "scale", "workers": 1e999},
+        {"do": "scale", "workers": "x"},
+        {"do": "scale"},
+    ],
+)
+def test_a_request_that_makes_no_sense_is_answered_so(shared_house: House, fields: dict[str, Any]) -> None:
+    pid = shared_house.supervisor
+    with control.connect(shared_house.folder) as line:
+        connection = Connection(line)
+        number = connection.tell("hello")
+        line.sendall(control.encode(control.REQUEST, {**fields, "number": 77}))
+        replies: list[control.Message] = []
+        while not [message for message in replies if message.fields["number"] == 77]:
+            assert select([line], [], [], WAIT_S)[0], "no answer"
+            replies += connection.messages()
+    assert [message.fields["number"] for message in replies] == [number, 77]
+    assert replies[1].fields["message"]
+    assert shared_house.supervisor == pid
+    assert shared_house.sessions[0].progress["state"] == "open"
+
+
+@pytest.fixture(scope="module")
+def shared_house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+    """One supervisor for all that must not disturb it."""
+    made = House(tmp_path_factory.mktemp("shared") / "journal")
+    made.session().open()
+    yield made
+    made.close()
+
+
+def test_segments_that_are_cut_off_are_refused(shared_house: House) -> None:
+    session = shared_house.sessions[0]
+    line = session._connection
+    assert line is not None
+    body = b"".join(block for _, block in input_blocks([1, 2, 3]))
+    for damaged in (body[:-1], body + b"x", b"x" * 40):
+        number = line.tell("submit", damaged, batch="b", client="c", sequence=1, checkpoint="")
+        replies: list[control.Message] = []
+        while not [message for message in replies if message.fields.get("number") == number]:
+            assert select([line.socket], [], [], WAIT_S)[0], "no answer"
+            replies += line.messages()
+        assert replies[-1].fields["error"] == "FormatError"
+    assert shared_house.facts().size == 0
+
+
+# --- Limits ----------------------------------------------------------------------------------------------------
+
+
+def test_a_time_limit_ends_the_job_that_is_over_it(house: House) -> None:
+    items = same(30)
+    items[7] = ("work", 600)
+    items[8] = ("hold_gil", 600)
+    found = house.run(items, timeout_s=0.3, keep_going=True)
+    assert {index: value for index, value in found.items() if index not in {7, 8}} == {
+        index: index for index in range(30) if index not in {7, 8}
+    }
+    for index in (7, 8):
+        assert found[index].type == "JobTimeout"
+        assert re.fullmatch(r"timed out after \d+\.\d s", found[index].message)
+
+
+def test_a_memory_limit_ends_the_job_that_is_over_it(house: House) -> None:
+    items = [*same(10), ("eat", 200 << 20), *same(10)]
+    found = house.run(items, memory_bytes_max=100 << 20, keep_going=True)
+    assert [index for index, value in found.items() if isinstance(value, Failure)] == [10]
+    assert found[10].type == "JobOverMemory"
+    assert re.fullmatch(r"memory 0\.\d\d GiB > 0\.10 GiB \(--memory-per-job\)", found[10].message)
+    assert found[10].details["memory_peak_bytes"] > 100 << 20
+
+
+@pytest.mark.fault
+def test_a_job_that_kills_its_worker_is_quarantined_and_nobody_else(house: House) -> None:
+    items = same(200)
+    items[50], items[120] = ("segfault",), ("close_descriptors",)
+    found = house.run(items, allowances=Allowances(crashes_max=2))
+    assert {index for index, value in found.items() if isinstance(value, Failure)} == {50, 120}
+    assert found[50].message == "killed by SIGSEGV"
+    assert found[120].message == "closed descriptors it did not open"
+    assert house.facts().counts == {JobState.SUCCEEDED: 198, JobState.QUARANTINED: 2}
+
+
+# --- A full disk -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    place = tmp_path / "disk"
+    place.mkdir()
+    if os.geteuid() != 0:
+        pytest.skip("only root can mount a small disk")
+    options = "size=80m,mode=700"
+    made = subprocess.run(
+        ["/bin/mount", "-t", "tmpfs", "-o", options, "tmpfs", place], capture_output=True, check=False
+    )
+    if made.returncode:
+        pytest.skip(f"no small disk can be mounted here: {made.stderr.decode().strip()}")
+    yield place
+    subprocess.run(["/bin/umount", "--lazy", place], check=True)
+
+
+def fill(place: Path) -> Path:
+    """Take every byte of a disk."""
+    filler = place / "filler"
+    with filler.open("wb", buffering=0) as file:
+        for size in (1 << 20, 4096, 1):
+            try:
+                while True:
+                    file.write(b"x" * size)
+            except OSError:
+                continue
+    return filler
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("durability", ["disk", "process"])
+def test_a_full_disk_pauses_a_batch_and_space_lets_it_go_on(small_disk: Path, durability: str) -> None:
+    house = House(small_disk / "journal")
+    try:
+        jobs = 100
+        spec = {"durability": durability}
+        session = house.start([("work", 0.01, "x" * 20_000)] * jobs, spec=spec)
+        pump_until(session, lambda: session.progress["done"] >= 5, "some are done")
+        pid = house.supervisor
+        filler = fill(small_disk)
+        pump_until(session, lambda: session.progress["trouble"], "trouble is told")
+        assert re.search(r"the disk under .* is full .*: paused until there is space", session.progress["trouble"])
+        assert session.progress["done"] < jobs
+        assert request(house.folder, "status")["trouble"]
+        filler.unlink()
+        house.finish(session)
+        assert session.progress["trouble"] == ""
+        assert house.outcomes() == dict.fromkeys(range(jobs), "x" * 20_000)
+        assert holder_of(house.folder)["pid"] == pid, "the supervisor died of it"
+    finally:
+        house.close()
+
+
+# --- The client's side -----------------------------------------------------------------------------------------
+
+
+def test_what_was_said_before_a_hang_up_is_heard() -> None:
+    mine, its = socket.socketpair()
+    its.sendall(control.encode(control.NEWS, {"batch": "b", "is_put_down": True}))
+    its.close()
+    connection = Connection(mine)
+    assert [message.fields["is_put_down"] for message in connection.messages()] == [True]
+    with pytest.raises(SupervisorGone, match="it hung up"):
+        connection.messages()
+    mine.close()
+
+
+class Fragile(Connection):
+    """A connection that takes so many requests and then is gone."""
+
+    def __init__(self, takes: int) -> None:
+        self.socket, self._peer = socket.socketpair()
+        self.taken: list[int] = []
+        self._takes = takes
+
+    def tell(self, _do: str, _body: bytes = b"", /, **fields: Any) -> int:
+        if len(self.taken) == self._takes:
+            raise SupervisorGone("dead")
+        self.taken.append(fields["sequence"])
+        return len(self.taken)
+
+    def close(self) -> None:
+        self.socket.close()
+        self._peer.close()
+
+
+def test_no_input_is_lost_when_the_supervisor_dies_while_it_is_sent_again(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = house.session()
+    session._unacked = {number: Submission(number, "", b"x") for number in range(1, 6)}
+    lines = [Fragile(2), Fragile(0), Fragile(9)]
+    waiting = iter(lines)
+    monkeypatch.setattr(session, "open", lambda: setattr(session, "_connection", next(waiting)))
+    session._start_another()
+    assert [line.taken for line in lines] == [[1, 2], [], [1, 2, 3, 4, 5]]
+    assert session._unacked_bytes == 5
+    for line in lines:
+        line.close()
+
+
+def test_a_supervisor_that_keeps_dying_is_given_up(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "connect", lambda _: (_ for _ in ()).throw(SupervisorGone("dead")))
+    with pytest.raises(
+        SupervisorError, match=r"died 6 times without progress; its last words are in .*supervisor\.log"
+    ):
+        house.session().open()
+
+
+def test_a_supervisor_that_cannot_start_says_why(house: House) -> None:
+    (house.folder / "journal.json").write_text("{}")
+    said = start_supervisor(house.folder)
+    assert "journal.json is damaged" in said
+    assert not is_alive(int(holder_of(house.folder).get("pid", 0)))
+    (house.folder / "supervisor.lock").unlink()
