@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from fcntl import F_GETFL, F_SETFL, fcntl
-from selectors import EVENT_READ, BaseSelector
+from selectors import EVENT_READ, BaseSelector, EpollSelector
 from time import monotonic, monotonic_ns
 from typing import Any
 
@@ -81,6 +81,8 @@ class Pool:
         self._held_slots: dict[int, int] = {}
         """Slots of gone workers whose outcomes are not durable yet."""
         self._waiters: dict[str, list[Callable[[str], None]]] = {}
+        self._reports = EpollSelector()
+        """The report pipes, in a set of their own: the loop may leave them unread for a moment."""
         self.workers: dict[int, WorkerProcess] = {}
 
     # --- Orders ------------------------------------------------------------------------------------------------
@@ -163,6 +165,15 @@ class Pool:
         """Whether any worker runs a job with a time limit."""
         return any(worker.slot.words[STARTED] for worker in self.workers.values())
 
+    def fileno(self) -> int:
+        """Return a descriptor that is readable when a worker has reported something."""
+        return self._reports.fileno()
+
+    def read_reports(self) -> None:
+        """Take in what workers have reported."""
+        for key, _ in self._reports.select(0):
+            key.data()
+
     def close(self) -> None:
         """Kill every worker and template and see them dead."""
         for worker in list(self.workers.values()):
@@ -172,6 +183,7 @@ class Pool:
                     os.waitpid(worker.pid, 0)
         for template in self._templates.values():
             template.close()
+        self._reports.close()
         kill_tagged(f"{self._home.journal_id:.16}.{self._home.epoch:08d}", wait_s=1.0)
         reap_adopted(set())
 
@@ -196,7 +208,7 @@ class Pool:
         slot.clear()
         worker = WorkerProcess(number, key, slot_number, slot, leases_fd, reports_fd, output_fd)
         self.workers[number] = worker
-        self._selector.register(reports_fd, EVENT_READ, lambda: self._on_reports(worker))
+        self._reports.register(reports_fd, EVENT_READ, lambda: self._on_reports(worker))
         fds = (leases, reports, output_fd)
         try:
             if key in self._fresh:
@@ -308,7 +320,7 @@ class Pool:
         except BlockingIOError:
             return
         if not data:
-            self._selector.unregister(worker.reports_fd)  # Its exit, which pidfd shows, decides.
+            self._reports.unregister(worker.reports_fd)  # Its exit, which pidfd shows, decides.
             return
         self._take_in(worker, data)
 
@@ -409,10 +421,10 @@ class Pool:
 
     def _close(self, worker: WorkerProcess) -> None:
         del self.workers[worker.number]
-        for fd in (worker.reports_fd, worker.pidfd):
-            if fd >= 0:
-                with suppress(KeyError):
-                    self._selector.unregister(fd)
+        with suppress(KeyError):
+            self._reports.unregister(worker.reports_fd)
+        if worker.pidfd >= 0:
+            self._selector.unregister(worker.pidfd)
         for fd in (worker.leases_fd, worker.reports_fd, worker.output_fd, worker.pidfd):
             if fd >= 0:
                 os.close(fd)

@@ -18,6 +18,7 @@ from typing import Any
 
 from batchd.core import commands as c
 from batchd.core import events as ev
+from batchd.core.assignment import rest_s
 from batchd.core.entries import Entry, Explained, Recorded
 from batchd.core.scheduler import Scheduler
 from batchd.edge.commits import Broken, CommitThread, Done, Stalled
@@ -26,7 +27,7 @@ from batchd.edge.gauges import Gauges
 from batchd.edge.journal import BatchJournal, Progress
 from batchd.edge.pool import Pool
 from batchd.edge.template import Home
-from batchd.settings import COMMIT_GAP_S, LINGER_S, PROGRESS_S
+from batchd.settings import COMMIT_GAP_S, LINGER_S, PROGRESS_S, REST_S_MIN
 from batchd.supervisor.clients import Clients
 from batchd.supervisor.recovery import Ground
 
@@ -72,6 +73,8 @@ class Supervisor:
             lifeline_fd=lifeline_read,
         )
         self.pool = Pool(self.selector, home, ground.recorder, self.emit, self.later, log_fd=2)
+        self._is_resting = False
+        self.selector.register(self.pool, EVENT_READ, self.pool.read_reports)
         self.clients = Clients(self)
         self.selector.register(self._commits.wake_fd, EVENT_READ, self._on_commits)
         self._watch_signals()
@@ -110,6 +113,7 @@ class Supervisor:
                 for command in turn.commands:
                     self._perform(command)
                 self._tell_news()
+                self._rest()
                 self._leave_when_idle()
         finally:
             self._close()
@@ -208,6 +212,21 @@ class Supervisor:
                 self.clients.mark_news(name)
             if reason:
                 say(reason)
+
+    def _rest(self) -> None:
+        """Leave reports unread for a moment when everybody is busy for longer: fewer, larger turns."""
+        if self._is_resting:
+            return
+        wait_s = rest_s(self.scheduler.workers.values(), self.scheduler.batches)
+        if wait_s >= REST_S_MIN:
+            self._is_resting = True
+            self.selector.unregister(self.pool)
+            self.later(wait_s, self._end_rest)
+
+    def _end_rest(self) -> None:
+        self._is_resting = False
+        self.selector.register(self.pool, EVENT_READ, self.pool.read_reports)
+        self.pool.read_reports()
 
     def _tell_news(self) -> None:
         now = monotonic()
