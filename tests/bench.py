@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from select import POLLIN, poll, select
-from selectors import DefaultSelector
+from selectors import EVENT_READ, DefaultSelector
 from time import monotonic
 from typing import Any, NamedTuple, TypeVar
 
@@ -85,6 +85,7 @@ class Bench:
         home = Home(self.folder / "batches", self.journal_id, 1, self.recorder.fd, self._lifeline_read)
         become_subreaper()
         self.pool = Pool(self.selector, home, self.recorder, self.events.append, self._later, self._log_fd)
+        self.selector.register(self.pool, EVENT_READ, self.pool.read_reports)
 
     def _later(self, delay_s: float, call: Callable[[], None]) -> None:
         heapq.heappush(self._timers, (monotonic() + delay_s, len(self._timers), call))
@@ -198,6 +199,15 @@ class Bench:
                     values = [Failure.decode(payload) for payload in block.payloads()]
                 found += [Told(event.first + at, event.state, value) for at, value in enumerate(values)]
         return found
+
+
+def at_work(
+    bench: Bench, items: list[Any], *, environ: Mapping[str, str] | None = None, is_fresh: bool = False
+) -> WorkerProcess:
+    """Return a ready worker of a batch of these jobs."""
+    bench.batch(items)
+    assert bench.add_key(key_spec(environ=environ, is_fresh=is_fresh)) == ""
+    return bench.start()
 
 
 @contextmanager

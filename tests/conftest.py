@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.bench import Bench, House, is_alive, open_descriptors
 from tests.commands import Desk, dead, until
 
 
@@ -24,3 +25,22 @@ def desk(tmp_path: Path) -> Iterator[Desk]:
             os.kill(pid, signal.SIGKILL)
     until(lambda: not [pid for pid in desk.processes() if not dead(pid)], "no process is left")
     (Path("/dev/shm") / f"batchd-{os.geteuid()}-{desk.journal_id()}").unlink(missing_ok=True)
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    """A pool; afterwards nothing of it may be left."""
+    before = open_descriptors()
+    made = Bench(tmp_path)
+    yield made
+    workers = [worker.pid for worker in made.pool.workers.values()]
+    made.close()
+    assert not [pid for pid in workers if is_alive(pid)]
+    assert open_descriptors() == before
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> Iterator[House]:
+    made = House(tmp_path / "journal")
+    yield made
+    made.close()

@@ -82,7 +82,8 @@ class Pool:
         """Slots of gone workers whose outcomes are not durable yet."""
         self._waiters: dict[str, list[Callable[[str], None]]] = {}
         self._reports = EpollSelector()
-        """The report pipes, in a set of their own: the loop may leave them unread for a moment."""
+        """The report pipes, in a set of their own: they may be left unread for a moment."""
+        selector.register(self._reports, EVENT_READ, self._read_reports)
         self.workers: dict[int, WorkerProcess] = {}
 
     # --- Orders ------------------------------------------------------------------------------------------------
@@ -165,12 +166,18 @@ class Pool:
         """Whether any worker runs a job with a time limit."""
         return any(worker.slot.words[STARTED] for worker in self.workers.values())
 
-    def fileno(self) -> int:
-        """Return a descriptor that is readable when a worker has reported something."""
-        return self._reports.fileno()
+    def leave_reports(self, wait_s: float, then: Callable[[], None]) -> None:
+        """Let reports wait in their pipes for `wait_s`, then take them in and call `then`."""
+        self._selector.unregister(self._reports)
 
-    def read_reports(self) -> None:
-        """Take in what workers have reported."""
+        def resume() -> None:
+            self._selector.register(self._reports, EVENT_READ, self._read_reports)
+            self._read_reports()
+            then()
+
+        self._later(wait_s, resume)
+
+    def _read_reports(self) -> None:
         for key, _ in self._reports.select(0):
             key.data()
 

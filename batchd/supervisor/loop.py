@@ -74,7 +74,6 @@ class Supervisor:
         )
         self.pool = Pool(self.selector, home, ground.recorder, self.emit, self.later, log_fd=2)
         self._is_resting = False
-        self.selector.register(self.pool, EVENT_READ, self.pool.read_reports)
         self.clients = Clients(self)
         self.selector.register(self._commits.wake_fd, EVENT_READ, self._on_commits)
         self._watch_signals()
@@ -220,13 +219,10 @@ class Supervisor:
         wait_s = rest_s(self.scheduler.workers.values(), self.scheduler.batches)
         if wait_s >= REST_S_MIN:
             self._is_resting = True
-            self.selector.unregister(self.pool)
-            self.later(wait_s, self._end_rest)
+            self.pool.leave_reports(wait_s, self._end_rest)
 
     def _end_rest(self) -> None:
         self._is_resting = False
-        self.selector.register(self.pool, EVENT_READ, self.pool.read_reports)
-        self.pool.read_reports()
 
     def _tell_news(self) -> None:
         now = monotonic()

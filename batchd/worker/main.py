@@ -23,7 +23,7 @@ from batchd.errors import FormatError
 from batchd.formats import frame
 from batchd.formats.report import LEASE, Report
 from batchd.formats.segment import Encoding
-from batchd.formats.values import PLAIN_TYPES, is_plain, load
+from batchd.formats.values import load
 from batchd.settings import ACK_INTERVAL_S
 from batchd.worker import output
 from batchd.worker.context import CurrentJob, provide
@@ -37,9 +37,7 @@ from batchd.worker.recorder import (
     POSITION,
     STARTED,
     Lane,
-    LaneWord,
     Slot,
-    lane_at,
     phase_word,
 )
 
@@ -70,6 +68,7 @@ class Worker:
         self._callables: dict[str, Callable[[Any], Any]] = {}
         self._outcomes = Outcomes(self._send, self._last_output)
         self._lane = Lane(0, 0, 0, 1, False, "", 0)
+        self._halves = slot.offset_half(), slot.limit_half(0)
         self._output_start = 0
         self._is_forked = False
         self._forked_at = 0
@@ -94,10 +93,10 @@ class Worker:
         self._output_start = self._words[OUTPUT] = output.cut_back(self._fds.output)
         outcomes = self._outcomes
         outcomes.begin(lane.lease, lane.batch, lane.attempt)
-        stop_word = lane_at(number) + LaneWord.STOP
+        self._halves = self._slot.offset_half(), self._slot.limit_half(number)
         since = perf_counter()
         index = lane.first
-        while index < self._words[stop_word]:
+        while index - lane.first < self._halves[1][0]:
             items, call = self._jobs_from(index, lane)
             before, (index, since) = index, self._run(items, call, index, number, since)
             if index == before:
@@ -115,39 +114,40 @@ class Worker:
 
         Every statement here is paid per job. The order of the first two is the lease-limit protocol of recorder.py.
         """
-        words, outcomes, clock, plain = self._words, self._outcomes, perf_counter, PLAIN_TYPES
-        lane = self._lane
+        words, outcomes, clock = self._words, self._outcomes, perf_counter
+        position, limit = self._halves
+        lane, first = self._lane, self._lane.first
         append = outcomes.values.append
-        running = phase_word(Phase.RUNNING, number) - lane.first
-        reporting = phase_word(Phase.REPORTING, number) - lane.first
-        stop_word = lane_at(number) + LaneWord.STOP
-        is_timed, is_pickled = lane.is_timed, outcomes.is_pickled
+        running, reporting = phase_word(Phase.RUNNING, number), phase_word(Phase.REPORTING, number)
+        is_timed = lane.is_timed
+        known: type | None = None  # The last type seen whose values are all plain.
         interval_s = 0.0 if lane.attempt > 1 else ACK_INTERVAL_S  # A suspect's neighbours are reported at once.
         flush_at = since + interval_s
-        for item in items:
-            words[POSITION] = running + index
-            if index >= words[stop_word]:
-                return index, since
+        offset = index - first
+        words[POSITION] = running | offset
+        for offset, item in enumerate(items, offset):  # noqa: B020  (begins where it stands)
+            position[0] = offset
+            if offset >= limit[0]:
+                return first + offset, since
             if is_timed:
                 words[STARTED] = monotonic_ns()
             try:
                 value = call(item)
-                if is_pickled or (type(value) not in plain and not is_plain(value)):
-                    value = outcomes.pickle_from(index, value)
-                    is_pickled = True
+                if type(value) is not known:
+                    known, value = outcomes.admit(first + offset, value)
             except BaseException as error:
                 flush_streams()
-                outcomes.fail(index, error)
+                outcomes.fail(first + offset, error)
             else:
                 append(value)
-            index += 1
             now = clock()
             if now >= flush_at:
-                words[POSITION] = reporting + index - 1
-                outcomes.flush(index, now - since)
+                words[POSITION] = reporting | offset
+                outcomes.flush(first + offset + 1, now - since)
+                words[POSITION] = running | offset  # Reported already: nobody is charged for it.
                 since = clock()
                 flush_at = since + interval_s
-        return index, since
+        return first + offset + 1, since
 
     def _jobs_from(self, index: int, lane: Lane) -> tuple[Iterable[Any], Callable[[Any], Any]]:
         """Return the inputs from job `index` to the end of its segment or lease, and what to call with each."""
@@ -198,7 +198,8 @@ class Worker:
         """Silence a child that a job forked: it may not speak for this worker, whatever it returns to."""
         self._forked_at = self._index()
         self._is_forked = True
-        self._words.release()  # The loop's next store raises, `run` sees why and leaves.
+        for view in (*self._halves, self._words):
+            view.release()  # The loop's next store raises, `run` sees why and leaves.
         for fd in (self._fds.leases, self._fds.reports):
             try:
                 os.close(fd)

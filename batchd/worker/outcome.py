@@ -15,7 +15,7 @@ from batchd.core.job import JobState
 from batchd.formats import frame
 from batchd.formats.report import ACK, ENDED, NO_FINGERPRINT, Failure, Report, fingerprint
 from batchd.formats.segment import pack_items, pack_vector
-from batchd.formats.values import dump_checked
+from batchd.formats.values import PLAIN_TYPES, dump_checked, is_plain
 from batchd.settings import RECORD_BYTES_MAX, TRACEBACK_CHARS_MAX, VALUE_BYTES_MAX
 
 _EXCEPTION_BYTES_MAX = 65_536
@@ -57,8 +57,17 @@ class Outcomes:
         self.is_pickled = False
         self._cpu_mark = process_time()
 
-    def pickle_from(self, index: int, value: Any) -> bytes:
-        """Pickle a value that is not plain; from job `index` on `values` holds pickles. Raises what pickling does."""
+    def admit(self, index: int, value: Any) -> tuple[type | None, Any]:
+        """Return (type, what to append) for job `index`: values of that type need not ask again, unless it is None.
+
+        The first value that is not plain turns the rest of the lease to pickles. Raises what pickling raises.
+        """
+        if self.is_pickled or not is_plain(value):
+            return None, self._pickle_from(index, value)
+        kind = type(value)
+        return (kind if kind in PLAIN_TYPES else None), value  # A tuple is looked into each time.
+
+    def _pickle_from(self, index: int, value: Any) -> bytes:
         payload = dump_checked(value)
         if len(payload) > VALUE_BYTES_MAX:
             raise ValueTooLarge(_too_large(f"takes {len(payload):,} bytes"))

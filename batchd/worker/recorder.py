@@ -1,19 +1,22 @@
 """The flight recorder: a shared tmpfs file with one slot per worker, which outlives workers and supervisor.
 
 It makes blame exact with no traffic. The supervisor writes a lane (lease, batch, range, attempt) before it sends
-the lease; the worker makes one aligned 64-bit store per job: phase << 56 | lane << 48 | offset. The lane's stop word
-is the lease's limit: the worker stores its position first and reads the limit second, the supervisor writes the limit
-first, waits, and reads the position second, so one of them always sees the other.
+the lease; the worker makes one aligned store per job. The position is a 64-bit word, phase << 56 | lane << 48 |
+offset; from one job to the next only its lower half changes, and 32 bits are what Python stores without making a
+large integer. The lane's limit is how many jobs of the lease may run: the worker stores its position first and reads
+the limit second, the supervisor writes the limit first, waits, and reads the position second, so one of them always
+sees the other.
 
     file   page of 4,096 bytes: magic, boot id, journal id, epoch; then the slots
     slot   8 words: position, start of the job (monotonic ns), pid, size of the capture file at the start of the
            lease, 4 spare; then the lanes
-    lane   8 words: lease, first, stop, attempt, is_timed, batch id (2 words), reach
+    lane   8 words: lease, first, limit, attempt, is_timed, batch id (2 words), reach
 """
 
 import mmap
 import os
 import struct
+import sys
 from collections.abc import Iterator
 from enum import IntEnum
 from pathlib import Path
@@ -44,7 +47,7 @@ class LaneWord(IntEnum):
 
     LEASE = 0
     FIRST = 1
-    STOP = 2
+    LIMIT = 2
     ATTEMPT = 3
     TIMED = 4
     BATCH = 5
@@ -77,15 +80,17 @@ class Slot:
     def write_lane(self, number: int, lane: Lane) -> None:
         """Describe a lease; done before the lease is sent."""
         batch = lane.batch.encode("ascii").ljust(BATCH_ID_BYTES, b"\0")
-        values = _LANE.pack(lane.lease, lane.first, lane.stop, lane.attempt, lane.is_timed, batch, lane.reach)
+        count = lane.stop - lane.first
+        values = _LANE.pack(lane.lease, lane.first, count, lane.attempt, lane.is_timed, batch, lane.reach)
         at = lane_at(number)
         self.words[at : at + 8] = memoryview(values).cast("Q")
 
     def lane(self, number: int) -> Lane:
         """Return what lane `number` describes."""
         at = lane_at(number)
-        lease, first, stop, attempt, timed, batch, reach = _LANE.unpack(self.words[at : at + 8].tobytes())
-        return Lane(lease, first, stop, attempt, bool(timed), batch.rstrip(b"\0").decode("ascii", "replace"), reach)
+        lease, first, limit, attempt, timed, batch, reach = _LANE.unpack(self.words[at : at + 8].tobytes())
+        name = batch.rstrip(b"\0").decode("ascii", "replace")
+        return Lane(lease, first, first + limit, attempt, bool(timed), name, reach)
 
     def lanes(self) -> Iterator[Lane]:
         """Give every lane that describes a lease."""
@@ -95,12 +100,25 @@ class Slot:
 
     def limit(self, number: int, stop: int) -> None:
         """Write the index at which the lease in lane `number` must stop; the worker may be beyond it already."""
-        self.words[lane_at(number) + LaneWord.STOP] = stop
+        at = lane_at(number)
+        self.words[at + LaneWord.LIMIT] = max(0, stop - self.words[at + LaneWord.FIRST])
 
     def settle(self, number: int, stop: int) -> None:
         """Write where the lease in lane `number` stops for certain."""
-        self.words[lane_at(number) + LaneWord.STOP] = stop
+        self.limit(number, stop)
         self.words[lane_at(number) + LaneWord.REACH] = stop
+
+    def offset_half(self) -> memoryview:
+        """Return the lower half of the position word, the one a worker stores for each job."""
+        return self._half(POSITION)
+
+    def limit_half(self, number: int) -> memoryview:
+        """Return the lower half of a lane's limit, the one a worker reads before each job."""
+        return self._half(lane_at(number) + LaneWord.LIMIT)
+
+    def _half(self, word: int) -> memoryview:
+        at = 2 * word + (sys.byteorder == "big")
+        return self.words.cast("B").cast("I")[at : at + 1]
 
     def position(self) -> Position | None:
         """Return where the worker is, None before its first lease."""

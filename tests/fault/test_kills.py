@@ -78,17 +78,10 @@ def test_the_supervisor_is_killed_at_its_nth_system_call(desk: Desk, call: str, 
         until(lambda: not desk.supervisor(), "no supervisor holds the journal")
         traced = subprocess.Popen(
             [
-                _TRACE,
-                "-f",
-                "-qq",
-                "-o",
-                os.devnull,
-                "-e",
-                f"trace={call}",
-                "-e",
-                f"inject={call}:signal=KILL:when={nth}",
-            ]
-            + [sys.executable, "-m", "batchd.supervisor", str(desk.journal), str(its_ready)],
+                *(_TRACE, "-f", "-qq", "-o", os.devnull, "-e", f"trace={call}"),
+                *("-e", f"inject={call}:signal=KILL:when={nth}"),
+                *(sys.executable, "-m", "batchd.supervisor", str(desk.journal), str(its_ready)),
+            ],
             pass_fds=(its_ready,),
             env=desk.environ,
         )

@@ -3,37 +3,28 @@
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from select import select
 from typing import Any
 
 import pytest
 
 from batchd import client
-from batchd.client import Connection, Submission, SupervisorGone, connect, request, start_supervisor
+from batchd.client import connect, request, start_supervisor
 from batchd.core.job import Allowances, JobState
 from batchd.edge import control
 from batchd.edge.lock import holder_of
 from batchd.errors import BatchNotFound, JournalError, SupervisorError, SupervisorMismatch, TaskError, UsageError
 from batchd.formats.report import Failure
 from batchd.formats.segment import input_blocks
-from tests.bench import ROOT, WAIT_S, House, await_death, is_alive, key_spec, listening, pump_until
+from tests.bench import ROOT, WAIT_S, House, await_death, key_spec, listening, pump_until
 
 GONE_S = 1.0
 """Workers are promised to be gone so soon after their supervisor."""
-
-
-@pytest.fixture
-def house(tmp_path: Path) -> Iterator[House]:
-    made = House(tmp_path / "journal")
-    yield made
-    made.close()
 
 
 def same(count: int) -> list[Any]:
@@ -282,109 +273,6 @@ def test_a_batch_that_cannot_be_made_costs_nobody_else_anything(house: House) ->
     assert pid == holder_of(house.folder)["pid"]
 
 
-# --- Nonsense on the socket ------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "data", [b"garbage " * 100, b"\0" * 4096, b"bdF1" + b"\xff" * 100, b"GET / HTTP/1.1\r\n\r\n" * 9]
-)
-def test_garbage_ends_its_own_connection_only(house: House, data: bytes) -> None:
-    session = house.start([("work", 0.01, n) for n in range(10)])
-    pid = house.supervisor
-    with control.connect(house.folder) as slow, control.connect(house.folder) as line:
-        slow.sendall(control.encode(control.REQUEST, {"do": "hello"})[:10])  # Never whole.
-        line.sendall(data)
-        assert select([line], [], [], WAIT_S)[0]
-        try:
-            assert line.recv(100) == b""
-        except ConnectionResetError:
-            pass  # It hung up with some of the garbage unread.
-        house.finish(session)
-        assert house.outcomes() == {index: index for index in range(10)}
-        assert house.supervisor == pid
-
-
-OPEN: dict[str, Any] = {
-    "do": "open",
-    "batch": "x",
-    "spec": {},
-    "options": {"workers": 1, "allowances": {}},
-    "key": "k",
-    "key_spec": {"task": ["a", "b"], "sys_path": [], "cwd": "/", "environ": {}, "executable": "/bin/true"},
-}
-
-
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {},
-        {"do": None},
-        {"do": ["hello"]},
-        {"do": "open"},
-        {**OPEN, "batch": "../../x"},
-        {**OPEN, "options": "text"},
-        {**OPEN, "options": {"workers": "many", "allowances": {}}},
-        {**OPEN, "options": {"workers": 0, "allowances": {}}},
-        {**OPEN, "options": {"workers": 1, "allowances": {"retries": "x"}}},
-        {**OPEN, "options": {"workers": 1, "allowances": {}, "timeout_s": "soon"}},
-        {**OPEN, "key_spec": {**OPEN["key_spec"], "task": 5}},
-        {**OPEN, "key_spec": {**OPEN["key_spec"], "environ": {"A": 5}}},
-        {**OPEN, "key_spec": {**OPEN["key_spec"], "environ": {"A": "\0"}}},
-        {**OPEN, "key_spec": {**OPEN["key_spec"], "executable": "/does/not/exist"}},
-        {**OPEN, "key_spec": {**OPEN["key_spec"], "executable": []}},
-        {**OPEN, "key_spec": {**OPEN["key_spec"], "what": 1}},
-        {"do": "submit", "batch": "x"},
-        {"do": "seal", "batch": "x"},
-        {"do": "cancel", "batch": "", "reason": "x"},
-        {"do": "cancel", "batch": "x"},
-        {"do": "reopen", "batch": "x", "states": [99]},
-        {"do": "reopen", "batch": "x", "states": 5},
-        {"do": "scale", "workers": None, "change": 1e999},
-        {"do": "scale", "workers": 1e999},
-        {"do": "scale", "workers": "x"},
-        {"do": "scale"},
-    ],
-)
-def test_a_request_that_makes_no_sense_is_answered_so(shared_house: House, fields: dict[str, Any]) -> None:
-    pid = shared_house.supervisor
-    with control.connect(shared_house.folder) as line:
-        connection = Connection(line)
-        number = connection.tell("hello")
-        line.sendall(control.encode(control.REQUEST, {**fields, "number": 77}))
-        replies: list[control.Message] = []
-        while not [message for message in replies if message.fields["number"] == 77]:
-            assert select([line], [], [], WAIT_S)[0], "no answer"
-            replies += connection.messages()
-    assert [message.fields["number"] for message in replies] == [number, 77]
-    assert replies[1].fields["message"]
-    assert shared_house.supervisor == pid
-    assert shared_house.sessions[0].progress["state"] == "open"
-
-
-@pytest.fixture(scope="module")
-def shared_house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
-    """One supervisor for all that must not disturb it."""
-    made = House(tmp_path_factory.mktemp("shared") / "journal")
-    made.session().open()
-    yield made
-    made.close()
-
-
-def test_segments_that_are_cut_off_are_refused(shared_house: House) -> None:
-    session = shared_house.sessions[0]
-    line = session._connection
-    assert line is not None
-    body = b"".join(block for _, block in input_blocks([1, 2, 3]))
-    for damaged in (body[:-1], body + b"x", b"x" * 40):
-        number = line.tell("submit", damaged, batch="b", client="c", sequence=1, checkpoint="")
-        replies: list[control.Message] = []
-        while not [message for message in replies if message.fields.get("number") == number]:
-            assert select([line.socket], [], [], WAIT_S)[0], "no answer"
-            replies += line.messages()
-        assert replies[-1].fields["error"] == "FormatError"
-    assert shared_house.facts().size == 0
-
-
 # --- Limits ----------------------------------------------------------------------------------------------------
 
 
@@ -475,67 +363,3 @@ def test_a_full_disk_pauses_a_batch_and_space_lets_it_go_on(small_disk: Path, du
         assert holder_of(house.folder)["pid"] == pid, "the supervisor died of it"
     finally:
         house.close()
-
-
-# --- The client's side -----------------------------------------------------------------------------------------
-
-
-def test_what_was_said_before_a_hang_up_is_heard() -> None:
-    mine, its = socket.socketpair()
-    its.sendall(control.encode(control.NEWS, {"batch": "b", "is_put_down": True}))
-    its.close()
-    connection = Connection(mine)
-    assert [message.fields["is_put_down"] for message in connection.messages()] == [True]
-    with pytest.raises(SupervisorGone, match="it hung up"):
-        connection.messages()
-    mine.close()
-
-
-class Fragile(Connection):
-    """A connection that takes so many requests and then is gone."""
-
-    def __init__(self, takes: int) -> None:
-        self.socket, self._peer = socket.socketpair()
-        self.taken: list[int] = []
-        self._takes = takes
-
-    def tell(self, _do: str, _body: bytes = b"", /, **fields: Any) -> int:
-        if len(self.taken) == self._takes:
-            raise SupervisorGone("dead")
-        self.taken.append(fields["sequence"])
-        return len(self.taken)
-
-    def close(self) -> None:
-        self.socket.close()
-        self._peer.close()
-
-
-def test_no_input_is_lost_when_the_supervisor_dies_while_it_is_sent_again(
-    house: House, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    session = house.session()
-    session._unacked = {number: Submission(number, "", b"x") for number in range(1, 6)}
-    lines = [Fragile(2), Fragile(0), Fragile(9)]
-    waiting = iter(lines)
-    monkeypatch.setattr(session, "open", lambda: setattr(session, "_connection", next(waiting)))
-    session._start_another()
-    assert [line.taken for line in lines] == [[1, 2], [], [1, 2, 3, 4, 5]]
-    assert session._unacked_bytes == 5
-    for line in lines:
-        line.close()
-
-
-def test_a_supervisor_that_keeps_dying_is_given_up(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "connect", lambda _: (_ for _ in ()).throw(SupervisorGone("dead")))
-    with pytest.raises(
-        SupervisorError, match=r"died 6 times without progress; its last words are in .*supervisor\.log"
-    ):
-        house.session().open()
-
-
-def test_a_supervisor_that_cannot_start_says_why(house: House) -> None:
-    (house.folder / "journal.json").write_text("{}")
-    said = start_supervisor(house.folder)
-    assert "journal.json is damaged" in said
-    assert not is_alive(int(holder_of(house.folder).get("pid", 0)))
-    (house.folder / "supervisor.lock").unlink()

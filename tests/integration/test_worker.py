@@ -3,7 +3,6 @@
 import os
 import re
 import signal
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,33 +12,11 @@ from batchd.core import commands as c
 from batchd.core import events as ev
 from batchd.core.events import Phase, Position
 from batchd.core.job import JobState
-from batchd.edge.pool import WorkerProcess
 from batchd.formats.report import Failure
 from batchd.worker.main import EXIT_DESCRIPTORS, PROTOCOL_FD_MIN
-from tests.bench import Bench, await_death, is_alive, key_spec, listening, open_descriptors
+from tests.bench import Bench, at_work, await_death, is_alive, key_spec, listening
 
 GOOD = JobState.SUCCEEDED
-
-
-@pytest.fixture
-def bench(tmp_path: Path) -> Iterator[Bench]:
-    """A pool; afterwards nothing of it may be left."""
-    before = open_descriptors()
-    made = Bench(tmp_path)
-    yield made
-    workers = [worker.pid for worker in made.pool.workers.values()]
-    made.close()
-    assert not [pid for pid in workers if is_alive(pid)]
-    assert open_descriptors() == before
-
-
-def at_work(
-    bench: Bench, items: list[Any], *, environ: Mapping[str, str] | None = None, is_fresh: bool = False
-) -> WorkerProcess:
-    """Return a ready worker of a batch of these jobs."""
-    bench.batch(items)
-    assert bench.add_key(key_spec(environ=environ, is_fresh=is_fresh)) == ""
-    return bench.start()
 
 
 def result_of(bench: Bench, *item: Any) -> Any:
@@ -404,111 +381,3 @@ def test_the_status_says_what_each_worker_runs(bench: Bench, tmp_path: Path) -> 
         worker.pid,
     )
     assert rows[worker.number]["since_s"] >= 0
-
-
-# --- Starting --------------------------------------------------------------------------------------------------
-
-
-def module(folder: Path, source: str) -> str:
-    (folder / "mine.py").write_text(source)
-    return f"{folder / 'mine.py'}:run"
-
-
-def test_a_task_that_does_not_import_is_told_with_the_users_traceback(bench: Bench, tmp_path: Path) -> None:
-    task = module(tmp_path, "def helper():\n    return 1 / 0\nhelper()\n")
-    reason = bench.add_key(key_spec(task))
-    assert "ZeroDivisionError: division by zero" in reason
-    assert f'File "{tmp_path}/mine.py", line 2, in helper' in reason
-    assert bench.await_event(ev.KeyFailed) == ev.KeyFailed("k", reason)
-
-
-def test_the_reason_is_told_although_the_template_is_dead_when_it_is_read(bench: Bench, tmp_path: Path) -> None:
-    reasons: list[str] = []
-    bench.pool.add_key("k", key_spec(module(tmp_path, "raise ValueError('mine')\n")), reasons.append)
-    await_death(bench.pool._templates["k"].process.pid)
-    bench.until(lambda: reasons, "the reason")
-    assert reasons[0].endswith("ValueError: mine")
-
-
-@pytest.mark.parametrize(
-    ("source", "words"),
-    [("import os\nos._exit(3)\n", "the template process of .*mine.py:run died"), ("x = 1\n", "has no 'run'")],
-)
-def test_other_ways_not_to_import(bench: Bench, tmp_path: Path, source: str, words: str) -> None:
-    assert re.search(words, bench.add_key(key_spec(module(tmp_path, source))))
-
-
-def test_a_folder_that_is_gone_is_named(bench: Bench, tmp_path: Path) -> None:
-    assert f"cannot enter {tmp_path}/gone" in bench.add_key(key_spec(cwd=tmp_path / "gone"))
-
-
-def test_a_module_that_starts_a_thread_gets_fresh_interpreters(bench: Bench, tmp_path: Path) -> None:
-    source = (
-        "import os, threading\n"
-        "BORN = os.getpid()\n"
-        "threading.Thread(target=threading.Event().wait, daemon=True).start()\n"
-        "def run(item):\n    return BORN == os.getpid(), threading.active_count()\n"
-    )
-    bench.batch([1])
-    assert bench.add_key(key_spec(module(tmp_path, source))) == ""
-    assert bench.run(bench.start(), 0, 1)[0].value == (True, 2)
-
-
-def test_forked_workers_share_what_the_template_imported(bench: Bench, tmp_path: Path) -> None:
-    source = "import os\nBORN = os.getpid()\ndef run(item):\n    return BORN, os.getpid()\n"
-    bench.batch([1, 2])
-    assert bench.add_key(key_spec(module(tmp_path, source))) == ""
-    told = [bench.run(worker, at, at + 1)[0].value for at, worker in enumerate((bench.start(), bench.start()))]
-    assert told[0][0] == told[1][0] == bench.pool._templates["k"].process.pid
-    assert len({told[0][0], told[0][1], told[1][1]}) == 3
-
-
-def test_a_template_that_was_killed_is_started_again(bench: Bench) -> None:
-    at_work(bench, [("pid",)])
-    template = bench.pool._templates["k"].process.pid
-    os.kill(template, signal.SIGKILL)
-    bench.until(lambda: "k" not in bench.pool._templates, "its death is seen")
-    worker = bench.start()
-    assert bench.run(worker, 0, 1)[0].value == worker.pid
-
-
-def test_a_recorder_without_a_free_slot_starts_no_worker(tmp_path: Path) -> None:
-    bench = Bench(tmp_path, slots=1)
-    try:
-        worker = at_work(bench, [("pid",)])
-        bench.pool.perform(c.StartWorker(50, "k"))
-        gone = bench.await_event(ev.WorkerGone)
-        assert (gone.worker, gone.cause) == (50, "no slot left in the flight recorder")
-        bench.pool.perform(c.ForgetWorker(50))
-        os.kill(worker.pid, signal.SIGKILL)
-        bench.gone(worker)
-        bench.pool.perform(c.ForgetWorker(worker.number))
-        assert bench.run(bench.start(), 0, 1)[0].state is GOOD
-    finally:
-        bench.close()
-
-
-def test_a_process_out_of_descriptors_starts_no_worker(bench: Bench) -> None:
-    from resource import RLIMIT_NOFILE, getrlimit, setrlimit
-
-    at_work(bench, [])
-    soft, hard = getrlimit(RLIMIT_NOFILE)
-    before = open_descriptors()
-    taken = {int(entry.name) for entry in Path("/proc/self/fd").iterdir()}
-    free = [fd for fd in range(200) if fd not in taken]
-    setrlimit(RLIMIT_NOFILE, (free[3], hard))  # Room for three more, and a worker takes five.
-    try:
-        bench.pool.perform(c.StartWorker(50, "k"))
-    finally:
-        setrlimit(RLIMIT_NOFILE, (soft, hard))
-    gone = bench.await_event(ev.WorkerGone)
-    assert (gone.worker, gone.cause) == (50, "cannot start a worker: Too many open files")
-    assert open_descriptors() == before
-
-
-def test_the_environment_of_an_outer_worker_does_not_mark_an_inner_one(bench: Bench) -> None:
-    tag = "someone-elses-1.00000001.00000001"
-    worker = at_work(bench, [("environ", "BATCHD_WORKER")], environ={"BATCHD_WORKER": tag})
-    expected = f"{bench.journal_id:.16}.00000001.{worker.number:08d}"
-    assert bench.run(worker, 0, 1)[0].value == expected
-    assert f"BATCHD_WORKER={expected}" in Path(f"/proc/{worker.pid}/environ").read_text().split("\0")

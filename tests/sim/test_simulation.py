@@ -36,9 +36,9 @@ def test_schedules_are_hostile_enough() -> None:
 class Impatient(Scheduler):
     """Frees what waits for the disk at once."""
 
-    def _release(self) -> None:
+    def _release(self) -> bool:
         self._committed = self._turn
-        super()._release()
+        return super()._release()
 
 
 class BlamesTheNeighbour(Scheduler):

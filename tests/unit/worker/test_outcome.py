@@ -68,12 +68,10 @@ def outcomes(wire: Wire) -> Outcomes:
     return made
 
 
-def take(outcomes: Outcomes, index: int, job: Callable[[], Any], *, is_plain: bool = True) -> None:
+def take(outcomes: Outcomes, index: int, job: Callable[[], Any]) -> None:
     """Do as the worker's loop does with one job."""
     try:
-        value = job()
-        if outcomes.is_pickled or not is_plain:
-            value = outcomes.pickle_from(index, value)
+        _, value = outcomes.admit(index, job())
     except BaseException as error:
         outcomes.fail(index, error)
     else:
@@ -119,7 +117,7 @@ def test_states_alternate_in_order_and_share_the_time(outcomes: Outcomes, wire: 
 
 def test_from_the_first_value_that_is_not_plain_on_values_are_pickled(outcomes: Outcomes, wire: Wire) -> None:
     take(outcomes, 0, lambda: 1)
-    take(outcomes, 1, lambda: [2], is_plain=False)
+    take(outcomes, 1, lambda: [2])
     take(outcomes, 2, lambda: 3)
     outcomes.flush(3, 0.0)
     take(outcomes, 3, lambda: 4)
@@ -232,7 +230,7 @@ def test_a_value_that_cannot_be_kept_costs_its_own_job(
     monkeypatch.setattr(outcome, "VALUE_BYTES_MAX", 5_000)
     values = [[1], threading.Lock(), bytearray(6_000), ImpostorError("comes back as text"), [2]]
     for index, value in enumerate(values):
-        take(outcomes, index, lambda: value, is_plain=False)  # noqa: B023  (called at once)
+        take(outcomes, index, lambda: value)  # noqa: B023  (called at once)
     outcomes.flush(5, 0.0)
     assert wire.spans() == [(0, 1, "SUCCEEDED"), (1, 2, "FAILED"), (3, 2, "SUCCEEDED")]
     assert wire.values() == [[1], "TypeError", f"{ValueTooLarge.__module__}.ValueTooLarge", "text", [2]]
@@ -256,7 +254,7 @@ def test_a_plain_value_can_be_too_large_too(
 def test_large_values_are_cut_into_records(outcomes: Outcomes, wire: Wire) -> None:
     sizes = [30_000, 30_000, 30_000, 200_000, 10]
     for index, size in enumerate(sizes):
-        take(outcomes, index, lambda: bytearray(size), is_plain=False)  # noqa: B023  (called at once)
+        take(outcomes, index, lambda: bytearray(size))  # noqa: B023  (called at once)
     outcomes.flush(5, 0.0)
     assert wire.spans() == [(0, 2, "SUCCEEDED"), (2, 1, "SUCCEEDED"), (3, 1, "SUCCEEDED"), (4, 1, "SUCCEEDED")]
     assert [len(value) for value in wire.values()] == sizes

@@ -30,7 +30,8 @@ def slot() -> Slot:
     return Slot(memoryview(bytearray(SLOT_BYTES)).cast("Q"))
 
 
-def lane(lease: int, first: int = 0, stop: int = 10) -> Lane:
+def lane(lease: int, first: int = 0, stop: int | None = None) -> Lane:
+    stop = first + 10 if stop is None else stop
     return Lane(lease, first, stop, attempt=1, is_timed=False, batch="b", reach=stop)
 
 
@@ -87,18 +88,22 @@ def test_at_rest_the_offset_counts_the_jobs_that_were_run(slot: Slot, jobs_run: 
     assert slot.position() == Position(lease=8, index=last, phase=Phase.IDLE)
 
 
-def test_the_loops_arithmetic_gives_the_same_word() -> None:
-    running = phase_word(Phase.RUNNING, 3) - 500  # As the worker's loop does: one addition per job.
-    assert running + 512 == phase_word(Phase.RUNNING, 3) | 12
-    assert (running + 512) >> PHASE_SHIFT == Phase.RUNNING.value + 1
-    assert (running + 512) >> LANE_SHIFT & 0xFF == 3
+def test_the_lower_halves_are_what_the_words_say(slot: Slot) -> None:
+    slot.write_lane(3, lane(8, first=500, stop=600))
+    slot.words[POSITION] = phase_word(Phase.RUNNING, 3)
+    slot.offset_half()[0] = 12  # As the worker's loop does for each job.
+    assert slot.words[POSITION] == phase_word(Phase.RUNNING, 3) | 12
+    assert slot.position() == Position(8, 512, Phase.RUNNING)
+    assert slot.limit_half(3)[0] == 100
+    slot.limit(3, 517)
+    assert slot.limit_half(3)[0] == 17
 
 
 def test_a_limit_changes_the_stop_and_nothing_else(slot: Slot) -> None:
     slot.write_lane(4, lane(8, first=3, stop=90))
     slot.limit(4, 17)
     assert slot.lane(4) == lane(8, first=3, stop=90)._replace(stop=17)
-    assert slot.words[lane_at(4) + LaneWord.STOP] == 17
+    assert slot.words[lane_at(4) + LaneWord.LIMIT] == 14
     slot.settle(4, 19)  # The worker was seen beyond the limit.
     assert slot.lane(4) == lane(8, first=3, stop=19)
 

@@ -1,0 +1,117 @@
+"""The commit thread: in order, patient with a full disk, and honest about everything else."""
+
+import errno
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from select import select
+from typing import Any
+
+import lmdb
+import pytest
+
+from batchd.core import entries as e
+from batchd.edge import commits as commits_module
+from batchd.edge.commits import Broken, CommitThread, Done, Stalled, is_full
+from batchd.edge.journal import BatchJournal, Progress
+from tests.author import submission, success
+
+WAIT_S = 30.0
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Path:
+    """A batch of three jobs, closed."""
+    journal = BatchJournal.create(tmp_path / "b", {})
+    journal.commit([e.Attached("b", 1), submission(journal.facts, ["a", "b", "c"])])
+    journal.close()
+    return tmp_path / "b"
+
+
+class Stubborn(BatchJournal):
+    """A journal whose first commits fail."""
+
+    errors: Sequence[Exception] = ()
+
+    def commit(self, entries: Sequence[e.Entry]) -> Progress:
+        if self.errors:
+            error, *self.errors = self.errors
+            raise error
+        return super().commit(entries)
+
+
+def outcome_of(thread: CommitThread) -> Any:
+    assert select([thread.wake_fd], [], [], WAIT_S)[0], "the commit thread says nothing"
+    return thread.outcomes()
+
+
+@pytest.fixture
+def thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[CommitThread]:
+    monkeypatch.setattr(commits_module, "DISK_RETRY_S", 0.001)
+    made = CommitThread()
+    yield made
+    made.stop()
+
+
+def test_commits_are_done_in_order(written: Path, thread: CommitThread) -> None:
+    journal = BatchJournal(written, is_writer=True)
+    thread.commit(1, [(journal, [success("b", 2, ["x"])])])
+    (done,) = outcome_of(thread)
+    assert isinstance(done, Done)
+    assert (done.turn, done.progress["b"].done) == (1, 4)
+    journal.close()
+
+
+def test_a_full_disk_stalls_and_the_same_entries_are_written_in_the_end(written: Path, thread: CommitThread) -> None:
+    journal = Stubborn(written, is_writer=True)
+    journal.errors = [
+        lmdb.DiskError("mdb_txn_commit: No space left on device"),
+        OSError(errno.EDQUOT, "Disk quota exceeded"),
+    ]
+    thread.commit(5, [(journal, [success("b", 2, ["x"])])])
+    outcomes: list[Any] = []
+    while len(outcomes) < 3:
+        outcomes += outcome_of(thread)
+    assert [type(outcome) for outcome in outcomes] == [Stalled, Stalled, Done]
+    assert "is full" in outcomes[0].reason
+    assert told(reopened(journal))[2] == (JobState.SUCCEEDED, "x")
+
+
+def test_any_other_error_is_an_unknown_outcome(written: Path, thread: CommitThread) -> None:
+    journal = Stubborn(written, is_writer=True)
+    journal.errors = [
+        lmdb.PanicError("mdb_txn_begin: MDB_PANIC: Update of meta page failed or environment had fatal error")
+    ]
+    thread.commit(5, [(journal, [success("b", 2, ["x"])])])
+    (broken,) = outcome_of(thread)
+    assert isinstance(broken, Broken)
+    assert "MDB_PANIC" in str(broken.error)
+    journal.close()
+
+
+def test_a_thread_that_waits_for_the_disk_can_be_stopped(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(commits_module, "DISK_RETRY_S", 3_600.0)
+    thread = CommitThread()
+    journal = Stubborn(written, is_writer=True)
+    journal.errors = [OSError(errno.ENOSPC, "No space left on device")]
+    thread.commit(5, [(journal, [success("b", 2, ["x"])])])
+    assert isinstance(outcome_of(thread)[0], Stalled)
+    thread.stop()
+    journal.close()
+
+
+@pytest.mark.parametrize(
+    ("error", "free_bytes", "is_it"),
+    [
+        (lmdb.DiskError("x: No space left on device"), 1 << 40, True),
+        (lmdb.Error("x: Input/output error"), 1 << 20, True),
+        (lmdb.Error("x: Input/output error"), 1 << 40, False),
+        (lmdb.CorruptedError("x: MDB_CORRUPTED"), 0, False),
+    ],
+)
+def test_a_short_write_is_a_full_disk_only_if_the_disk_is_full(
+    written: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, free_bytes: int, *, is_it: bool
+) -> None:
+    monkeypatch.setattr(commits_module, "free_bytes", lambda _: free_bytes)
+    journal = BatchJournal(written)
+    assert is_full(error, journal) is is_it
+    journal.close()

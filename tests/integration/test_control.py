@@ -1,0 +1,112 @@
+"""The control socket: nonsense is answered or hung up on, and disturbs nobody else."""
+
+from collections.abc import Iterator
+from select import select
+from typing import Any
+
+import pytest
+
+from batchd.client import Connection
+from batchd.edge import control
+from batchd.formats.segment import input_blocks
+from tests.bench import WAIT_S, House
+
+
+@pytest.mark.parametrize(
+    "data", [b"garbage " * 100, b"\0" * 4096, b"bdF1" + b"\xff" * 100, b"GET / HTTP/1.1\r\n\r\n" * 9]
+)
+def test_garbage_ends_its_own_connection_only(house: House, data: bytes) -> None:
+    session = house.start([("work", 0.01, n) for n in range(10)])
+    pid = house.supervisor
+    with control.connect(house.folder) as slow, control.connect(house.folder) as line:
+        slow.sendall(control.encode(control.REQUEST, {"do": "hello"})[:10])  # Never whole.
+        line.sendall(data)
+        assert select([line], [], [], WAIT_S)[0]
+        try:
+            assert line.recv(100) == b""
+        except ConnectionResetError:
+            pass  # It hung up with some of the garbage unread.
+        house.finish(session)
+        assert house.outcomes() == {index: index for index in range(10)}
+        assert house.supervisor == pid
+
+
+OPEN: dict[str, Any] = {
+    "do": "open",
+    "batch": "x",
+    "spec": {},
+    "options": {"workers": 1, "allowances": {}},
+    "key": "k",
+    "key_spec": {"task": ["a", "b"], "sys_path": [], "cwd": "/", "environ": {}, "executable": "/bin/true"},
+}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"do": None},
+        {"do": ["hello"]},
+        {"do": "open"},
+        {**OPEN, "batch": "../../x"},
+        {**OPEN, "options": "text"},
+        {**OPEN, "options": {"workers": "many", "allowances": {}}},
+        {**OPEN, "options": {"workers": 0, "allowances": {}}},
+        {**OPEN, "options": {"workers": 1, "allowances": {"retries": "x"}}},
+        {**OPEN, "options": {"workers": 1, "allowances": {}, "timeout_s": "soon"}},
+        {**OPEN, "key_spec": {**OPEN["key_spec"], "task": 5}},
+        {**OPEN, "key_spec": {**OPEN["key_spec"], "environ": {"A": 5}}},
+        {**OPEN, "key_spec": {**OPEN["key_spec"], "environ": {"A": "\0"}}},
+        {**OPEN, "key_spec": {**OPEN["key_spec"], "executable": "/does/not/exist"}},
+        {**OPEN, "key_spec": {**OPEN["key_spec"], "executable": []}},
+        {**OPEN, "key_spec": {**OPEN["key_spec"], "what": 1}},
+        {"do": "submit", "batch": "x"},
+        {"do": "seal", "batch": "x"},
+        {"do": "cancel", "batch": "", "reason": "x"},
+        {"do": "cancel", "batch": "x"},
+        {"do": "reopen", "batch": "x", "states": [99]},
+        {"do": "reopen", "batch": "x", "states": 5},
+        {"do": "scale", "workers": None, "change": 1e999},
+        {"do": "scale", "workers": 1e999},
+        {"do": "scale", "workers": "x"},
+        {"do": "scale"},
+    ],
+)
+def test_a_request_that_makes_no_sense_is_answered_so(shared_house: House, fields: dict[str, Any]) -> None:
+    pid = shared_house.supervisor
+    with control.connect(shared_house.folder) as line:
+        connection = Connection(line)
+        number = connection.tell("hello")
+        line.sendall(control.encode(control.REQUEST, {**fields, "number": 77}))
+        replies: list[control.Message] = []
+        while not [message for message in replies if message.fields["number"] == 77]:
+            assert select([line], [], [], WAIT_S)[0], "no answer"
+            replies += connection.messages()
+    assert [message.fields["number"] for message in replies] == [number, 77]
+    assert replies[1].fields["message"]
+    assert shared_house.supervisor == pid
+    assert shared_house.sessions[0].progress["state"] == "open"
+
+
+@pytest.fixture(scope="module")
+def shared_house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+    """One supervisor for all that must not disturb it."""
+    made = House(tmp_path_factory.mktemp("shared") / "journal")
+    made.session().open()
+    yield made
+    made.close()
+
+
+def test_segments_that_are_cut_off_are_refused(shared_house: House) -> None:
+    session = shared_house.sessions[0]
+    line = session._connection
+    assert line is not None
+    body = b"".join(block for _, block in input_blocks([1, 2, 3]))
+    for damaged in (body[:-1], body + b"x", b"x" * 40):
+        number = line.tell("submit", damaged, batch="b", client="c", sequence=1, checkpoint="")
+        replies: list[control.Message] = []
+        while not [message for message in replies if message.fields.get("number") == number]:
+            assert select([line.socket], [], [], WAIT_S)[0], "no answer"
+            replies += line.messages()
+        assert replies[-1].fields["error"] == "FormatError"
+    assert shared_house.facts().size == 0

@@ -1,0 +1,74 @@
+"""The client's side of a dying supervisor: nothing it said is unheard, nothing that was sent is lost."""
+
+import socket
+from typing import Any
+
+import pytest
+
+from batchd import client
+from batchd.client import Connection, Submission, SupervisorGone, start_supervisor
+from batchd.edge import control
+from batchd.edge.lock import holder_of
+from batchd.errors import SupervisorError
+from tests.bench import House, is_alive
+
+
+def test_what_was_said_before_a_hang_up_is_heard() -> None:
+    mine, its = socket.socketpair()
+    its.sendall(control.encode(control.NEWS, {"batch": "b", "is_put_down": True}))
+    its.close()
+    connection = Connection(mine)
+    assert [message.fields["is_put_down"] for message in connection.messages()] == [True]
+    with pytest.raises(SupervisorGone, match="it hung up"):
+        connection.messages()
+    mine.close()
+
+
+class Fragile(Connection):
+    """A connection that takes so many requests and then is gone."""
+
+    def __init__(self, takes: int) -> None:
+        self.socket, self._peer = socket.socketpair()
+        self.taken: list[int] = []
+        self._takes = takes
+
+    def tell(self, _do: str, _body: bytes = b"", /, **fields: Any) -> int:
+        if len(self.taken) == self._takes:
+            raise SupervisorGone("dead")
+        self.taken.append(fields["sequence"])
+        return len(self.taken)
+
+    def close(self) -> None:
+        self.socket.close()
+        self._peer.close()
+
+
+def test_no_input_is_lost_when_the_supervisor_dies_while_it_is_sent_again(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = house.session()
+    session._unacked = {number: Submission(number, "", b"x") for number in range(1, 6)}
+    lines = [Fragile(2), Fragile(0), Fragile(9)]
+    waiting = iter(lines)
+    monkeypatch.setattr(session, "open", lambda: setattr(session, "_connection", next(waiting)))
+    session._start_another()
+    assert [line.taken for line in lines] == [[1, 2], [], [1, 2, 3, 4, 5]]
+    assert session._unacked_bytes == 5
+    for line in lines:
+        line.close()
+
+
+def test_a_supervisor_that_keeps_dying_is_given_up(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "connect", lambda _: (_ for _ in ()).throw(SupervisorGone("dead")))
+    with pytest.raises(
+        SupervisorError, match=r"died 6 times without progress; its last words are in .*supervisor\.log"
+    ):
+        house.session().open()
+
+
+def test_a_supervisor_that_cannot_start_says_why(house: House) -> None:
+    (house.folder / "journal.json").write_text("{}")
+    said = start_supervisor(house.folder)
+    assert "journal.json is damaged" in said
+    assert not is_alive(int(holder_of(house.folder).get("pid", 0)))
+    (house.folder / "supervisor.lock").unlink()
