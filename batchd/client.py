@@ -27,6 +27,7 @@ from batchd.errors import BatchdError, SupervisorError, SupervisorMismatch
 from batchd.formats.frame import FrameReader
 from batchd.formats.segment import input_blocks
 from batchd.settings import START_WAIT_S, SUBMIT_WINDOW_BYTES, SUPERVISOR_RESTARTS_MAX
+from batchd.worker.template import TAG
 
 _ROOT = str(Path(__file__).resolve().parents[1])
 _BOOT = f"import sys; sys.path.insert(0, {_ROOT!r}); from batchd.supervisor.__main__ import main; sys.exit(main())"
@@ -124,7 +125,7 @@ def connect(folder: Path) -> Connection:
         trouble = start_supervisor(folder)
         if trouble and time.monotonic() > deadline:
             raise SupervisorError(trouble)
-        if trouble:  # Another one is starting, or the last one is still leaving.
+        if trouble:
             time.sleep(pause_s)
             pause_s = min(0.2, 2 * pause_s)
 
@@ -150,7 +151,10 @@ def _try_connect(folder: Path) -> Connection | None:
 
 
 def start_supervisor(folder: Path) -> str:
-    """Start a supervisor and wait until it listens; return '' or why it did not."""
+    """Start a supervisor and wait until it listens; return '' or why another try may help.
+
+    Raises what made it refuse to start: that would be the same a moment later.
+    """
     log = folder / _LOG_NAME
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
     log_fd = os.open(log, flags, 0o600)
@@ -165,6 +169,8 @@ def start_supervisor(folder: Path) -> str:
             stdout=log_fd,
             stderr=log_fd,
             cwd="/",
+            # Not the tag of the worker this may run in: whoever ends that worker would end the supervisor with it.
+            env={name: value for name, value in os.environ.items() if name != TAG},
             start_new_session=True,
         )
         os.close(its_ready)
@@ -180,7 +186,13 @@ def start_supervisor(folder: Path) -> str:
         _watch(process)
         return ""
     process.wait()
-    return said.decode(errors="replace") or f"the supervisor died at its start; its last words are in {log}"
+    if not said:
+        return f"the supervisor died at its start; its last words are in {log}"
+    try:
+        checked(json.loads(said))
+    except SupervisorError as error:  # Another one is starting, or the last one is still leaving.
+        return str(error)
+    raise SupervisorError(f"the supervisor said something unreadable at its start: {said[:200]!r}")
 
 
 def _watch(process: "subprocess.Popen[bytes]") -> None:
@@ -343,13 +355,20 @@ class Session:
 
     @property
     def is_over(self) -> bool:
-        """Whether no more jobs will start: finished, stopped, cancelled, or put down by the supervisor."""
-        return self.is_put_down or self.progress.get("state") in {"finished", "cancelled", "stopped"}
+        """Whether no more jobs will start: finished, stopped, cancelled, put down, or nothing left without input."""
+        if self.is_put_down or self.progress["state"] in {"finished", "cancelled", "stopped"}:
+            return True
+        return self._feed is None and self.progress["done"] == self.progress["size"]
 
     @property
     def busy(self) -> int:
         """How many workers run jobs of the batch."""
         return int(self.progress.get("busy", 0))
+
+    @property
+    def has_input(self) -> bool:
+        """Whether it was given input to send."""
+        return self._feed is not None
 
     @property
     def input_error(self) -> BaseException | None:

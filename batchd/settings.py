@@ -12,7 +12,7 @@ RECORD_BYTES_MAX: Final = 65_512
 """A record this long fills 16 LMDB pages exactly; 65,536 would waste a seventeenth (measured: +6.3 %)."""
 VALUE_BYTES_MAX: Final = 1 << 30
 """One input or one result may not be larger."""
-FRAME_META_BYTES_MAX: Final = 1 << 20
+FRAME_META_BYTES_MAX: Final = 8 << 20
 """The structured part of one message; payloads are bounded by VALUE_BYTES_MAX."""
 
 # --- The journal -----------------------------------------------------------------------------------------------
@@ -41,6 +41,8 @@ LANES: Final = 16
 """Leases of one worker the flight recorder can describe at once: outstanding plus not yet committed."""
 ACK_INTERVAL_S: Final = 0.001
 """A worker reports when this much time has passed since its last report: every job of 1 ms and more at once."""
+TURNS_S: Final = 1.0
+"""Batches that cannot share the workers there are take turns of about this length."""
 STEAL_MIN_S: Final = 0.004
 """Work is taken back from a slow worker only when at least this much would move."""
 CUT_WAIT_S: Final = 0.001
@@ -95,5 +97,3 @@ SLOTS: Final = 2048
 """Slots of the flight recorder: living workers plus gone ones whose outcomes are not durable yet."""
 OPEN_BATCHES_MAX: Final = 256
 """Each open batch takes MAP_BYTES of address space and a few descriptors."""
-REQUEST_BYTES_MAX: Final = 4 << 20
-"""What a client sends in one piece, unless a single input is larger."""

@@ -102,3 +102,12 @@ def parse_share(text: str) -> tuple[int | None, float | None]:
 def _in_two_units(amount: int, per_large: int, large_unit: str, small_unit: str) -> str:
     large, small = divmod(amount, per_large)
     return f"{large}{large_unit}{small:02d}{small_unit}" if small else f"{large}{large_unit}"
+
+
+def visible(text: str) -> str:
+    r"""Return text from elsewhere with its control characters shown, so that it cannot steer a terminal.
+
+    >>> visible("a\tb \x1b[31mred")
+    'a\tb \\x1b[31mred'
+    """
+    return "".join(char if char.isprintable() or char in "\n\t" else repr(char)[1:-1] for char in text)

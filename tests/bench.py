@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from select import POLLIN, poll, select
-from selectors import EVENT_READ, DefaultSelector
+from selectors import DefaultSelector
 from time import monotonic
 from typing import Any, NamedTuple, TypeVar
 
@@ -85,7 +85,6 @@ class Bench:
         home = Home(self.folder / "batches", self.journal_id, 1, self.recorder.fd, self._lifeline_read)
         become_subreaper()
         self.pool = Pool(self.selector, home, self.recorder, self.events.append, self._later, self._log_fd)
-        self.selector.register(self.pool, EVENT_READ, self.pool.read_reports)
 
     def _later(self, delay_s: float, call: Callable[[], None]) -> None:
         heapq.heappush(self._timers, (monotonic() + delay_s, len(self._timers), call))

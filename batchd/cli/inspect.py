@@ -30,7 +30,7 @@ from batchd.formats.segment import Encoding
 from batchd.formats.values import load
 from batchd.sinks import JsonlFile, to_json
 from batchd.sinks.jsonl import STDOUT
-from batchd.units import format_duration, format_size
+from batchd.units import format_duration, format_size, visible
 
 RUNNING: Final = "running"
 DAMAGED: Final = "damaged"
@@ -329,7 +329,7 @@ def _explained(journal: BatchJournal, groups: list[FailureGroup], causes_max: in
     yield f"{title}: {' and '.join(counts)} of {facts.size:,} jobs, {causes}"
     for number, group in enumerate(groups[:causes_max], 1):
         yield ""
-        yield from _cause_lines(number, group)
+        yield from _cause_lines(number, group, _input_of(journal, group.example))
     if len(groups) > causes_max:
         yield ""
         left = sum(group.count for group in groups[causes_max:])
@@ -339,17 +339,28 @@ def _explained(journal: BatchJournal, groups: list[FailureGroup], causes_max: in
     yield f"next: {command(journal, 'retry', *options)}"
 
 
-def _cause_lines(number: int, group: FailureGroup) -> Iterator[str]:
+def _input_of(journal: BatchJournal, index: int) -> str:
+    """Return one input as people read it, '' when it cannot be shown."""
+    extend_path(journal.spec)
+    try:
+        return f"{Outcomes(journal).input_value(index)!r:.200}"
+    except Exception:  # Its own code may do anything; the failure itself matters more.
+        return ""
+
+
+def _cause_lines(number: int, group: FailureGroup, given: str) -> Iterator[str]:
     jobs = "1 job" if group.count == 1 else f"{group.count:,} jobs"
     state = " · quarantined" if group.state is JobState.QUARANTINED else ""
     yield f"{number}. {group.type} · {jobs}{state}: {group.indices}"
     told = group.traceback.rstrip() or group.message.rstrip()
-    yield from (f"   {line}" for line in told.splitlines())
+    yield from (f"   {visible(line)}" for line in told.splitlines())
+    if given:
+        yield f"   input of job {group.example}: {given}"
     if details := _details_text(group.details):
         yield f"   ({details})"
     if group.output.strip():
         yield f"   last output of job {group.example}:"
-        yield from (f"   | {line}" for line in group.output.rstrip().splitlines())
+        yield from (f"   | {visible(line)}" for line in group.output.rstrip().splitlines())
 
 
 def _details_text(details: dict[str, Any]) -> str:

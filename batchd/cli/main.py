@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from batchd.errors import BatchdError
+from batchd.settings import CRASHES_MAX
 
 _VERBS = {
     "run": "batchd.cli.run:run",
@@ -35,8 +36,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"batchd: {error}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # The reader left: nothing to complain about.
-        return 0
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if args.verb not in {"run", "retry"}:
+            return 0  # The reader has what it wanted.
+        print("batchd: the reader of the results left; run the same command again to continue", file=sys.stderr)
+        return 4
     except KeyboardInterrupt:
         return 130
     return code
@@ -108,7 +112,11 @@ def _add_running(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--memory-per-job", metavar="SIZE", help="a job that goes past it fails, like 2G")
     verb.add_argument("--max-failures", metavar="N|N%", help="stop the batch when more jobs than this failed")
     verb.add_argument(
-        "--max-crashes", metavar="N", type=int, default=3, help="deaths of its worker a job may cause (3)"
+        "--max-crashes",
+        metavar="N",
+        type=int,
+        default=CRASHES_MAX,
+        help="deaths of its worker a job may cause (%(default)s)",
     )
     verb.add_argument(
         "--keep-going", action="store_true", help="do not stop when the first jobs all fail the same way"

@@ -59,10 +59,17 @@ class ResultStream:
         self._journal: BatchJournal | None = None
         self._outcomes: Outcomes | None = None
         self._written = 0
+        self._generation = 0
         self.unwritable = Unwritable()
 
     def advance(self, prefix: int, generation: int) -> bool:
         """Write some of the results before job `prefix`; return whether there are more."""
+        if generation != self._generation:  # Jobs that were written before were retried meanwhile.
+            if self._written and not self._file.restart():
+                return False
+            self._generation, self._written = generation, 0
+            self.unwritable.clear()
+            self.release()
         if self._written >= prefix:
             return False
         if self._journal is None or self._outcomes is None:

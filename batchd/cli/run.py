@@ -7,7 +7,7 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from itertools import chain
@@ -51,11 +51,18 @@ def run(args: argparse.Namespace) -> int:
     runner = Runner(folder, batch, args, options, key_spec)
     known = read_known(folder, batch)
     if known is None:
-        return runner.run(spec, source.blocks(), already_done=0)
+        return runner.run(spec, source.blocks(), already_done=0, skipped=lambda: source.skipped)
     check_same(known["spec"], spec, args, batch)
     accept_code(folder, batch, known["spec"], spec["digest"])
+    if known["is_cancelled"]:
+        raise UsageError(
+            f"batch {batch} was cancelled: `batchd retry {batch} --cancelled` runs what is left, --new starts again"
+        )
     checkpoint = Checkpoint.from_json(json.loads(known["checkpoint"])) if known["checkpoint"] else None
     blocks = source.blocks(checkpoint)
+    if is_stream(spec) and not known["is_finished"]:  # It may come slowly: what is left runs meanwhile.
+        runner.note(f"continuing {batch}: {known['done']:,} of {known['size']:,} jobs were already done")
+        return runner.run(spec, blocks, already_done=known["done"], skipped=lambda: source.skipped)
     first = next(blocks, None)  # Reads the earlier input again: refuses it if it changed.
     if first is None and known["is_finished"]:
         return runner.report_finished(known["size"])
@@ -63,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
     if first is None and known["is_sealed"]:
         rest = None
     runner.note(f"continuing {batch}: {known['done']:,} of {known['size']:,} jobs were already done")
-    return runner.run(spec, rest, already_done=known["done"])
+    return runner.run(spec, rest, already_done=known["done"], skipped=lambda: source.skipped)
 
 
 def retry(args: argparse.Namespace) -> int:
@@ -87,7 +94,10 @@ def retry(args: argparse.Namespace) -> int:
     digest = tasks.source_digest(Path(spec["source"]) if spec.get("source") else None)
     accept_code(folder, batch, spec, digest)
     spec["digest"] = digest
-    request(folder, "reopen", batch=batch, states=[int(state) for state in states])
+    told = request(folder, "reopen", batch=batch, states=[int(state) for state in states])
+    if told["is_live"]:
+        print(f"batchd: {jobs:,} {named} jobs of {batch} go back to the command that runs it", file=sys.stderr)
+        return 0
     runner = Runner(folder, batch, args, options_of(args), key_spec)
     runner.note(f"retrying {jobs:,} {named} jobs of {batch}")
     if not is_sealed:
@@ -106,7 +116,13 @@ class Runner:
         self._view: View | None = None
         self._signals = 0
         self._started = time.monotonic()
-        self._stream = ResultStream(args.out, folder / "batches" / batch) if args.out else None
+        self._is_opening = False
+        self._stream: ResultStream | None = None
+
+    def _open_stream(self) -> None:
+        """Find out now whether results can be written, but only when it is sure that something will be."""
+        if self._args.out:
+            self._stream = ResultStream(self._args.out, self._folder / "batches" / self._batch)
 
     def note(self, text: str) -> None:
         """Say something that stays."""
@@ -115,8 +131,19 @@ class Runner:
         elif not self._args.quiet:
             print(f"batchd: {text}", file=sys.stderr)
 
-    def run(self, spec: dict[str, Any], blocks: Iterator[Block] | None, *, already_done: int) -> int:
-        """Run the batch to its end, or to an interruption; return the exit code."""
+    def run(
+        self,
+        spec: dict[str, Any],
+        blocks: Iterator[Block] | None,
+        *,
+        already_done: int,
+        skipped: Callable[[], int] = int,
+    ) -> int:
+        """Run the batch to its end, or to an interruption; return the exit code.
+
+        `skipped` tells how much of the input could not be read and was left out.
+        """
+        self._open_stream()
         session = Session(
             self._folder,
             self._batch,
@@ -128,7 +155,9 @@ class Runner:
         )
         try:
             with self._watch_signals() as wake_fd:
+                self._is_opening = True
                 session.open()
+                self._is_opening = False
                 used_before = dict(session.progress["usage"])
                 title = spec.get("name") or self._batch
                 total = session.progress["size"] if blocks is None else None
@@ -144,10 +173,13 @@ class Runner:
             if self._view is not None:
                 self._view.close()
                 self._view = None
+        if skipped():
+            self.note(f"{skipped():,} pieces of the input could not be read and were skipped (--skip-bad-input)")
         return self._finish(session, already_done, used_before)
 
     def report_finished(self, size: int) -> int:
         """Say that there is nothing to run; still write the results."""
+        self._open_stream()
         self.note(f"{self._batch} is finished already: {size:,} jobs done, nothing to run (--new starts another)")
         return self._conclude({}, ran=0, already_done=size, is_interrupted=False)
 
@@ -167,6 +199,8 @@ class Runner:
                 self.note(
                     "stopping: running jobs may finish; again to end them" if heard == 1 else "ending running jobs"
                 )
+                if heard > 2 or (heard > 1 and progress["trouble"]):
+                    return  # It cannot be put down now, because the disk is full or somebody is stuck.
                 session.leave(at_once=heard > 1)
             elif not is_leaving and (session.is_over or session.input_error is not None):
                 is_leaving = True
@@ -176,7 +210,8 @@ class Runner:
     def _watch_signals(self) -> Iterator[int]:
         wake, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-        before = {number: signal.signal(number, self._on_signal) for number in numbers}
+        heeded = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]  # nohup, `&`
+        before = {number: signal.signal(number, self._on_signal) for number in heeded}
         previous_fd = signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
         try:
             yield wake
@@ -189,6 +224,8 @@ class Runner:
 
     def _on_signal(self, *_: object) -> None:
         self._signals += 1
+        if self._is_opening:  # Nothing runs yet, and what is being waited for may take long.
+            raise KeyboardInterrupt
 
     def _finish(self, session: Session, already_done: int, used_before: dict[str, float]) -> int:
         error = session.input_error
@@ -198,7 +235,8 @@ class Runner:
                 raise type(error)(f"{error} (what was read before it is kept: {self._batch} can be continued)")
             raise error
         progress = session.progress
-        is_interrupted = progress["state"] in {"open", "sealed"}
+        is_left = progress["done"] < progress["size"] or session.has_input
+        is_interrupted = progress["state"] == "sealed" or (progress["state"] == "open" and is_left)
         ran = max(0, progress["done"] - already_done)
         usage = summary.usage_since(used_before, progress["usage"])
         return self._conclude(usage, ran, already_done, is_interrupted)
@@ -263,6 +301,8 @@ class Runner:
 def describe(args: argparse.Namespace, source: Source) -> tuple[dict[str, Any], KeySpec]:
     """Return the specification of the batch this command means, and how its workers start."""
     cwd = Path.cwd()
+    if args.name in {"", "last"}:
+        raise UsageError(f"--name {args.name!r} cannot be asked for later: choose another")
     task = tasks.parse(args.task, cwd)
     sys_path = [str(cwd), *(entry for entry in sys.path if entry and entry != str(cwd))]
     found = tasks.find_source(task, sys_path)
@@ -323,20 +363,29 @@ def options_of(args: argparse.Namespace) -> Options:
     return Options(
         workers=parse_workers(args.workers, cpus_usable()),
         allowances=Allowances(retries=args.retries, crashes_max=args.max_crashes),
-        timeout_s=parse_duration(args.timeout) if args.timeout else None,
-        memory_bytes_max=parse_size(args.memory_per_job) if args.memory_per_job else None,
+        timeout_s=positive("--timeout", parse_duration(args.timeout)) if args.timeout else None,
+        memory_bytes_max=int(positive("--memory-per-job", parse_size(args.memory_per_job)))
+        if args.memory_per_job
+        else None,
         failures_max=failures_max,
         failures_share_max=share_max,
         keep_going=args.keep_going,
     )
 
 
+def positive(option: str, value: float) -> float:
+    """Return the value, refusing one that no job could keep."""
+    if value <= 0:
+        raise UsageError(f"{option} must be more than 0")
+    return value
+
+
 def choose_id(folder: Path, args: argparse.Namespace, spec: dict[str, Any]) -> str:
     """Return the id of the batch this command means: the same command means the same batch, `--new` another."""
     if args.name:
         identity: Any = ["name", args.name]
-    elif spec["input"].get("kind") == "stdin":
-        identity = ["stdin", os.urandom(8).hex()]  # Without a name nothing says that two inputs are one.
+    elif is_stream(spec):
+        identity = ["stream", os.urandom(8).hex()]  # Without a name nothing says that two inputs are one.
     else:
         identity = ["command", spec["task"], spec["input"], spec["args"]]
     base = batch_id(identity)
@@ -347,6 +396,12 @@ def choose_id(folder: Path, args: argparse.Namespace, spec: dict[str, Any]) -> s
     ]
     number = max(numbers, default=0) + (1 if args.new or not numbers else 0)
     return base if number <= 1 else f"{base}-{number}"
+
+
+def is_stream(spec: dict[str, Any]) -> bool:
+    """Whether the input can be read only once: stdin, a pipe, a process substitution."""
+    files = spec["input"].get("files", ())
+    return spec["input"]["kind"] == "stdin" or any(not Path(name).is_file() for name in files)
 
 
 def read_known(folder: Path, batch: str) -> dict[str, Any] | None:

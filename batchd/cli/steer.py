@@ -6,12 +6,15 @@ import os
 import sys
 
 from batchd.client import request
+from batchd.core.job import JobState
 from batchd.edge import control
 from batchd.edge.folder import journal_folder, open_folder
 from batchd.edge.gauges import cpus_usable, parse_workers
 from batchd.edge.shelf import find_batch
 from batchd.errors import SupervisorError, UsageError
 from batchd.units import format_duration, format_size
+
+_KEPT = (JobState.SUCCEEDED, JobState.FAILED, JobState.QUARANTINED)
 
 
 def status(args: argparse.Namespace) -> int:
@@ -79,7 +82,7 @@ def cancel(args: argparse.Namespace) -> int:
     if is_finished:
         raise UsageError(f"batch {name} is finished already: nothing to cancel")
     told = request(folder, "cancel", batch=name, reason=args.reason)
-    cancelled = told["counts"].get("6", 0)
+    cancelled = told["size"] - sum(told["counts"].get(str(int(state)), 0) for state in _KEPT)
     if args.json:
         print(json.dumps({"batchd": 1, **told}))
     else:

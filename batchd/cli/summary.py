@@ -157,7 +157,7 @@ def cause_lines(journal: BatchJournal, groups: list[FailureGroup]) -> Iterator[s
     """The most frequent causes of failure, a line each."""
     width = max((len(f"{group.count:,}") for group in groups[:_CAUSES_MAX]), default=0)
     for group in groups[:_CAUSES_MAX]:
-        first = group.message.strip().partition("\n")[0]
+        first = visible(group.message.strip().partition("\n")[0])
         text = first if len(first) <= _MESSAGE_CHARS_MAX else f"{first[: _MESSAGE_CHARS_MAX - 1]}…"
         what = f"{group.type}: {text}" if text else group.type
         yield f"  {group.count:>{width},}  {what}   (job {journal.folder.name}:{group.example})"
@@ -190,7 +190,8 @@ def next_steps(journal: BatchJournal, state: str) -> list[str]:
     if state != BatchState.FINISHED.value:
         if journal.spec.get("input", {}).get("kind") == "stdin" and not journal.spec.get("is_named"):
             return [f"{command(journal, 'results')} (input from a pipe is continued only when the run has a --name)"]
-        return ["run the same command again to continue"]
+        without = ", without --new," if "--new" in shlex.split(journal.spec.get("command", "")) else ""
+        return [f"run the same command again{without} to continue"]
     if not facts.size:
         return [command_in(journal.folder.parent.parent, "ls")]
     return [command(journal, "failures" if failed else "results")]

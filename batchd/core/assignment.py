@@ -12,9 +12,15 @@ def pool_size(batches: Iterable[LiveBatch], scaled: int | None) -> int:
     return scaled or max((batch.options.workers for batch in batches), default=0)
 
 
-def workers_per_key(batches: Iterable[LiveBatch], size: int) -> dict[str, int]:
-    """Share `size` workers evenly among the batches that want some; return how many each key gets."""
+def workers_per_key(batches: Iterable[LiveBatch], size: int, shift: int = 0) -> dict[str, int]:
+    """Share `size` workers evenly among the batches that want some; return how many each key gets.
+
+    When there are fewer workers than batches they take turns: `shift` moves on with the time.
+    """
     wants = sorted(((batch.workers_wanted, batch.key) for batch in batches), key=lambda want: want[0])
+    if sum(1 for wanted, _ in wants if wanted) > size:
+        shift %= len(wants)
+        wants = wants[shift:] + wants[:shift]
     shares: dict[str, int] = {}
     left, takers = size, sum(1 for wanted, _ in wants if wanted)
     for wanted, key in wants:  # The modest first: what they leave is shared by the rest.
@@ -35,7 +41,7 @@ def choose_batch(batches: Iterable[LiveBatch], worker: Worker) -> LiveBatch | No
         and batch.is_leasing
         and (batch.has_room or (worker.number in batch.workers and len(batch.workers) <= batch.workers_max))
     ]
-    return min(hungry, key=lambda batch: (len(batch.workers), batch.facts.batch), default=None)
+    return min(hungry, key=lambda batch: (len(batch.workers), batch.lease_number), default=None)
 
 
 def rest_s(workers: Iterable[Worker], batches: Mapping[str, LiveBatch]) -> float:

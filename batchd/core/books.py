@@ -41,6 +41,8 @@ class LiveBatch:
         """How many leases of the batch each worker holds."""
         self.scaled: int | None = None
         """The worker count somebody ordered while the batch ran; it overrides the batch's own."""
+        self.lease_number = 0
+        """The last lease of the batch: whoever waited longest comes first."""
         self.is_leaving = False
         self.entry_turn = 0
         """The last turn that recorded anything about the batch."""

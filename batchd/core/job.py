@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from enum import Enum, IntEnum
 from typing import Final, NamedTuple
 
+from batchd.settings import CRASHES_MAX, INTERRUPTIONS_MAX
+
 
 class JobState(IntEnum):
     """Where a job stands. The numbers of the four last are stored in outcome segments and never change."""
@@ -91,8 +93,8 @@ class Allowances(NamedTuple):
     """How often a job may be cut off by each cause before it is given up."""
 
     retries: int = 0
-    crashes_max: int = 3
-    interruptions_max: int = 5
+    crashes_max: int = CRASHES_MAX
+    interruptions_max: int = INTERRUPTIONS_MAX
 
 
 DEFAULT_ALLOWANCES: Final = Allowances()

@@ -18,7 +18,7 @@ from batchd.core.lease import Lease, reach
 from batchd.core.restart import RestartIntensity
 from batchd.core.retry import bucket, delay_s
 from batchd.core.stopping import reason_to_stop
-from batchd.settings import LANES, LEASE_TARGET_S, LEASES_PER_WORKER
+from batchd.settings import LANES, LEASE_TARGET_S, LEASES_PER_WORKER, TURNS_S
 
 _REPORTS = (ev.JobsAcked, ev.CauseExplained, ev.WorkerObserved, ev.Committed)
 """Events that by themselves give nobody work and free nobody: most steps are made of these alone."""
@@ -69,9 +69,9 @@ class Scheduler:
         for batch in self.batches.values():
             changes_assignment |= batch.wake(now)
         if changes_assignment:
-            self._balance_workers()
+            self._balance_workers(now)
             self._grant_leases()
-            self._steal()
+        self._steal()  # A lease may turn out slow at any report.
         return Turn(self._turn, self._entries, self._commands)
 
     def next_due(self) -> float | None:
@@ -395,9 +395,9 @@ class Scheduler:
                 freed.append(True)
         return any(freed)
 
-    def _balance_workers(self) -> None:
+    def _balance_workers(self, now: float) -> None:
         size = pool_size(self.batches.values(), self.scaled)
-        wanted = workers_per_key(self.batches.values(), size)
+        wanted = workers_per_key(self.batches.values(), size, int(now / TURNS_S))
         have: dict[str, list[Worker]] = {}
         for worker in self.workers.values():
             if worker.state is not WorkerState.STOPPING and not worker.kill:
@@ -459,6 +459,7 @@ class Scheduler:
         self._next_lease += 1
         worker.leases.append(lease)
         batch.lend(worker.number, lease)
+        batch.lease_number = lease.number
         self._commands.append(
             c.GrantLease(
                 worker=worker.number,

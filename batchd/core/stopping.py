@@ -15,8 +15,11 @@ def reason_to_stop(facts: BatchFacts, options: Options, *, are_alike: bool) -> s
     if options.failures_max is not None and failed > options.failures_max:
         return f"{failed} jobs failed; --max-failures is {options.failures_max}"
     share = options.failures_share_max
-    if share is not None and facts.done.size >= SAME_FAILURE_STOP and failed > share * facts.done.size:
-        return f"{failed} of {facts.done.size} jobs failed; --max-failures is {share:.0%}"
+    if share is not None:
+        # Of all jobs once their number is known; before that of those done, when they are enough to tell.
+        jobs = facts.size if facts.is_sealed else max(facts.done.size, SAME_FAILURE_STOP)
+        if failed > share * jobs:
+            return f"{failed} of {jobs} jobs failed; --max-failures is {share:.0%}"
     if options.keep_going or not are_alike or facts.count(JobState.SUCCEEDED) or failed < SAME_FAILURE_STOP:
         return None
     return f"the first {failed} finished jobs all failed the same way"

@@ -46,7 +46,6 @@ class BatchJournal:
     def __init__(self, folder: Path, *, is_writer: bool = False) -> None:
         """Open an existing batch. Raises JournalError for what is not one."""
         self.folder = folder
-        self._is_writer = is_writer
         if not (folder / "data.mdb").is_file():
             raise JournalError(f"there is no batch in {folder}")
         self._env = open_environment(folder, readonly=not is_writer)

@@ -124,13 +124,18 @@ class Pool:
                 if number in self._held_slots:  # Or it had none: there was no free one when it was to start.
                     self._free_slots.append(self._held_slots.pop(number))
 
-    def observe(self, gauges: dict[int, WorkerGauge]) -> None:
+    def positions(self) -> dict[int, ev.Position | None]:
+        """Return where each worker is, to be held against where it is after it was measured."""
+        return {number: worker.slot.position() for number, worker in self.workers.items()}
+
+    def observe(self, gauges: dict[int, WorkerGauge], before: dict[int, ev.Position | None]) -> None:
         """Emit where each worker is, with its memory, for the limits per job."""
         now = monotonic()
         for worker in self.workers.values():
             position = worker.slot.position()
             gauge = gauges.get(worker.pid)
-            memory_bytes = gauge.memory_bytes if gauge else 0
+            memory_bytes = gauge.memory_bytes if gauge and position == before.get(worker.number) else 0
+            output.cut_back(worker.output_fd)
             worker.memory_peak_bytes = max(worker.memory_peak_bytes, memory_bytes)
             if position is None:
                 continue
@@ -138,7 +143,7 @@ class Pool:
                 worker.seen, worker.seen_at = (position.lease, position.index), now
             started_ns = worker.slot.words[STARTED]
             running_s = (monotonic_ns() - started_ns) / 1e9 if started_ns else 0.0
-            # The clock belongs to the job at the position only if nothing moved while both were read.
+            # Clock and memory belong to the job at the position only if nothing moved while they were read.
             if worker.slot.position() == position:
                 self._emit(ev.WorkerObserved(worker.number, position, running_s, memory_bytes))
         self._reap()
@@ -160,11 +165,6 @@ class Pool:
                 }
             )
         return rows
-
-    @property
-    def is_limited_soon(self) -> bool:
-        """Whether any worker runs a job with a time limit."""
-        return any(worker.slot.words[STARTED] for worker in self.workers.values())
 
     def leave_reports(self, wait_s: float, then: Callable[[], None]) -> None:
         """Let reports wait in their pipes for `wait_s`, then take them in and call `then`."""

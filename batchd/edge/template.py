@@ -93,7 +93,10 @@ class TemplateProcess:
                 if not said:
                     return None
                 break
-            said.append(json.loads(data))
+            try:
+                said.append(json.loads(data))
+            except ValueError:
+                said.append({"failed": f"the template process said something unreadable: {data[:200]!r}"})
         for message in said:
             self._take_in(message)
         self._send_queue()

@@ -193,6 +193,14 @@ class JsonlFile:
         except OSError as error:
             raise _unwritable(self._partial or self.name, error) from error
 
+    def restart(self) -> bool:
+        """Empty the file, to be written again; return whether that was possible (not for a pipe)."""
+        if self._partial is None:
+            return False
+        self._file.seek(0)
+        self._file.truncate()
+        return True
+
     def finish(self) -> None:
         """Make the file complete, durable and visible under its name."""
         try:

@@ -1,11 +1,16 @@
 """Start as the clients start it: `python -m batchd.supervisor FOLDER READY_FD`."""
 
+import json
 import os
+import resource
 import signal
 import sys
 from pathlib import Path
 
-from batchd.errors import BatchdError
+import lmdb
+
+from batchd.errors import BatchdError, JournalError, JournalFull
+from batchd.settings import WORKERS_MAX
 from batchd.supervisor.loop import Supervisor
 from batchd.supervisor.recovery import recover
 
@@ -15,14 +20,32 @@ def main() -> int:
     folder, ready_fd = Path(sys.argv[1]), int(sys.argv[2])
     os.umask(0o077)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    _allow_descriptors()
     try:
         supervisor = Supervisor(recover(folder))
-    except (BatchdError, TimeoutError, OSError) as error:
-        os.write(ready_fd, f"{error}".encode())
+    except (BatchdError, TimeoutError, OSError, lmdb.Error) as error:
+        known = error if isinstance(error, BatchdError) else in_words(error, folder)
+        os.write(ready_fd, json.dumps({"error": type(known).__name__, "message": str(known)}).encode())
         return 3
     os.write(ready_fd, b"ready")
     os.close(ready_fd)
     return supervisor.run()
+
+
+def in_words(error: Exception, folder: Path) -> BatchdError:
+    """Return what an error of the system at the start means for the journal."""
+    text = str(error)
+    if "No space left" in text or "quota" in text:
+        return JournalFull(f"the disk under {folder} is full: free some space there, or use --journal ({text})")
+    return JournalError(f"{folder} cannot be used: {text}")
+
+
+def _allow_descriptors() -> None:
+    """Let this process open what its workers take, as far as it may: the usual limit is good for 250 of them."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 8 * WORKERS_MAX if hard == resource.RLIM_INFINITY else min(hard, 8 * WORKERS_MAX)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 if __name__ == "__main__":

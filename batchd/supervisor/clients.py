@@ -360,7 +360,7 @@ class Clients:
         supervisor.emit(event_of(name))
         if not was_live:
             supervisor.emit(ev.DetachRequested(name))
-        supervisor.after_commit(lambda: client.reply(number, self._progress(name)))
+        supervisor.after_commit(lambda: client.reply(number, {**self._progress(name), "is_live": was_live}))
 
     def _reopen_event(self, name: str, states: set[JobState]) -> ev.ReopenRequested:
         journal = self._supervisor.journals[name]
@@ -396,7 +396,7 @@ class Clients:
 
     def _progress(self, batch: str) -> dict[str, Any]:
         supervisor = self._supervisor
-        made = supervisor.progress[batch]
+        made = supervisor.progress.get(batch) or self._progress_on_disk(batch)
         live = supervisor.scheduler.batches.get(batch)
         self._told += 1
         return {
@@ -406,8 +406,14 @@ class Clients:
             "workers": len(supervisor.pool.workers),
             "busy": len(live.workers) if live else 0,
             "trouble": supervisor.trouble,
-            "usage": supervisor.batch_usage(batch),
+            "usage": supervisor.usage.get(batch, {}),
         }
+
+    def _progress_on_disk(self, batch: str) -> Progress:
+        """Of a batch that was put down between a request about it and the reply."""
+        journal = BatchJournal(self._folder(batch))
+        journal.close()
+        return journal.progress()
 
 
 def _options(fields: dict[str, Any]) -> ev.Options:

@@ -203,6 +203,8 @@ class Supervisor:
             self.clients.go_on_without(command.batch)
         else:
             self.pool.perform(command)
+            if isinstance(command, c.GrantLease):  # Nothing is committed for it, and one more worker is busy.
+                self.clients.mark_news(command.batch)
 
     def _set_trouble(self, reason: str) -> None:
         if reason != self.trouble:
@@ -236,8 +238,9 @@ class Supervisor:
         """Read positions for the limits per job; now and then also memory and CPU."""
         limits = [batch.options for batch in self.scheduler.batches.values()]
         is_timed = any(options.timeout_s is not None for options in limits)
+        before = self.pool.positions()
         gauges = self.gauges.sample(worker.pid for worker in self.pool.workers.values() if worker.pid)
-        self.pool.observe(gauges)
+        self.pool.observe(gauges, before)
         self._next_sample = now + (_LIMIT_CHECK_S if is_timed else self.gauges.interval_s())
         for worker in self.pool.workers.values():
             gauge = gauges.get(worker.pid)

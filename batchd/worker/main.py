@@ -8,7 +8,7 @@ import os
 import random
 import signal
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from fcntl import F_DUPFD_CLOEXEC, F_SETFL, F_SETOWN, F_SETSIG, fcntl
 from functools import partial
@@ -94,6 +94,7 @@ class Worker:
         outcomes = self._outcomes
         outcomes.begin(lane.lease, lane.batch, lane.attempt)
         self._halves = self._slot.offset_half(), self._slot.limit_half(number)
+        self._words[STARTED] = monotonic_ns() if lane.is_timed else 0
         since = perf_counter()
         index = lane.first
         while index - lane.first < self._halves[1][0]:
@@ -108,11 +109,11 @@ class Worker:
         self._words[POSITION] = phase_word(Phase.IDLE, number) | (index - lane.first)
 
     def _run(
-        self, items: Iterable[Any], call: Callable[[Any], Any], index: int, number: int, since: float
+        self, items: Sequence[Any], call: Callable[[Any], Any], index: int, number: int, since: float
     ) -> tuple[int, float]:
         """Run jobs from `index` on; return where it stopped and when it last reported.
 
-        Every statement here is paid per job. The order of the first two is the lease-limit protocol of recorder.py.
+        Every statement here is paid per job. Position first, limit second: the lease-limit protocol of recorder.py.
         """
         words, outcomes, clock = self._words, self._outcomes, perf_counter
         position, limit = self._halves
@@ -124,13 +125,14 @@ class Worker:
         interval_s = 0.0 if lane.attempt > 1 else ACK_INTERVAL_S  # A suspect's neighbours are reported at once.
         flush_at = since + interval_s
         offset = index - first
+        assert items, "a lease was cut into nothing"
         words[POSITION] = running | offset
         for offset, item in enumerate(items, offset):  # noqa: B020  (begins where it stands)
+            if is_timed:
+                words[STARTED] = monotonic_ns()  # Before the position: a new job never shows with an old clock.
             position[0] = offset
             if offset >= limit[0]:
                 return first + offset, since
-            if is_timed:
-                words[STARTED] = monotonic_ns()
             try:
                 value = call(item)
                 if type(value) is not known:
@@ -149,7 +151,7 @@ class Worker:
                 flush_at = since + interval_s
         return first + offset + 1, since
 
-    def _jobs_from(self, index: int, lane: Lane) -> tuple[Iterable[Any], Callable[[Any], Any]]:
+    def _jobs_from(self, index: int, lane: Lane) -> tuple[Sequence[Any], Callable[[Any], Any]]:
         """Return the inputs from job `index` to the end of its segment or lease, and what to call with each."""
         try:
             inputs = self._inputs.batch(lane.batch)
@@ -216,16 +218,19 @@ def _raise(error: BaseException) -> JobState:
     raise error
 
 
-def run(task: Callable[..., Any], fds: Fds, slot: Slot, batches: Path) -> None:
-    """Be a worker: in a fresh child of the template, or in a fresh interpreter. Never returns."""
+def run(task: Callable[..., Any], fds: Fds, slot: Slot, batches: Path, inherited: Iterable[int]) -> None:
+    """Be a worker: in a fresh child of the template, or in a fresh interpreter. Never returns.
+
+    `inherited` descriptors are not the worker's and are closed; what the task's module opened stays open.
+    """
     code = 1
     worker = None
     try:
         if os.getsid(0) != os.getpid():  # A fresh interpreter leads its session already.
             os.setsid()
-        fds = Fds(*(fcntl(fd, F_DUPFD_CLOEXEC, PROTOCOL_FD_MIN) for fd in fds))
+        low, fds = fds, Fds(*(fcntl(fd, F_DUPFD_CLOEXEC, PROTOCOL_FD_MIN) for fd in fds))
         hold_lifeline(fds.lifeline)
-        _settle_descriptors(fds)
+        _settle_descriptors(fds, {*low, *inherited})
         _settle_signals()
         _reseed()
         worker = Worker(task, fds, slot, batches)
@@ -259,15 +264,14 @@ def hold_lifeline(fd: int) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _settle_descriptors(fds: Fds) -> None:
+def _settle_descriptors(fds: Fds, inherited: Iterable[int]) -> None:
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
     os.dup2(fds.output, 1)
     os.dup2(fds.output, 2)
-    # The supervisor's numbers, which the template inherited, may be anywhere.
-    for fd in [int(entry.name) for entry in Path("/proc/self/fd").iterdir()]:
+    for fd in (null, *inherited):
         if fd > 2 and fd not in fds:
-            with suppress(OSError):  # The one that lists the others is closed already.
+            with suppress(OSError):
                 os.close(fd)
 
 

@@ -66,7 +66,7 @@ def tail(fd: int, index: int, since: int = 0) -> str:
     Reads at most 64 KiB of the file's end, whatever its size.
     """
     size = os.fstat(fd).st_size
-    start = max(since, size - _READ_BYTES)
+    start = max(since if since <= size else 0, size - _READ_BYTES)  # Smaller than before: it was cut back.
     if start >= size:
         return ""
     return select(os.pread(fd, size - start, start), index)

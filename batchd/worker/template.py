@@ -19,7 +19,7 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from batchd.errors import TaskError
 from batchd.worker.main import Fds, hold_lifeline, run
@@ -50,11 +50,12 @@ def main() -> None:
     hold_lifeline(lifeline)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     recorder = Recorder(recorder_fd)
+    inherited = open_fds()  # What the task's module opens later is its own, and stays open in its workers.
     if "worker" in config:  # A fresh interpreter, exec'ed to be one worker.
         slot = recorder.slot(config["slot"])
         leases, reports, output = config["fds"]
         fds = Fds(leases, reports, _own_lifeline(lifeline_fd), output)
-        run(_load(config), fds, slot, Path(config["batches"]))
+        run(_load(config), fds, slot, Path(config["batches"]), inherited)
     door = socket.socket(fileno=socket_fd)
     try:
         task = _load(config)
@@ -64,7 +65,7 @@ def main() -> None:
     _say(door, {"ready": _threads()})
     gc.collect()
     gc.freeze()  # Keeps the collector from touching, and so copying, the pages shared with the workers.
-    _serve(door, config, recorder, task, lifeline_fd)
+    _serve(door, Nest(config, recorder, task, lifeline_fd, inherited))
 
 
 def _load(config: dict[str, Any]) -> Callable[..., Any]:
@@ -77,9 +78,17 @@ def _load(config: dict[str, Any]) -> Callable[..., Any]:
     return load(Task(*config["task"]))
 
 
-def _serve(
-    door: socket.socket, config: dict[str, Any], recorder: Recorder, task: Callable[..., Any], lifeline: int
-) -> None:
+class Nest(NamedTuple):
+    """What every worker of this template is made from."""
+
+    config: dict[str, Any]
+    recorder: Recorder
+    task: Callable[..., Any]
+    lifeline: int
+    inherited: frozenset[int]
+
+
+def _serve(door: socket.socket, nest: Nest) -> None:
     while True:
         data, fds, _, _ = socket.recv_fds(door, MESSAGE_BYTES_MAX, 3)
         if not data:
@@ -88,7 +97,7 @@ def _serve(
         worker = request["start"]
         try:
             pid = _fork_twice(
-                lambda: _become_worker(request, fds, config, recorder, task, lifeline)  # noqa: B023  (called at once)
+                lambda pipe: _become_worker(request, fds, nest, pipe)  # noqa: B023  (called at once)
             )
             _say(door, {"started": worker, "pid": pid})
         except OSError as error:
@@ -98,13 +107,28 @@ def _serve(
                 os.close(fd)
 
 
-def _fork_twice(child: Callable[[], None]) -> int:
+def open_fds() -> frozenset[int]:
+    """Return the descriptors that are open, above the standard three."""
+    listed = [int(entry.name) for entry in Path("/proc/self/fd").iterdir()]
+    return frozenset(fd for fd in listed if fd > 2 and is_open(fd))  # The one that lists them is closed again.
+
+
+def is_open(fd: int) -> bool:
+    """Whether the number names an open file."""
+    try:
+        os.fstat(fd)
+    except OSError:
+        return False
+    return True
+
+
+def _fork_twice(child: Callable[[tuple[int, int]], None]) -> int:
     """Run `child` in a grandchild and return its pid, once it belongs to the supervisor."""
     mine, its = os.pipe()
     try:
         middle = os.fork()
         if middle == 0:
-            _in_middle(its, child)
+            _in_middle((mine, its), child)
         os.waitpid(middle, 0)  # From here on the worker's parent is the supervisor.
         answer = os.read(mine, _PID.size) if _is_readable(mine) else b""
     finally:
@@ -121,28 +145,23 @@ def _is_readable(fd: int) -> bool:
     return bool(select([fd], [], [], 0)[0])
 
 
-def _in_middle(pipe: int, child: Callable[[], None]) -> None:
+def _in_middle(pipe: tuple[int, int], child: Callable[[tuple[int, int]], None]) -> None:
     try:
         pid = os.fork()
         if pid == 0:
-            child()
-        os.write(pipe, _PID.pack(pid))
+            child(pipe)
+        os.write(pipe[1], _PID.pack(pid))
     finally:
         os._exit(0)
 
 
-def _become_worker(
-    request: dict[str, Any],
-    fds: list[int],
-    config: dict[str, Any],
-    recorder: Recorder,
-    task: Callable[..., Any],
-    lifeline: int,
-) -> None:
+def _become_worker(request: dict[str, Any], fds: list[int], nest: Nest, pipe: tuple[int, int]) -> None:
+    config = nest.config
     set_tag(tag(config["journal_id"], config["epoch"], request["start"]))
     leases, reports, output = fds
-    slot = recorder.slot(request["slot"])
-    run(task, Fds(leases, reports, _own_lifeline(lifeline), output), slot, Path(config["batches"]))
+    slot = nest.recorder.slot(request["slot"])
+    own = Fds(leases, reports, _own_lifeline(nest.lifeline), output)
+    run(nest.task, own, slot, Path(config["batches"]), nest.inherited | {*pipe})
 
 
 def _own_lifeline(shared: int) -> int:
@@ -171,11 +190,10 @@ def _threads() -> int:
 
 
 def _say(door: socket.socket, message: dict[str, Any]) -> None:
-    text = json.dumps(message)
-    if len(text) > MESSAGE_BYTES_MAX - 1024:
-        text = json.dumps({"failed": str(message.get("failed", ""))[: MESSAGE_BYTES_MAX // 2]})
+    if "failed" in message:  # Four bytes a character at most, and room for what JSON escapes.
+        message["failed"] = message["failed"][-MESSAGE_BYTES_MAX // 8 :]
     try:
-        door.send(text.encode())
+        door.send(json.dumps(message, ensure_ascii=False).encode(errors="replace"))
     except OSError:
         os._exit(0)  # The supervisor is gone.
 

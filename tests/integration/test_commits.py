@@ -57,7 +57,7 @@ def test_commits_are_done_in_order(written: Path, thread: CommitThread) -> None:
     thread.commit(1, [(journal, [success("b", 2, ["x"])])])
     (done,) = outcome_of(thread)
     assert isinstance(done, Done)
-    assert (done.turn, done.progress["b"].done) == (1, 4)
+    assert (done.turn, done.progress["b"].done) == (1, 1)
     journal.close()
 
 
@@ -73,7 +73,8 @@ def test_a_full_disk_stalls_and_the_same_entries_are_written_in_the_end(written:
         outcomes += outcome_of(thread)
     assert [type(outcome) for outcome in outcomes] == [Stalled, Stalled, Done]
     assert "is full" in outcomes[0].reason
-    assert told(reopened(journal))[2] == (JobState.SUCCEEDED, "x")
+    assert list(journal.refresh().done) == [(2, 3)]
+    journal.close()
 
 
 def test_any_other_error_is_an_unknown_outcome(written: Path, thread: CommitThread) -> None:

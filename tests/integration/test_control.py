@@ -1,14 +1,21 @@
 """The control socket: nonsense is answered or hung up on, and disturbs nobody else."""
 
+import socket
 from collections.abc import Iterator
+from pathlib import Path
 from select import select
-from typing import Any
+from selectors import DefaultSelector
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from batchd.client import Connection
 from batchd.edge import control
+from batchd.edge.journal import BatchJournal
 from batchd.formats.segment import input_blocks
+from batchd.supervisor.clients import Client, Clients, Host
+from tests.author import submission
 from tests.bench import WAIT_S, House
 
 
@@ -110,3 +117,56 @@ def test_segments_that_are_cut_off_are_refused(shared_house: House) -> None:
             replies += line.messages()
         assert replies[-1].fields["error"] == "FormatError"
     assert shared_house.facts().size == 0
+
+
+# --- What clients are told -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def clients(tmp_path: Path) -> Iterator[Clients]:
+    """The clients' room on its own, with one batch of three jobs on the disk that is not open."""
+    (tmp_path / "batches").mkdir()
+    journal = BatchJournal.create(tmp_path / "batches" / "b", {})
+    journal.commit([submission(journal.facts, [1, 2, 3])])
+    journal.close()
+    host = SimpleNamespace(
+        ground=SimpleNamespace(folder=tmp_path),
+        selector=DefaultSelector(),
+        scheduler=SimpleNamespace(batches={}),
+        pool=SimpleNamespace(workers={}),
+        journals={},
+        progress={},
+        usage={},
+        trouble="",
+        emit=lambda _: None,
+    )
+    made = Clients(cast(Host, host))
+    yield made
+    made.close()
+    host.selector.close()
+
+
+def test_a_reply_about_a_batch_that_was_put_down_meanwhile_tells_what_is_on_the_disk(clients: Clients) -> None:
+    told = clients._progress("b")
+    assert (told["batch"], told["size"], told["done"], told["state"], told["usage"]) == ("b", 3, 0, "open", {})
+
+
+def test_a_client_that_does_not_read_is_not_told_more(clients: Clients) -> None:
+    mine, its = socket.socketpair()
+    client = Client(control.Line(mine))
+    client.bound = {"b"}
+    clients._clients.append(client)
+    selector = clients._supervisor.selector
+    for source in (mine, client.pidfd):
+        selector.register(source, 1)
+    client.line._unsent += b"what the socket did not take"
+    for _ in range(3):
+        clients.mark_news("b")
+        clients.tell_news()
+    assert client.line._unsent == b"what the socket did not take"
+    is_waiting = [clients.is_news_waiting]
+    client.line._unsent.clear()
+    clients.tell_news()
+    assert [*is_waiting, clients.is_news_waiting] == [True, False]
+    assert [message.fields["size"] for message in Connection(its).messages()] == [3]
+    its.close()

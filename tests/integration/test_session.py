@@ -9,7 +9,7 @@ from batchd import client
 from batchd.client import Connection, Submission, SupervisorGone, start_supervisor
 from batchd.edge import control
 from batchd.edge.lock import holder_of
-from batchd.errors import SupervisorError
+from batchd.errors import NotAJournal, SupervisorError
 from tests.bench import House, is_alive
 
 
@@ -68,7 +68,7 @@ def test_a_supervisor_that_keeps_dying_is_given_up(house: House, monkeypatch: py
 
 def test_a_supervisor_that_cannot_start_says_why(house: House) -> None:
     (house.folder / "journal.json").write_text("{}")
-    said = start_supervisor(house.folder)
-    assert "journal.json is damaged" in said
+    with pytest.raises(NotAJournal, match=r"its journal\.json is damaged"):
+        start_supervisor(house.folder)
     assert not is_alive(int(holder_of(house.folder).get("pid", 0)))
     (house.folder / "supervisor.lock").unlink()

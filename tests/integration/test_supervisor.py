@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from resource import RLIMIT_NOFILE, getrlimit
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from batchd.edge.lock import holder_of
 from batchd.errors import BatchNotFound, JournalError, SupervisorError, SupervisorMismatch, TaskError, UsageError
 from batchd.formats.report import Failure
 from batchd.formats.segment import input_blocks
+from batchd.settings import WORKERS_MAX
 from tests.bench import ROOT, WAIT_S, House, await_death, key_spec, listening, pump_until
 
 GONE_S = 1.0
@@ -72,6 +74,19 @@ def test_a_folder_with_a_long_path_works(tmp_path: Path) -> None:
         assert house.run(same(10)) == {index: index for index in range(10)}
     finally:
         house.close()
+
+
+def test_a_supervisor_has_room_for_its_workers_and_no_tag_of_an_outer_one(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BATCHD_WORKER", "0123456789abcdef.00000001.00000001")
+    _, hard = getrlimit(RLIMIT_NOFILE)
+    house.session().open()
+    proc = Path(f"/proc/{house.supervisor}")
+    found = re.search(r"^Max open files\s+(\d+)", (proc / "limits").read_text(), re.MULTILINE)
+    assert found is not None
+    assert int(found[1]) >= min(hard, 4 * WORKERS_MAX)
+    assert "BATCHD_WORKER=" not in (proc / "environ").read_text()
 
 
 @pytest.mark.fault
@@ -204,7 +219,7 @@ def test_a_resubmission_is_not_doubled(house: House) -> None:
     for sequence, body in ((1, bodies[0]), (1, bodies[0]), (2, bodies[1]), (1, bodies[0]), (2, bodies[1])):
         line.tell("submit", body, batch="b", client="c", sequence=sequence, checkpoint=f"after {sequence}")
     line.ask("seal", batch="b")
-    pump_until(session, lambda: session.is_over, "it is over")
+    pump_until(session, lambda: session.progress["state"] == "finished", "it is finished")
     assert session.progress["size"] == 7
     session.leave(at_once=False)
     pump_until(session, lambda: session.is_put_down, "it is put down")

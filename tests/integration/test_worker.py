@@ -372,7 +372,7 @@ def test_the_status_says_what_each_worker_runs(bench: Bench, tmp_path: Path) -> 
         idle = bench.start()
         bench.lease(worker, 0, 2)
         hear()
-        bench.pool.observe({})
+        bench.pool.observe({}, {})
         rows = {row["worker"]: row for row in bench.pool.status()}
     assert rows[idle.number]["job"] is None
     assert (rows[worker.number]["batch"], rows[worker.number]["job"], rows[worker.number]["pid"]) == (
