@@ -268,7 +268,7 @@ class Runner:
             self.note(f"results so far are in {partial}")
         if is_interrupted:
             return 130 if self._signals > 1 else 4
-        return 1 if failed or unwritable or state != "finished" else 0
+        return 1 if failed or unwritable or state not in {"finished", "open"} else 0
 
     def _write_results(self, is_interrupted: bool) -> str:
         """Finish the results file; return the name of the partial one when it must stay that."""

@@ -16,7 +16,7 @@ from batchd.edge.journal import BatchJournal
 from batchd.edge.outcomes import Outcomes
 from batchd.edge.shelf import LAST, is_default, is_newest
 from batchd.errors import BatchdError
-from batchd.units import format_duration, format_size
+from batchd.units import format_duration, format_size, visible
 
 INTERRUPTED: Final = "interrupted"
 """The state of a run that left jobs undone without a rule that says so."""

@@ -107,7 +107,9 @@ def test_malformed_json_names_file_and_line_and_loses_nothing(desk: Desk) -> Non
     assert "rows.jsonl" in bad.stderr
     assert "2" in bad.stderr
     assert "--skip-bad-input" in bad.stderr
-    assert desk.run(*command, "--skip-bad-input").returncode == 0
+    skipped = desk.run(*command, "--skip-bad-input")
+    assert skipped.returncode == 0
+    assert "1 pieces of the input could not be read" in skipped.stderr
     assert [line["result"] for line in desk.results()] == [1, 3]
 
 
@@ -366,3 +368,71 @@ def test_nothing_is_left_when_the_last_client_has_gone(desk: Desk) -> None:
     assert not desk.processes()
     assert not (desk.journal / "control.sock").exists()
     assert not list(Path("/dev/shm").glob(f"batchd-*-{desk.journal_id()}"))
+
+
+def test_what_a_task_module_opened_stays_open_in_its_workers(desk: Desk) -> None:
+    (desk.folder / "logged.py").write_text(
+        "import pathlib\nLOG = open('log.txt', 'a')\n"
+        "def f(x):\n"
+        "    LOG.write(f'{x}\\n')\n    LOG.flush()\n"
+        "    pathlib.Path(f'out{x}.txt').write_text(str(x))\n    return x\n"
+    )
+    for start in ("fork", "fresh"):
+        ran = desk.run("run", "logged.py:f", "--range", "0:6", "--start", start, "--new")
+        assert ran.returncode == 0, ran.stderr
+        assert sorted((desk.folder / "log.txt").read_text().split()) == list("012345")
+        assert [(desk.folder / f"out{x}.txt").read_text() for x in range(6)] == list("012345")
+        (desk.folder / "log.txt").unlink()
+
+
+def test_retrying_a_batch_whose_input_was_not_read_to_its_end_comes_to_an_end(desk: Desk) -> None:
+    module = desk.folder / "mended.py"
+    module.write_text("def f(line):\n    raise ValueError('no')\n")
+    (desk.folder / "in.txt").write_text("line\n" * 300_000)
+    stopped = desk.run("run", "mended.py:f", "in.txt", "--json")
+    assert summary_of(stopped.stdout)["state"] == "stopped"
+    module.write_text("def f(line):\n    return len(line)\n")
+    retried = desk.run("retry", "last", "--failed", "--json")
+    assert summary_of(retried.stdout)["failed"] == 0
+    assert retried.returncode == 0
+
+
+def test_a_long_import_error_is_told_and_nobody_dies_of_it(desk: Desk) -> None:
+    (desk.folder / "long.py").write_text("raise ValueError('\\u00e9' * 60_000 + ' the end')\n")
+    ran = desk.run("run", "long.py:f", "--range", "0:3")
+    assert ran.returncode == 2
+    assert "the end" in ran.stderr
+    assert "died" not in ran.stderr
+
+
+def test_a_refused_run_leaves_partial_results_alone(desk: Desk) -> None:
+    module = desk.folder / "mine.py"
+    module.write_text("import time\ndef f(x):\n    end = time.time() + 0.01\n    while time.time() < end: pass\n")
+    process = desk.start("run", "mine.py:f", "--range", "0:2000", "--out", "out.jsonl")
+    partial = desk.folder / "out.jsonl.partial"
+    shown = "results", "last", "--json"
+    until(lambda: desk.run(*shown).stdout.count("succeeded") > 20, "some jobs are done", process)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=30)
+    kept = partial.read_bytes()
+    assert kept
+    module.write_text(module.read_text() + "# changed\n")
+    assert desk.run("run", "mine.py:f", "--range", "0:2000", "--out", "out.jsonl").returncode == 2
+    assert partial.read_bytes() == kept
+
+
+def test_more_batches_than_workers_take_turns(desk: Desk) -> None:
+    processes = [
+        desk.start("run", desk.task("slow_square"), "--range", "0:4000", "--name", name, "-j", "1")
+        for name in ("one", "two")
+    ]
+    until(lambda: len(status_of(desk).get("batches", ())) == 2, "both run", processes[0])
+
+    def done() -> list[int]:
+        return [made["done"] for made in status_of(desk)["batches"].values()]
+
+    before = done()
+    until(lambda: all(now > then + 5 for now, then in zip(done(), before, strict=True)), "both go on", processes[0])
+    for process in processes:
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=30)

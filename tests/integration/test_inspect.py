@@ -453,6 +453,7 @@ def test_failures_are_told_by_cause(folder: Path, run: Run) -> None:
         "1. ValueError · 1 job: 3",
         "   Traceback (most recent call last):",
         "   ValueError: 9 is odd",
+        "   input of job 3: 3",
         "   (attempt 2, 0.5 s of CPU)",
         "   last output of job 3:",
         "   | reading 9",
@@ -460,6 +461,7 @@ def test_failures_are_told_by_cause(folder: Path, run: Run) -> None:
         "",
         "2. JobCrashed · 1 job · quarantined: 5",
         "   killed by SIGSEGV",
+        "   input of job 5: 5",
         "",
         "next: batchd retry last --failed --quarantined",
     ]

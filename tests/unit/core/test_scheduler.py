@@ -488,3 +488,18 @@ def test_a_worker_that_dies_before_its_lease_costs_nobody_anything() -> None:
     desk.tell(ev.LeaseEnded(1, 1, 1))
 
     assert desk.gone(Position(1, 0, Phase.IDLE)).entries == []
+
+
+def test_a_lease_that_turns_out_slow_is_taken_back_for_an_idle_worker() -> None:
+    desk = long_lease(workers=2)
+    scheduler = desk.scheduler
+    (lease,) = scheduler.workers[1].leases
+    scheduler.batches["b"].queued.remove(lease.stop, desk.facts.size)  # Nothing is left for others ...
+    scheduler.batches["b"].facts.done.add(lease.stop, desk.facts.size)
+    scheduler.batches["b"].facts.counts[JobState.SUCCEEDED] += desk.facts.size - lease.stop
+    for worker in scheduler.workers:
+        scheduler._on(ev.WorkerReady(worker), desk.now)
+    lease.is_cutting = False
+    report = ev.JobsAcked(1, lease.number, lease.next, 1, JobState.SUCCEEDED, b"block", busy_s=5.0)
+    turn = desk.tell(report)  # ... and one report says that the rest takes long.
+    assert [command for command in turn.commands if isinstance(command, c.CutLease)]
