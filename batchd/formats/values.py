@@ -43,9 +43,14 @@ def dump(value: Any) -> bytes:
 def dump_checked(value: Any) -> bytes:
     """Pickle one value and make sure that it can be read back. Raises what pickling and unpickling raise."""
     payload = dump(value)
-    if _STACK_GLOBAL in payload and type(value).__module__ != "numpy":  # Arrays of numbers always come back.
+    if _STACK_GLOBAL in payload and not _is_array_of_numbers(value):
         pickle.loads(payload)
     return payload
+
+
+def _is_array_of_numbers(value: Any) -> bool:
+    """Whether it is a numpy array that holds no Python objects: reading it back would cost a copy and cannot fail."""
+    return type(value).__module__ == "numpy" and not getattr(getattr(value, "dtype", None), "hasobject", True)
 
 
 def load(payload: bytes | memoryview) -> Any:

@@ -491,15 +491,20 @@ def test_a_worker_that_dies_before_its_lease_costs_nobody_anything() -> None:
 
 
 def test_a_lease_that_turns_out_slow_is_taken_back_for_an_idle_worker() -> None:
-    desk = long_lease(workers=2)
-    scheduler = desk.scheduler
-    (lease,) = scheduler.workers[1].leases
-    scheduler.batches["b"].queued.remove(lease.stop, desk.facts.size)  # Nothing is left for others ...
-    scheduler.batches["b"].facts.done.add(lease.stop, desk.facts.size)
-    scheduler.batches["b"].facts.counts[JobState.SUCCEEDED] += desk.facts.size - lease.stop
-    for worker in scheduler.workers:
-        scheduler._on(ev.WorkerReady(worker), desk.now)
-    lease.is_cutting = False
-    report = ev.JobsAcked(1, lease.number, lease.next, 1, JobState.SUCCEEDED, b"block", busy_s=5.0)
-    turn = desk.tell(report)  # ... and one report says that the rest takes long.
-    assert [command for command in turn.commands if isinstance(command, c.CutLease)]
+    desk = attached(300, workers=2)
+    desk.commit()
+    desk.tell(ev.WorkerReady(1), ev.WorkerReady(2))
+    slow, fast = desk.scheduler.workers[1], desk.scheduler.workers[2]
+    while fast.leases:  # Worker 2 runs everything there is; nothing says that worker 1 is slow.
+        lease = fast.leases[0]
+        count = lease.stop - lease.next
+        report = ev.JobsAcked(2, lease.number, lease.next, count, JobState.SUCCEEDED, b"", 1e-6 * count)
+        desk.tell(report, ev.LeaseEnded(2, lease.number, lease.stop))
+        desk.commit()
+    lease = slow.leases[0]
+    assert len(slow.leases) == 2
+    assert not [command for command in desk.commands if isinstance(command, c.CutLease)]
+    turn = desk.tell(ev.JobsAcked(1, lease.number, lease.next, 1, JobState.SUCCEEDED, b"", 5.0))
+    (cut,) = turn.commands
+    assert isinstance(cut, c.CutLease)
+    assert cut.lease == slow.leases[1].number
