@@ -35,6 +35,8 @@ _PUMP_S = 0.25
 
 def run(args: argparse.Namespace) -> int:
     """`batchd run`: start or continue the batch this command means."""
+    if args.name in {"", "last"}:
+        raise UsageError(f"--name {args.name!r} cannot be asked for later: choose another")
     source = open_source(
         args.inputs,
         paths=args.paths,
@@ -42,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
         null=args.null,
         skip_bad_input=args.skip_bad_input,
     )
-    spec, key_spec = describe(args, source)
+    spec, key_spec = describe(args, source, spec_of_name(args))
     options = options_of(args)
     if args.dry_run:
         return dry_run(args, source, spec)
@@ -84,7 +86,7 @@ def retry(args: argparse.Namespace) -> int:
     spec, batch = dict(journal.spec), journal.folder.name
     is_sealed, counts = journal.facts.is_sealed, dict(journal.facts.counts)
     journal.close()
-    key_spec = key_spec_of(spec, args)
+    key_spec, options = key_spec_of(spec, args), options_of(args)
     jobs = sum(counts.get(state, 0) for state in states)
     named = " or ".join(name for name in chosen if getattr(args, name))
     if not jobs:
@@ -98,7 +100,7 @@ def retry(args: argparse.Namespace) -> int:
     if told["is_live"]:
         print(f"batchd: {jobs:,} {named} jobs of {batch} go back to the command that runs it", file=sys.stderr)
         return 0
-    runner = Runner(folder, batch, args, options_of(args), key_spec)
+    runner = Runner(folder, batch, args, options, key_spec)
     runner.note(f"retrying {jobs:,} {named} jobs of {batch}")
     if not is_sealed:
         runner.note("its input was not complete: run the original command to go on with that")
@@ -298,13 +300,16 @@ class Runner:
 # --- What the command means ----------------------------------------------------------------------------------------
 
 
-def describe(args: argparse.Namespace, source: Source) -> tuple[dict[str, Any], KeySpec]:
-    """Return the specification of the batch this command means, and how its workers start."""
-    cwd = Path.cwd()
-    if args.name in {"", "last"}:
-        raise UsageError(f"--name {args.name!r} cannot be asked for later: choose another")
-    task = tasks.parse(args.task, cwd)
-    sys_path = [str(cwd), *(entry for entry in sys.path if entry and entry != str(cwd))]
+def describe(
+    args: argparse.Namespace, source: Source, known: dict[str, Any] | None
+) -> tuple[dict[str, Any], KeySpec]:
+    """Return the specification of the batch this command means, and how its workers start.
+
+    A batch that is found by its name keeps the folder and the import path it was started with.
+    """
+    task = tasks.parse(args.task, Path.cwd())
+    cwd = Path(known["cwd"]) if known else Path.cwd()
+    sys_path = known["sys_path"] if known else [str(cwd), *(each for each in sys.path if each and each != str(cwd))]
     found = tasks.find_source(task, sys_path)
     spec = {
         "name": args.name or task.name,
@@ -378,6 +383,15 @@ def positive(option: str, value: float) -> float:
     if value <= 0:
         raise UsageError(f"{option} must be more than 0")
     return value
+
+
+def spec_of_name(args: argparse.Namespace) -> dict[str, Any] | None:
+    """Return the specification of the batch that already has the name in `args`, if there is one."""
+    folder = journal_folder(args.journal, os.environ)
+    if not args.name or args.new or not (folder / "batches").is_dir():
+        return None
+    known = read_known(folder, choose_id(folder, args, {}))
+    return dict(known["spec"]) if known else None
 
 
 def choose_id(folder: Path, args: argparse.Namespace, spec: dict[str, Any]) -> str:

@@ -61,17 +61,18 @@ def rest_s(workers: Iterable[Worker], batches: Mapping[str, LiveBatch]) -> float
 
 
 def choose_victim(
-    workers: Mapping[int, Worker], batches: Mapping[str, LiveBatch], key: str
+    workers: Mapping[int, Worker], batches: Mapping[str, LiveBatch], key: str, now: float
 ) -> tuple[Worker, Lease, int] | None:
     """Return (worker, lease, new stop) of the work most worth taking back for an idle worker of `key`.
 
-    A lease that waits behind another is taken back whole, the running one is halved.
+    A lease that waits behind another is taken back whole, the running one is halved. A job that has been running for
+    a while is expected to run as long again, whatever the pace of the others says.
     """
     best: tuple[float, Worker, Lease, int] | None = None
     for worker in workers.values():
         if worker.key != key or worker.kill or worker.state is not WorkerState.READY:
             continue
-        behind_s = 0.0
+        behind_s = now - worker.reported_at
         for lease in worker.leases:
             batch = batches[lease.batch]
             each_s = batch.pace.seconds_per_job

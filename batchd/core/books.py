@@ -161,6 +161,8 @@ class Worker:
     used_lanes: list[tuple[int, int]] = field(default_factory=list)
     """(turn, lane): lanes that are free once the turn is durable."""
     kill: Kill | None = None
+    reported_at: float = 0.0
+    """When it last reported a job or got work after having none."""
 
     def lease(self, number: int) -> Lease | None:
         """Return the outstanding lease of that number."""

@@ -42,7 +42,7 @@ class Scheduler:
         self.scaled: int | None = None
         self._jitter = jitter
         self._intensity: dict[str, RestartIntensity] = {}
-        self._turn = 0
+        self._turn, self._now = 0, 0.0
         self._entry_turn = 0
         """The last turn that had entries: what waits for durability waits for this one."""
         self._committed = 0
@@ -57,7 +57,7 @@ class Scheduler:
 
     def step(self, events: Iterable[ev.Event], now: float) -> Turn:
         """Take in what happened by `now` (monotonic seconds) and return what follows."""
-        self._turn += 1
+        self._turn, self._now = self._turn + 1, now
         self._entries, self._commands = [], []
         changes_assignment = False
         for event in events:
@@ -221,7 +221,7 @@ class Scheduler:
             self._kill(worker, Kill(None, 0), "")  # It breaks the protocol; its unreported jobs run again.
             return
         batch = self.batches[lease.batch]
-        lease.next = stop
+        lease.next, worker.reported_at = stop, now
         batch.pace.report(event.count, event.busy_s)
         self._intensity_of(worker.key).progress()
         if event.state is JobState.SUCCEEDED:
@@ -457,6 +457,7 @@ class Scheduler:
         batch.queued.remove(first, stop)
         lease = Lease(self._next_lease, batch.facts.batch, worker.lanes.pop(0), first, stop, first, history)
         self._next_lease += 1
+        worker.reported_at = worker.reported_at if worker.leases else self._now
         worker.leases.append(lease)
         batch.lend(worker.number, lease)
         batch.lease_number = lease.number
@@ -478,10 +479,9 @@ class Scheduler:
         for worker in self.workers.values():
             if worker.leases or worker.state is not WorkerState.READY or worker.kill:
                 continue
-            if choose_batch(self.batches.values(), worker) is not None:
+            if choose_batch(self.batches.values(), worker):
                 continue
-            victim = choose_victim(self.workers, self.batches, worker.key)
-            if victim is not None:
+            if victim := choose_victim(self.workers, self.batches, worker.key, self._now):
                 self._cut(*victim)
 
     # --- Small things ---------------------------------------------------------------------------------------

@@ -86,7 +86,10 @@ def source_digest(source: Path | None) -> str:
     """Return the digest that tells whether the task's code changed, '' when there is no source."""
     if source is None:
         return ""
-    return blake2b(source.read_bytes(), digest_size=16).hexdigest()
+    try:
+        return blake2b(source.read_bytes(), digest_size=16).hexdigest()
+    except OSError as error:
+        raise TaskError(f"the task's file {source} cannot be read ({error.strerror}): put it back") from None
 
 
 def load(task: Task) -> Callable[..., Any]:

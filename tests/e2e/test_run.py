@@ -436,3 +436,14 @@ def test_more_batches_than_workers_take_turns(desk: Desk) -> None:
     for process in processes:
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=30)
+
+
+def test_a_named_batch_of_a_local_module_goes_on_from_another_folder(desk: Desk) -> None:
+    (desk.folder / "local.py").write_text("def f(x):\n    return x + 1\n")
+    assert desk.run("run", "local:f", "--range", "0:5", "--name", "near").returncode == 0
+    elsewhere = desk.folder / "elsewhere"
+    elsewhere.mkdir()
+    out = str(desk.folder / "out.jsonl")
+    ran = desk.run("run", "local:f", "--range", "0:8", "--name", "near", "--out", out, cwd=elsewhere)
+    assert ran.returncode == 0, ran.stderr
+    assert [line["result"] for line in desk.results()] == list(range(1, 9))

@@ -43,8 +43,7 @@ def run(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> R
         known = {"journal": None, "json": False, "batch": "last", "values": False, "output": None, "all": False}
         capfd.readouterr()
         code = verb(argparse.Namespace(**{**known, **given}))
-        out, err = capfd.readouterr()
-        return code, out, err
+        return code, *capfd.readouterr()
 
     return run_verb
 

@@ -1,11 +1,14 @@
 """Who gets what: sharing, choosing, and taking back."""
 
+from batchd.core import commands as c
+from batchd.core import events as ev
 from batchd.core.assignment import choose_batch, choose_victim, pool_size, workers_per_key
 from batchd.core.books import Kill, LiveBatch, Worker, WorkerState
 from batchd.core.events import Options
 from batchd.core.facts import BatchFacts
-from batchd.core.job import FRESH
+from batchd.core.job import FRESH, JobState
 from batchd.core.lease import Lease
+from batchd.core.scheduler import Scheduler
 
 
 def batch(name: str, queued: int, *, workers: int = 4, key: str = "key") -> LiveBatch:
@@ -63,8 +66,8 @@ def test_a_batch_above_its_cap_is_for_nobody() -> None:
     assert choose_batch([full], worker(7)) is None
 
 
-def victims(live: LiveBatch, *workers: Worker) -> tuple[int, int, int] | None:
-    found = choose_victim({it.number: it for it in workers}, {"a": live}, "key")
+def victims(live: LiveBatch, *workers: Worker, now: float = 0.0) -> tuple[int, int, int] | None:
+    found = choose_victim({it.number: it for it in workers}, {"a": live}, "key", now)
     return (found[0].number, found[1].number, found[2]) if found else None
 
 
@@ -73,6 +76,14 @@ def test_a_waiting_lease_is_taken_whole_before_a_running_one_is_halved() -> None
 
     assert victims(live, worker(1, lease(1, 0, 10), lease(2, 10, 20))) == (1, 2, 10)
     assert victims(live, worker(1, lease(1, 0, 10))) == (1, 1, 5)
+
+
+def test_what_waits_behind_a_job_that_takes_long_is_taken_whatever_the_pace_says() -> None:
+    live = batch("a", 0)
+    live.pace.report(jobs=1_000, busy_s=0.001)
+
+    assert victims(live, worker(1, lease(1, 0, 1), lease(2, 1, 2)), now=0.001) is None
+    assert victims(live, worker(1, lease(1, 0, 1), lease(2, 1, 2)), now=1.0) == (1, 2, 1)
 
 
 def test_the_most_is_taken_from_the_busiest() -> None:
@@ -93,3 +104,20 @@ def test_nothing_is_taken_where_nothing_is_won() -> None:
     assert victims(live, killed) is None
     assert victims(live, worker(1, lease(1, 0, 10), key="other")) is None
     assert victims(full, worker(1, lease(1, 0, 10))) is None
+
+
+def test_a_lease_that_turns_out_slow_is_taken_back_at_its_next_report() -> None:
+    scheduler = Scheduler(jitter=lambda: 0.0)
+    scheduler.step([ev.BatchAttached(BatchFacts("a"), Options(workers=2), "key", 1)], 0.0)
+    scheduler.step([ev.SegmentsReceived("a", 300, (b"x",), "client", 1, "")], 0.0)
+    scheduler.step([ev.Committed(2)], 0.0)
+    scheduler.step([ev.WorkerReady(1), ev.WorkerReady(2)], 0.0)
+    slow, fast = scheduler.workers[1], scheduler.workers[2]
+    while fast.leases:  # Worker 2 runs everything there is; nothing says that worker 1 is slow.
+        it = fast.leases[0]
+        report = ev.JobsAcked(2, it.number, it.next, it.stop - it.next, JobState.SUCCEEDED, b"", 1e-6)
+        turn = scheduler.step([report, ev.LeaseEnded(2, it.number, it.stop)], 0.0)
+        scheduler.step([ev.Committed(turn.number)], 0.0)
+    first, second = slow.leases
+    turn = scheduler.step([ev.JobsAcked(1, first.number, first.next, 1, JobState.SUCCEEDED, b"", 5.0)], 0.0)
+    assert turn.commands == [c.CutLease(1, second.number, second.lane, second.first)]

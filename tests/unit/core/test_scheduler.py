@@ -488,23 +488,3 @@ def test_a_worker_that_dies_before_its_lease_costs_nobody_anything() -> None:
     desk.tell(ev.LeaseEnded(1, 1, 1))
 
     assert desk.gone(Position(1, 0, Phase.IDLE)).entries == []
-
-
-def test_a_lease_that_turns_out_slow_is_taken_back_for_an_idle_worker() -> None:
-    desk = attached(300, workers=2)
-    desk.commit()
-    desk.tell(ev.WorkerReady(1), ev.WorkerReady(2))
-    slow, fast = desk.scheduler.workers[1], desk.scheduler.workers[2]
-    while fast.leases:  # Worker 2 runs everything there is; nothing says that worker 1 is slow.
-        lease = fast.leases[0]
-        count = lease.stop - lease.next
-        report = ev.JobsAcked(2, lease.number, lease.next, count, JobState.SUCCEEDED, b"", 1e-6 * count)
-        desk.tell(report, ev.LeaseEnded(2, lease.number, lease.stop))
-        desk.commit()
-    lease = slow.leases[0]
-    assert len(slow.leases) == 2
-    assert not [command for command in desk.commands if isinstance(command, c.CutLease)]
-    turn = desk.tell(ev.JobsAcked(1, lease.number, lease.next, 1, JobState.SUCCEEDED, b"", 5.0))
-    (cut,) = turn.commands
-    assert isinstance(cut, c.CutLease)
-    assert cut.lease == slow.leases[1].number
