@@ -22,7 +22,14 @@ from batchd.core.job import History, JobState
 from batchd.errors import BatchdError, FormatError, IllegalTransition, JournalDamaged, JournalError, JournalNewer
 from batchd.formats import tables
 from batchd.formats.segment import Encoding, header_of, pack, pack_items
-from batchd.settings import CHECKPOINT_RECORDS, FORMAT_VERSION, MAP_BYTES, READERS_MAX, RECORD_BYTES_MAX
+from batchd.settings import (
+    CHECKPOINT_RECORDS,
+    FORMAT_VERSION,
+    MAP_BYTES,
+    READERS_CHECK_COMMITS,
+    READERS_MAX,
+    RECORD_BYTES_MAX,
+)
 
 
 class Progress(NamedTuple):
@@ -69,6 +76,7 @@ class BatchJournal:
             self._dbs = self._open_tables()
         self.usage: dict[str, Any] = {}
         self._lock = Lock()
+        self._commits = 0
         self._sequence = 0
         self._records_since = 0
         try:
@@ -198,6 +206,9 @@ class BatchJournal:
         with self._lock:
             for entry in entries:
                 apply(self.facts, entry)
+        self._commits += 1
+        if self._commits % READERS_CHECK_COMMITS == 0:
+            self._env.reader_check()
         if any(isinstance(entry, e.Detached) for entry in entries):
             self._env.sync(True)
         return self.progress()
