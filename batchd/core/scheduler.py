@@ -10,15 +10,14 @@ from dataclasses import dataclass
 from batchd.core import commands as c
 from batchd.core import entries as e
 from batchd.core import events as ev
-from batchd.core.assignment import choose_batch, choose_victim, pool_size, workers_per_key
 from batchd.core.books import Held, Kill, LiveBatch, Worker, WorkerState
+from batchd.core.crew import Crew
 from batchd.core.facts import apply
 from batchd.core.job import Cause, History, JobState, after
 from batchd.core.lease import Lease, reach
 from batchd.core.restart import RestartIntensity
 from batchd.core.retry import bucket, delay_s
 from batchd.core.stopping import reason_to_stop
-from batchd.settings import LANES, LEASE_TARGET_S, LEASES_PER_WORKER, TURNS_S
 
 _REPORTS = (ev.JobsAcked, ev.CauseExplained, ev.WorkerObserved, ev.Committed)
 """Events that by themselves give nobody work and free nobody: most steps are made of these alone."""
@@ -38,27 +37,29 @@ class Scheduler:
 
     def __init__(self, jitter: Callable[[], float]) -> None:
         self.batches: dict[str, LiveBatch] = {}
-        self.workers: dict[int, Worker] = {}
-        self.scaled: int | None = None
+        self.crew = Crew(self.batches)
+        self.workers = self.crew.workers
         self._jitter = jitter
         self._intensity: dict[str, RestartIntensity] = {}
-        self._turn, self._now = 0, 0.0
+        self._turn = 0
         self._entry_turn = 0
         """The last turn that had entries: what waits for durability waits for this one."""
         self._committed = 0
         self._retired: list[tuple[int, int]] = []
         """(turn, worker): gone workers to forget once the turn is durable."""
-        self._next_lease = 1
-        self._next_worker = 1
         self._entries: list[e.Entry] = []
-        self._commands: list[c.Command] = []
+
+    @property
+    def scaled(self) -> int | None:
+        """The worker count somebody ordered, None when the batches decide."""
+        return self.crew.scaled
 
     # --- The one door ---------------------------------------------------------------------------------------
 
     def step(self, events: Iterable[ev.Event], now: float) -> Turn:
         """Take in what happened by `now` (monotonic seconds) and return what follows."""
-        self._turn, self._now = self._turn + 1, now
-        self._entries, self._commands = [], []
+        self._turn += 1
+        self._entries, self.crew.orders = [], []
         changes_assignment = False
         for event in events:
             changes_assignment |= not isinstance(event, _REPORTS)
@@ -69,10 +70,10 @@ class Scheduler:
         for batch in self.batches.values():
             changes_assignment |= batch.wake(now)
         if changes_assignment:
-            self._balance_workers(now)
-            self._grant_leases()
-        self._steal()  # A lease may turn out slow at any report.
-        return Turn(self._turn, self._entries, self._commands)
+            self.crew.balance(now)
+            self.crew.grant_leases(now)
+        self.crew.steal(now)  # A lease may turn out slow at any report.
+        return Turn(self._turn, self._entries, self.crew.orders)
 
     def next_due(self) -> float | None:
         """Return when the next backoff ends, None when nothing waits."""
@@ -84,10 +85,7 @@ class Scheduler:
         for batch in self.batches.values():
             batch.check()
             assert set(batch.leases) <= held, "a lease without a worker"
-        for worker in self.workers.values():
-            lanes = [lease.lane for lease in worker.leases] + [lane for _, lane in worker.used_lanes]
-            assert sorted(lanes + worker.lanes) == list(range(LANES)), "a lane is lost or used twice"
-            assert len(worker.leases) <= LEASES_PER_WORKER
+        self.crew.check()
 
     def _on(self, event: ev.Event, now: float) -> None:
         match event:
@@ -107,7 +105,7 @@ class Scheduler:
             case ev.Committed(turn=turn):
                 self._committed = turn
             case ev.ScaleRequested(workers=workers):
-                self.scaled = workers
+                self.crew.scaled = workers
                 for batch in self.batches.values():
                     batch.scaled = workers
             case ev.KeyFailed(key=key, reason=reason):
@@ -197,9 +195,9 @@ class Scheduler:
             worker = self.workers[number]
             for lease in worker.leases:
                 if lease.batch == batch.facts.batch:
-                    self._cut(worker, lease, lease.next)
+                    self.crew.cut(worker, lease, lease.next)
             if kill:
-                self._kill(worker, Kill(None, 0), "")
+                self.crew.kill(worker, Kill(None, 0), "")
 
     def _finish_leaving(self, batch: LiveBatch) -> None:
         if batch.is_leaving and not batch.leases and batch.facts.is_attached:
@@ -213,12 +211,12 @@ class Scheduler:
     # --- Jobs -----------------------------------------------------------------------------------------------
 
     def _on_acked(self, event: ev.JobsAcked, now: float) -> None:
-        worker, lease = self._find(event.worker, event.lease)
+        worker, lease = self.crew.find(event.worker, event.lease)
         if worker is None or lease is None:
             return  # Fenced: the lease is not this worker's any more.
         stop = event.first + event.count
         if event.first != lease.next or stop > lease.stop:
-            self._kill(worker, Kill(None, 0), "")  # It breaks the protocol; its unreported jobs run again.
+            self.crew.kill(worker, Kill(None, 0), "")  # It breaks the protocol; its unreported jobs run again.
             return
         batch = self.batches[lease.batch]
         lease.next, worker.reported_at = stop, now
@@ -285,11 +283,11 @@ class Scheduler:
     # --- Workers --------------------------------------------------------------------------------------------
 
     def _on_lease_stop(self, event: ev.LeaseEnded | ev.LeaseCut) -> None:
-        worker, lease = self._find(event.worker, event.lease)
+        worker, lease = self.crew.find(event.worker, event.lease)
         if worker is None or lease is None:
             return  # It ended while its limit was being written.
         if isinstance(event, ev.LeaseEnded) and event.stop != lease.next:
-            self._kill(worker, Kill(None, 0), "")  # It skipped jobs: they run again.
+            self.crew.kill(worker, Kill(None, 0), "")  # It skipped jobs: they run again.
             return
         batch = self.batches[lease.batch]
         stop = max(event.stop, lease.next)
@@ -302,7 +300,7 @@ class Scheduler:
         lease.is_cutting = False
         if lease.cut_next is not None:
             wanted, lease.cut_next = lease.cut_next, None
-            self._cut(worker, lease, max(wanted, lease.next))
+            self.crew.cut(worker, lease, max(wanted, lease.next))
 
     def _close_lease(self, worker: Worker, lease: Lease) -> None:
         batch = self.batches[lease.batch]
@@ -311,7 +309,7 @@ class Scheduler:
         worker.leases.remove(lease)
         worker.used_lanes.append((self._entry_turn, lease.lane))
         if worker.state is WorkerState.STOPPING and not worker.leases:
-            self._commands.append(c.StopWorker(worker.number))
+            self.crew.orders.append(c.StopWorker(worker.number))
 
     def _on_gone(self, event: ev.WorkerGone, now: float) -> None:
         worker = self.workers.pop(event.worker, None)
@@ -351,33 +349,21 @@ class Scheduler:
         return Cause.FAILURE if worker.kill == Kill(lease.number, index) else Cause.REPLAY
 
     def _on_observed(self, event: ev.WorkerObserved) -> None:
-        worker, lease = self._find(event.worker, event.position.lease)
+        worker, lease = self.crew.find(event.worker, event.position.lease)
         if worker is None or lease is None or worker.kill or event.position.phase is not ev.Phase.RUNNING:
             return
         options = self.batches[lease.batch].options
         target = Kill(lease.number, event.position.index)
         if options.timeout_s is not None and event.running_s > options.timeout_s:
-            self._kill(worker, target, f"timed out after {event.running_s:.1f} s", with_stack=True)
+            self.crew.kill(worker, target, f"timed out after {event.running_s:.1f} s", with_stack=True)
         elif options.memory_bytes_max is not None and event.memory_bytes > options.memory_bytes_max:
             used, limit = event.memory_bytes / 2**30, options.memory_bytes_max / 2**30
-            self._kill(worker, target, f"memory {used:.2f} GiB > {limit:.2f} GiB (--memory-per-job)")
+            self.crew.kill(worker, target, f"memory {used:.2f} GiB > {limit:.2f} GiB (--memory-per-job)")
 
     def _on_explained(self, event: ev.CauseExplained) -> None:
-        _, lease = self._find(event.worker, event.lease)
+        _, lease = self.crew.find(event.worker, event.lease)
         if lease is not None:
             self._record(e.Explained(lease.batch, event.fingerprint, event.text))
-
-    def _kill(self, worker: Worker, kill: Kill, why: str, *, with_stack: bool = False) -> None:
-        if worker.kill is None:
-            worker.kill = kill
-            self._commands.append(c.KillWorker(worker.number, why, with_stack))
-
-    def _cut(self, worker: Worker, lease: Lease, stop: int) -> None:
-        if lease.is_cutting:
-            lease.cut_next = stop if lease.cut_next is None else min(stop, lease.cut_next)
-        elif stop < lease.stop:
-            lease.is_cutting = True
-            self._commands.append(c.CutLease(worker.number, lease.number, lease.lane, stop))
 
     # --- After the events: release, balance, lease, steal ---------------------------------------------------
 
@@ -386,103 +372,14 @@ class Scheduler:
         committed = self._committed if self._committed < self._entry_turn else self._turn
         freed = [batch.release(committed) for batch in self.batches.values()]
         freed += [worker.release_lanes(committed) for worker in self.workers.values()]
-        self._commands += [c.ForgetWorker(number) for turn, number in self._retired if turn <= committed]
+        self.crew.orders += [c.ForgetWorker(number) for turn, number in self._retired if turn <= committed]
         self._retired = [(turn, number) for turn, number in self._retired if turn > committed]
         for name, batch in list(self.batches.items()):
             if not batch.facts.is_attached and batch.entry_turn <= committed:
                 del self.batches[name]
-                self._commands.append(c.PutDown(name))
+                self.crew.orders.append(c.PutDown(name))
                 freed.append(True)
         return any(freed)
-
-    def _balance_workers(self, now: float) -> None:
-        size = pool_size(self.batches.values(), self.scaled)
-        wanted = workers_per_key(self.batches.values(), size, int(now / TURNS_S))
-        have: dict[str, list[Worker]] = {}
-        for worker in self.workers.values():
-            if worker.state is not WorkerState.STOPPING and not worker.kill:
-                have.setdefault(worker.key, []).append(worker)
-        room = size - len(self.workers)
-        missing = 0
-        for key, count in wanted.items():
-            short = count - len(have.get(key, ()))
-            missing += max(0, short - max(room, 0))
-            for _ in range(min(short, max(room, 0))):
-                worker = Worker(self._next_worker, key, list(range(LANES)))
-                self._next_worker += 1
-                self.workers[worker.number] = worker
-                self._commands.append(c.StartWorker(worker.number, key))
-                room -= 1
-        surplus = sum(map(len, have.values())) - size
-        for key, workers in have.items():
-            spare = len(workers) - wanted.get(key, 0)
-            retire = min(spare, max(surplus, missing))
-            for worker in sorted(workers, key=lambda worker: len(worker.leases))[: max(0, retire)]:
-                self._retire(worker)
-                surplus -= 1
-                missing -= 1
-
-    def _retire(self, worker: Worker) -> None:
-        worker.state = WorkerState.STOPPING
-        for lease in worker.leases:
-            self._cut(worker, lease, lease.next)
-        if not worker.leases:
-            self._commands.append(c.StopWorker(worker.number))
-
-    def _grant_leases(self) -> None:
-        if not any(batch.queued.size for batch in self.batches.values()):
-            return
-        for outstanding in range(LEASES_PER_WORKER):
-            for worker in self.workers.values():
-                if worker.state is not WorkerState.READY or worker.kill or len(worker.leases) != outstanding:
-                    continue
-                batch = choose_batch(self.batches.values(), worker)
-                if batch is not None and worker.lanes and self._may_prefetch(batch, worker):
-                    self._grant(worker, batch)
-
-    @staticmethod
-    def _may_prefetch(batch: LiveBatch, worker: Worker) -> bool:
-        """A second lease hides the round trip; behind long jobs it would only wait."""
-        each_s = batch.pace.seconds_per_job
-        return not worker.leases or (each_s is not None and each_s < LEASE_TARGET_S)
-
-    def _grant(self, worker: Worker, batch: LiveBatch) -> None:
-        first_range = batch.queued.first()
-        assert first_range is not None
-        first, stop = first_range
-        stop, history = batch.facts.histories.span(first, stop)
-        sharers = min(batch.workers_max, len(self.workers))
-        jobs = 1 if history.is_suspect else batch.pace.jobs_per_lease(batch.queued.size, sharers)
-        stop = min(stop, first + jobs)
-        batch.queued.remove(first, stop)
-        lease = Lease(self._next_lease, batch.facts.batch, worker.lanes.pop(0), first, stop, first, history)
-        self._next_lease += 1
-        worker.reported_at = worker.reported_at if worker.leases else self._now
-        worker.leases.append(lease)
-        batch.lend(worker.number, lease)
-        batch.lease_number = lease.number
-        self._commands.append(
-            c.GrantLease(
-                worker=worker.number,
-                lease=lease.number,
-                lane=lease.lane,
-                batch=lease.batch,
-                first=first,
-                stop=stop,
-                attempt=history.attempts + 1,
-                is_timed=batch.options.timeout_s is not None,
-            )
-        )
-
-    def _steal(self) -> None:
-        """Take work back from slow workers for those that have none (one lease per idle worker)."""
-        for worker in self.workers.values():
-            if worker.leases or worker.state is not WorkerState.READY or worker.kill:
-                continue
-            if choose_batch(self.batches.values(), worker):
-                continue
-            if victim := choose_victim(self.workers, self.batches, worker.key, self._now):
-                self._cut(*victim)
 
     # --- Small things ---------------------------------------------------------------------------------------
 
@@ -491,10 +388,6 @@ class Scheduler:
         apply(batch.facts, entry)
         self._entries.append(entry)
         self._entry_turn = batch.entry_turn = self._turn
-
-    def _find(self, worker_number: int, lease_number: int) -> tuple[Worker | None, Lease | None]:
-        worker = self.workers.get(worker_number)
-        return worker, worker.lease(lease_number) if worker else None
 
     def _intensity_of(self, key: str) -> RestartIntensity:
         return self._intensity.setdefault(key, RestartIntensity())

@@ -1,5 +1,6 @@
 """Two thousand schedules of a hostile world, and proof that the simulator would notice."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from batchd.core import entries as e
 from batchd.core import events as ev
 from batchd.core.books import Kill, LiveBatch, Worker
+from batchd.core.crew import Crew
 from batchd.core.job import Cause, History, JobState
 from batchd.core.lease import Lease
 from batchd.core.scheduler import Scheduler
@@ -73,7 +75,7 @@ class CutsTooShort(Scheduler):
     """Trusts the limit it asked for, not the position that was read again."""
 
     def _on_lease_stop(self, event: ev.LeaseEnded | ev.LeaseCut) -> None:
-        _, lease = self._find(event.worker, event.lease)
+        _, lease = self.crew.find(event.worker, event.lease)
         if lease is not None and isinstance(event, ev.LeaseCut):
             event = replace(event, stop=lease.next)
         super()._on_lease_stop(event)
@@ -83,7 +85,7 @@ class TrustsOldReports(Scheduler):
     """Has no fence: whoever reports is believed."""
 
     def _on_acked(self, event: ev.JobsAcked, now: float) -> None:
-        _, lease = self._find(event.worker, event.lease)
+        _, lease = self.crew.find(event.worker, event.lease)
         if lease is None and self.batches:
             self._record(e.Recorded(next(iter(self.batches)), event.first, event.count, event.state, event.block))
         else:
@@ -113,7 +115,14 @@ class ChargesNothing(Scheduler):
 class NeverKills(Scheduler):
     """Orders no kill: a hanging job hangs for ever."""
 
-    def _kill(self, worker: Worker, kill: Kill, why: str, *, with_stack: bool = False) -> None:
+    def __init__(self, jitter: Callable[[], float]) -> None:
+        super().__init__(jitter)
+        self.crew = _Merciful(self.batches)
+        self.workers = self.crew.workers
+
+
+class _Merciful(Crew):
+    def kill(self, worker: Worker, kill: Kill, why: str, *, with_stack: bool = False) -> None:
         pass
 
 

@@ -254,7 +254,7 @@ def test_a_cut_gives_back_only_what_is_certain() -> None:
 def test_a_lower_limit_asked_for_during_a_cut_is_not_forgotten() -> None:
     desk = long_lease()
     worker = desk.scheduler.workers[1]
-    desk.scheduler._cut(worker, worker.leases[0], 6)
+    desk.scheduler.crew.cut(worker, worker.leases[0], 6)
     desk.tell(ev.DetachRequested("b"))
 
     assert desk.tell(ev.LeaseCut(1, 2, 6)).commands == [c.CutLease(1, 2, 1, 1)]

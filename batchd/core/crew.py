@@ -1,0 +1,144 @@
+"""The crew: the workers as the scheduler's book has them, and the orders they get.
+
+How many there are, who is granted which lease, what is taken back for whom. Nothing here is durable and nothing here
+decides what becomes of a job: that is the scheduler's. `orders` are the commands of the present turn.
+"""
+
+from collections.abc import Mapping
+
+from batchd.core import commands as c
+from batchd.core.assignment import choose_batch, choose_victim, pool_size, workers_per_key
+from batchd.core.books import Kill, LiveBatch, Worker, WorkerState
+from batchd.core.lease import Lease
+from batchd.settings import LANES, LEASE_TARGET_S, LEASES_PER_WORKER, TURNS_S
+
+
+class Crew:
+    """All workers of one supervisor."""
+
+    def __init__(self, batches: Mapping[str, LiveBatch]) -> None:
+        self.workers: dict[int, Worker] = {}
+        self.scaled: int | None = None
+        """The size somebody ordered; it overrides what the batches ask for."""
+        self.orders: list[c.Command] = []
+        self._batches = batches
+        self._next_lease = 1
+        self._next_worker = 1
+
+    def check(self) -> None:
+        """Assert the invariants; for tests and simulations."""
+        for worker in self.workers.values():
+            lanes = [lease.lane for lease in worker.leases] + [lane for _, lane in worker.used_lanes]
+            assert sorted(lanes + worker.lanes) == list(range(LANES)), "a lane is lost or used twice"
+            assert len(worker.leases) <= LEASES_PER_WORKER
+
+    def find(self, worker_number: int, lease_number: int) -> tuple[Worker | None, Lease | None]:
+        """Return a worker and a lease it holds, each None when there is none of that number."""
+        worker = self.workers.get(worker_number)
+        return worker, worker.lease(lease_number) if worker else None
+
+    def balance(self, now: float) -> None:
+        """Start and retire workers so that each key has its share."""
+        size = pool_size(self._batches.values(), self.scaled)
+        wanted = workers_per_key(self._batches.values(), size, int(now / TURNS_S))
+        have: dict[str, list[Worker]] = {}
+        for worker in self.workers.values():
+            if worker.state is not WorkerState.STOPPING and not worker.kill:
+                have.setdefault(worker.key, []).append(worker)
+        room = size - len(self.workers)
+        missing = 0
+        for key, count in wanted.items():
+            short = count - len(have.get(key, ()))
+            missing += max(0, short - max(room, 0))
+            for _ in range(min(short, max(room, 0))):
+                worker = Worker(self._next_worker, key, list(range(LANES)))
+                self._next_worker += 1
+                self.workers[worker.number] = worker
+                self.orders.append(c.StartWorker(worker.number, key))
+                room -= 1
+        surplus = sum(map(len, have.values())) - size
+        for key, workers in have.items():
+            spare = len(workers) - wanted.get(key, 0)
+            retire = min(spare, max(surplus, missing))
+            for worker in sorted(workers, key=lambda worker: len(worker.leases))[: max(0, retire)]:
+                self.retire(worker)
+                surplus -= 1
+                missing -= 1
+
+    def retire(self, worker: Worker) -> None:
+        """Let a worker end when it has nothing left."""
+        worker.state = WorkerState.STOPPING
+        for lease in worker.leases:
+            self.cut(worker, lease, lease.next)
+        if not worker.leases:
+            self.orders.append(c.StopWorker(worker.number))
+
+    def kill(self, worker: Worker, kill: Kill, why: str, *, with_stack: bool = False) -> None:
+        """Order a worker killed, once."""
+        if worker.kill is None:
+            worker.kill = kill
+            self.orders.append(c.KillWorker(worker.number, why, with_stack))
+
+    def cut(self, worker: Worker, lease: Lease, stop: int) -> None:
+        """Order that no job of a lease at or beyond `stop` begins; how far it got is told later (LeaseCut)."""
+        if lease.is_cutting:
+            lease.cut_next = stop if lease.cut_next is None else min(stop, lease.cut_next)
+        elif stop < lease.stop:
+            lease.is_cutting = True
+            self.orders.append(c.CutLease(worker.number, lease.number, lease.lane, stop))
+
+    def grant_leases(self, now: float) -> None:
+        """Give work to every worker that may take some."""
+        if not any(batch.queued.size for batch in self._batches.values()):
+            return
+        for outstanding in range(LEASES_PER_WORKER):
+            for worker in self.workers.values():
+                if worker.state is not WorkerState.READY or worker.kill or len(worker.leases) != outstanding:
+                    continue
+                batch = choose_batch(self._batches.values(), worker)
+                if batch is not None and worker.lanes and self._may_prefetch(batch, worker):
+                    self._grant(worker, batch, now)
+
+    @staticmethod
+    def _may_prefetch(batch: LiveBatch, worker: Worker) -> bool:
+        """A second lease hides the round trip; behind long jobs it would only wait."""
+        each_s = batch.pace.seconds_per_job
+        return not worker.leases or (each_s is not None and each_s < LEASE_TARGET_S)
+
+    def _grant(self, worker: Worker, batch: LiveBatch, now: float) -> None:
+        first_range = batch.queued.first()
+        assert first_range is not None
+        first, stop = first_range
+        stop, history = batch.facts.histories.span(first, stop)
+        sharers = min(batch.workers_max, len(self.workers))
+        jobs = 1 if history.is_suspect else batch.pace.jobs_per_lease(batch.queued.size, sharers)
+        stop = min(stop, first + jobs)
+        batch.queued.remove(first, stop)
+        lease = Lease(self._next_lease, batch.facts.batch, worker.lanes.pop(0), first, stop, first, history)
+        self._next_lease += 1
+        worker.reported_at = worker.reported_at if worker.leases else now
+        worker.leases.append(lease)
+        batch.lend(worker.number, lease)
+        batch.lease_number = lease.number
+        self.orders.append(
+            c.GrantLease(
+                worker=worker.number,
+                lease=lease.number,
+                lane=lease.lane,
+                batch=lease.batch,
+                first=first,
+                stop=stop,
+                attempt=history.attempts + 1,
+                is_timed=batch.options.timeout_s is not None,
+            )
+        )
+
+    def steal(self, now: float) -> None:
+        """Take work back from slow workers for those that have none (one lease per idle worker)."""
+        for worker in self.workers.values():
+            if worker.leases or worker.state is not WorkerState.READY or worker.kill:
+                continue
+            if choose_batch(self._batches.values(), worker):
+                continue
+            if victim := choose_victim(self.workers, self._batches, worker.key, now):
+                self.cut(*victim)
