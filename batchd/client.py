@@ -60,9 +60,9 @@ class Connection:
             raise SupervisorGone(str(error)) from None
         return self._number
 
-    def ask(self, do: str, /, **fields: Any) -> dict[str, Any]:
+    def ask(self, do: str, body: bytes = b"", /, **fields: Any) -> dict[str, Any]:
         """Send a request and wait for its reply. Raises SupervisorGone, or the error the supervisor answered."""
-        number = self.tell(do, **fields)
+        number = self.tell(do, body, **fields)
         later: list[control.Message] = []
         while True:
             for message in self._receive():
@@ -214,7 +214,8 @@ def batch_id(identity: Any) -> str:
 
 def key_of(spec: KeySpec, digest: str) -> str:
     """Return what workers must share to serve the same batch."""
-    return blake2b(json.dumps([asdict(spec), digest], sort_keys=True).encode(), digest_size=12).hexdigest()
+    fields = {**asdict(spec), "payload": blake2b(spec.payload).hexdigest()}
+    return blake2b(json.dumps([fields, digest], sort_keys=True).encode(), digest_size=12).hexdigest()
 
 
 class Checkpointed(Protocol):
@@ -312,8 +313,9 @@ class Session:
             "spec": spec,
             "options": fields,
             "key": key_of(key_spec, digest),
-            "key_spec": asdict(key_spec),
+            "key_spec": {**asdict(key_spec), "payload": ""},
         }
+        self._payload = key_spec.payload
         self._client = os.urandom(8).hex()
         self._connection: Connection | None = None
         self._feed: Feed | None = None
@@ -334,7 +336,7 @@ class Session:
         while True:
             try:
                 self._connection = connect(self.folder)
-                self.progress = self._connection.ask("open", **self._open_fields)
+                self.progress = self._connection.ask("open", self._payload, **self._open_fields)
             except SupervisorGone:
                 self._count_restart()
             else:

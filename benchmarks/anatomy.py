@@ -30,6 +30,7 @@ from batchd.formats.frame import FrameReader
 from batchd.formats.segment import header_of, input_blocks, pack_vector, unpack
 from batchd.settings import LANES, LEASE_JOBS_MAX
 from batchd.sources import open_source
+from batchd.worker.calls import Bundle
 from batchd.worker.main import Fds, Worker
 from batchd.worker.recorder import SLOT_BYTES, Lane, Slot
 from benchmarks import batch
@@ -192,7 +193,7 @@ def _worker_parts(clock: _Clock, folder: Path, scratch: Path, jobs: int) -> byte
     wire_fd = os.open(scratch / "wire", os.O_RDWR | os.O_CREAT, 0o600)
     capture_fd = os.memfd_create("capture")
     slot = Slot(memoryview(bytearray(SLOT_BYTES)).cast("Q"))
-    worker = Worker(noop, Fds(-1, wire_fd, -1, capture_fd), slot, folder.parent)
+    worker = Worker(Bundle(noop), Fds(-1, wire_fd, -1, capture_fd), slot, folder.parent)
 
     def lease_all() -> None:
         os.ftruncate(wire_fd, 0)
@@ -242,7 +243,7 @@ def _report_parts(clock: _Clock, wire: bytes) -> list[ev.JobsAcked]:
     def take_in() -> list[ev.Event]:
         reader, found, at = FrameReader(), [], 0
         for size in sizes:
-            found += [Pool._event_of(1, frame) for frame in reader.feed(wire[at : at + size])]  # noqa: SLF001
+            found += [Pool._event_of(1, "", frame) for frame in reader.feed(wire[at : at + size])]  # noqa: SLF001
             at += size
         return found
 

@@ -43,6 +43,8 @@ class LiveBatch:
         """The worker count somebody ordered while the batch ran; it overrides the batch's own."""
         self.lease_number = 0
         """The last lease of the batch: whoever waited longest comes first."""
+        self.unwanted = RangeSet()
+        """Jobs their client withdrew: whatever comes back of them is cancelled."""
         self.is_leaving = False
         self.entry_turn = 0
         """The last turn that recorded anything about the batch."""
@@ -107,12 +109,34 @@ class LiveBatch:
                 self.queued.add(start, stop)
         return bool(over)
 
+    @property
+    def is_cutting(self) -> bool:
+        """Whether it is not known yet how far some worker got with a lease that is being cut."""
+        return any(lease.is_cutting for lease in self.leases.values())
+
     def unleased(self) -> Iterator[tuple[int, int]]:
         """Take every job that is queued, waiting or held out of the books."""
         ranges = [*self.queued, *(part for due in self.waiting.values() for part in due)]
         ranges += [(held.start, held.stop) for held in self.held]
         self.queued, self.waiting, self.held = RangeSet(), {}, []
         yield from sorted(ranges)
+
+    def take_unwanted(self, start: int, stop: int) -> list[tuple[int, int]]:
+        """Take those of [start, stop) that are queued, waiting or held out of the books and return them."""
+        found: list[tuple[int, int]] = []
+        for place in (self.queued, *self.waiting.values()):
+            parts = list(place.overlap(start, stop))
+            found += parts
+            for part in parts:
+                place.remove(*part)
+        self.waiting = {due: jobs for due, jobs in self.waiting.items() if jobs}
+        before, self.held = self.held, []
+        for held in before:
+            rest = RangeSet([(held.start, held.stop)])
+            found += list(rest.overlap(start, stop))
+            rest.remove(start, stop)
+            self.held += [Held(held.turn, low, high, held.due) for low, high in rest]
+        return sorted(found)
 
     def check(self) -> None:
         """Assert that every unfinished job is in exactly one place."""

@@ -39,6 +39,31 @@ class Submitted(Entry):
     sequence: int
     checkpoint: str
     """How far the reader of the input was, as the source wrote it."""
+    keys: bytes = b""
+    """KEY_BYTES a job: a digest of its key, and one of its input. Empty when jobs have no key."""
+
+
+@dataclass(frozen=True, slots=True)
+class Defined(Entry):
+    """A callable that jobs name by its mark. It comes before the first job that names it."""
+
+    mark: bytes
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Trimmed(Entry):
+    """The client has all it wants of these finished jobs: their inputs and outcomes are forgotten, the facts stay."""
+
+    ranges: tuple[Range, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Noted(Entry):
+    """A running job left a checkpoint: its next attempt finds it, its outcome removes it."""
+
+    index: int
+    payload: bytes
 
 
 @dataclass(frozen=True, slots=True)

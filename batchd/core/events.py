@@ -63,6 +63,32 @@ class SegmentsReceived:
     client: str
     sequence: int
     checkpoint: str
+    keys: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class FunctionReceived:
+    """A client sent a callable that its next jobs name."""
+
+    batch: str
+    mark: bytes
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class WithdrawRequested:
+    """A client wants these jobs no more. Those that began go on; the others are cancelled."""
+
+    batch: str
+    ranges: tuple[Range, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TrimRequested:
+    """A client has read these jobs' outcomes and nobody else will."""
+
+    batch: str
+    ranges: tuple[Range, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +171,16 @@ class CauseExplained:
 
 
 @dataclass(frozen=True, slots=True)
+class CheckpointReceived:
+    """A running job left a checkpoint."""
+
+    worker: int
+    lease: int
+    index: int
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class LeaseEnded:
     """A worker is through with a lease; it ran no job at or beyond `stop`."""
 
@@ -180,7 +216,7 @@ class WorkerGone:
     worker: int
     position: Position | None
     cause: str
-    """In words: `killed by SIGSEGV`, `exited with code 0 before finishing`."""
+    """In words: `killed by SIGSEGV`, `exited with code 0 before finishing`. Empty: it never was a process."""
     failure: bytes = b""
     """The same for the record, with its last output, encoded."""
 
@@ -203,6 +239,9 @@ class Committed:
 Event = (
     BatchAttached
     | SegmentsReceived
+    | FunctionReceived
+    | WithdrawRequested
+    | TrimRequested
     | SealRequested
     | UnsealRequested
     | DetachRequested
@@ -212,6 +251,7 @@ Event = (
     | WorkerReady
     | JobsAcked
     | CauseExplained
+    | CheckpointReceived
     | LeaseEnded
     | LeaseCut
     | WorkerObserved

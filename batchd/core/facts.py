@@ -71,8 +71,10 @@ class BatchFacts:
     """Of jobs without an outcome that were begun before."""
     attempts_max: int = 0
     """The highest number of attempts in any history so far; none was ever numbered more than one above."""
-    sequences: dict[str, int] = field(default_factory=dict)
-    """The last submission of each client."""
+    noted: RangeSet = field(default_factory=RangeSet)
+    """Jobs without an outcome that left a checkpoint."""
+    sequences: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """The last submission of each client: its number, and the first job it made."""
     checkpoint: str = ""
     """The last reader checkpoint."""
 
@@ -106,7 +108,7 @@ def apply(facts: BatchFacts, entry: e.Entry) -> None:
             if entry.first != facts.size or facts.is_sealed:
                 raise IllegalTransition(f"{entry.first} jobs submitted at {facts.size} of {facts.batch}")
             facts.size += entry.count
-            facts.sequences[entry.client] = entry.sequence
+            facts.sequences[entry.client] = entry.sequence, entry.first
             facts.checkpoint = entry.checkpoint
         case e.Charged():
             stop = entry.first + entry.count
@@ -129,8 +131,10 @@ def apply(facts: BatchFacts, entry: e.Entry) -> None:
             facts.cancelled, facts.is_sealed = reason, True
         case e.Reopened():
             _reopen(facts, entry)
-        case e.Explained():
-            pass  # A text for people; nothing is decided by it.
+        case e.Noted(index=index):
+            facts.noted.add(index, index + 1)
+        case e.Explained() | e.Defined() | e.Trimmed():
+            pass  # For people, for workers, for the disk: nothing is decided by them.
         case _:
             raise IllegalTransition(f"unknown entry {entry!r}")
 
@@ -143,6 +147,8 @@ def _record(facts: BatchFacts, entry: e.Recorded) -> None:
     facts.counts[entry.state] = facts.counts.get(entry.state, 0) + entry.count
     if facts.histories:
         facts.histories.clear(entry.first, stop)
+    if facts.noted:
+        facts.noted.remove(entry.first, stop)
 
 
 def _reopen(facts: BatchFacts, entry: e.Reopened) -> None:

@@ -13,13 +13,14 @@ from batchd.core import events as ev
 from batchd.core.books import Held, Kill, LiveBatch, Worker, WorkerState
 from batchd.core.crew import Crew
 from batchd.core.facts import apply
-from batchd.core.job import Cause, History, JobState, after
+from batchd.core.job import Cause, History, JobState, Verdict, after
 from batchd.core.lease import Lease, reach
+from batchd.core.ranges import Range
 from batchd.core.restart import RestartIntensity
 from batchd.core.retry import bucket, delay_s
 from batchd.core.stopping import reason_to_stop
 
-_REPORTS = (ev.JobsAcked, ev.CauseExplained, ev.WorkerObserved, ev.Committed)
+_REPORTS = (ev.JobsAcked, ev.CauseExplained, ev.CheckpointReceived, ev.WorkerObserved, ev.Committed)
 """Events that by themselves give nobody work and free nobody: most steps are made of these alone."""
 
 
@@ -102,6 +103,8 @@ class Scheduler:
                 self._on_observed(event)
             case ev.CauseExplained():
                 self._on_explained(event)
+            case ev.CheckpointReceived():
+                self._on_checkpoint(event)
             case ev.Committed(turn=turn):
                 self._committed = turn
             case ev.ScaleRequested(workers=workers):
@@ -131,6 +134,13 @@ class Scheduler:
         match event:
             case ev.SegmentsReceived():
                 self._on_segments(event, batch)
+            case ev.FunctionReceived(mark=mark, payload=payload):
+                self._record(e.Defined(facts.batch, mark, payload))
+            case ev.WithdrawRequested(ranges=ranges):
+                self._withdraw(batch, ranges)
+            case ev.TrimRequested(ranges=ranges):
+                asked = [part for start, stop in ranges for part in facts.done.overlap(start, stop)]
+                self._record(e.Trimmed(facts.batch, tuple(asked)))
             case ev.SealRequested():
                 if not facts.is_sealed:
                     self._record(e.Sealed(facts.batch))
@@ -149,7 +159,7 @@ class Scheduler:
 
     def _on_segments(self, event: ev.SegmentsReceived, batch: LiveBatch) -> None:
         facts = batch.facts
-        if event.sequence <= facts.sequences.get(event.client, 0) or facts.is_sealed:
+        if event.sequence <= facts.sequences.get(event.client, (0, 0))[0] or facts.is_sealed:
             return  # Resubmitted after a lost reply, or too late: nothing to add.
         first = facts.size
         self._record(
@@ -161,9 +171,23 @@ class Scheduler:
                 client=event.client,
                 sequence=event.sequence,
                 checkpoint=event.checkpoint,
+                keys=event.keys,
             )
         )
         batch.held.append(Held(self._entry_turn, first, facts.size, None))
+
+    def _withdraw(self, batch: LiveBatch, ranges: Iterable[Range]) -> None:
+        """Cancel what has not begun of some jobs. How far a lease got is known when it has been cut."""
+        for start, stop in ranges:
+            batch.unwanted.add(start, stop)
+            for part in batch.take_unwanted(start, stop):
+                self._give_back(batch, *part)
+        for number in list(batch.workers):
+            worker = self.workers[number]
+            for lease in worker.leases:
+                first = next(batch.unwanted.overlap(lease.next, lease.stop), None)
+                if lease.batch == batch.facts.batch and first is not None:
+                    self.crew.cut(worker, lease, first[0])
 
     def _cancel(self, batch: LiveBatch, reason: str) -> None:
         if batch.facts.cancelled or batch.facts.is_finished:
@@ -183,6 +207,8 @@ class Scheduler:
             if ranges:
                 self._record(e.Reopened(facts.batch, generation, ranges, state))
                 batch.held += [Held(self._entry_turn, start, stop, None) for start, stop in ranges]
+                for part in ranges:
+                    batch.unwanted.remove(*part)
 
     def _stop_batch(self, batch: LiveBatch, reason: str) -> None:
         if batch.is_leasing and not batch.facts.is_finished:
@@ -252,13 +278,20 @@ class Scheduler:
         if state.is_final:
             self._record(e.Recorded(facts.batch, start, stop - start, state, block, failure))
             return True
-        self._record(e.Charged(facts.batch, start, stop - start, verdict.history))
+        for low, high in batch.unwanted.overlap(start, stop):
+            self._record(e.Recorded(facts.batch, low, high - low, JobState.CANCELLED))
+        for low, high in batch.unwanted.gaps(start, stop):
+            self._charge(batch, low, high, verdict, now)
+        return False
+
+    def _charge(self, batch: LiveBatch, start: int, stop: int, verdict: Verdict, now: float) -> None:
+        """Record what begun jobs have been through, and hold them back until that is durable."""
+        self._record(e.Charged(batch.facts.batch, start, stop - start, verdict.history))
         due = None
-        if state is JobState.BACKOFF:
+        if verdict.state is JobState.BACKOFF:
             wait_s = delay_s(verdict.history.failures + verdict.history.crashes, self._jitter())
             due = bucket(now, wait_s)
         batch.held.append(Held(self._entry_turn, start, stop, due))
-        return False
 
     def _give_back(self, batch: LiveBatch, start: int, stop: int) -> None:
         """Put unbegun jobs back where they came from: nothing is known about them, so nothing is recorded."""
@@ -266,10 +299,14 @@ class Scheduler:
             return
         if batch.facts.cancelled:
             self._record(e.Recorded(batch.facts.batch, start, stop - start, JobState.CANCELLED))
-        elif self._committed >= self._entry_turn:
-            batch.put(start, stop, None)
-        else:
-            batch.held.append(Held(self._entry_turn, start, stop, None))
+            return
+        for low, high in batch.unwanted.overlap(start, stop):
+            self._record(e.Recorded(batch.facts.batch, low, high - low, JobState.CANCELLED))
+        for low, high in batch.unwanted.gaps(start, stop):
+            if self._committed >= self._entry_turn:
+                batch.put(low, high, None)
+            else:
+                batch.held.append(Held(self._entry_turn, low, high, None))
 
     def _apply_stop_rules(self, batch: LiveBatch, fingerprint: bytes) -> None:
         if batch.sole_fingerprint is None:
@@ -322,7 +359,8 @@ class Scheduler:
             charged |= self._return_lease(worker, lease, event, now)
         self._retired.append((self._entry_turn, worker.number))
         expected = worker.kill is not None or worker.state is WorkerState.STOPPING
-        if not charged and not expected and self._intensity_of(worker.key).death(now):
+        is_death = bool(event.cause) and not charged and not expected
+        if is_death and self._intensity_of(worker.key).death(now):
             self._on_key_failed(worker.key, f"workers keep dying without finishing a job: {event.cause}")
             self._intensity_of(worker.key).progress()
 
@@ -364,6 +402,11 @@ class Scheduler:
         _, lease = self.crew.find(event.worker, event.lease)
         if lease is not None:
             self._record(e.Explained(lease.batch, event.fingerprint, event.text))
+
+    def _on_checkpoint(self, event: ev.CheckpointReceived) -> None:
+        _, lease = self.crew.find(event.worker, event.lease)
+        if lease is not None and lease.next <= event.index < lease.stop:  # Else it has an outcome, or is another's.
+            self._record(e.Noted(lease.batch, event.index, event.payload))
 
     # --- After the events: release, balance, lease, steal ---------------------------------------------------
 

@@ -18,7 +18,8 @@ import lmdb
 
 from batchd.core import entries as e
 from batchd.core.facts import BatchFacts, apply
-from batchd.core.job import History, JobState
+from batchd.core.job import JobState
+from batchd.core.stored import copy, entry_of, facts_of, fields_of, stored_of
 from batchd.errors import BatchdError, FormatError, IllegalTransition, JournalDamaged, JournalError, JournalNewer
 from batchd.formats import tables
 from batchd.formats.segment import Encoding, header_of, pack, pack_items
@@ -29,6 +30,11 @@ from batchd.settings import (
     READERS_CHECK_COMMITS,
     READERS_MAX,
     RECORD_BYTES_MAX,
+)
+
+_UNREADABLE = (
+    *(lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.InvalidError, FormatError, IllegalTransition, struct.error),
+    *(ValueError, KeyError, TypeError, AttributeError),  # Of JSON that says something else than it should.
 )
 
 
@@ -86,8 +92,11 @@ class BatchJournal:
             raise
 
     @classmethod
-    def create(cls, folder: Path, spec: dict[str, Any]) -> "BatchJournal":
-        """Make a batch durably, whole or not at all, and open it for writing. Raises JournalError."""
+    def create(cls, folder: Path, spec: dict[str, Any], payload: bytes = b"") -> "BatchJournal":
+        """Make a batch durably, whole or not at all, and open it for writing. Raises JournalError.
+
+        `payload` is the pickled task, when it is not one that a name stands for.
+        """
         draft = folder.with_name(f".new-{folder.name}")
         try:
             if draft.exists():
@@ -100,6 +109,8 @@ class BatchJournal:
                     txn.put(tables.META_SPEC, json.dumps(spec).encode())
                     found = {"format": FORMAT_VERSION, "lmdb": lmdb.version()}
                     txn.put(tables.META_FORMAT, json.dumps(found).encode())
+                    if payload:
+                        txn.put(tables.TASK_MARK, payload, db=dbs[tables.FUNCTIONS])
             finally:
                 env.close()
             sync_folder(draft)
@@ -133,6 +144,20 @@ class BatchJournal:
         with self.begin() as txn:
             return dict(json.loads(bytes(txn.get(tables.META_USAGE, db=self._dbs[tables.META]) or b"{}")))
 
+    def function(self, mark: bytes) -> bytes:
+        """Return the pickled callable of that mark. Raises JournalDamaged when there is none."""
+        with self.begin() as txn:
+            payload = txn.get(mark, db=self._dbs[tables.FUNCTIONS])
+        if payload is None:
+            raise JournalDamaged(f"batch {self.folder.name}: the function {mark.hex()} is missing")
+        return bytes(payload)
+
+    def known_key(self, digest: bytes) -> tuple[int, bytes] | None:
+        """Return (index, digest of the input) of the job that has the key of that digest, None when none has."""
+        with self.begin() as txn:
+            found = txn.get(digest, db=self._dbs[tables.KEYS])
+        return (tables.INDEX.unpack(found[:8])[0], bytes(found[8:])) if found else None
+
     def bytes_used(self) -> int:
         """Return what the batch occupies on the disk."""
         return sum(file.stat().st_blocks * 512 for file in self.folder.iterdir())
@@ -151,7 +176,7 @@ class BatchJournal:
         """Fold the checkpoint, the log behind it, and the outcome records in the checkpoint's gaps."""
         with self.begin() as txn:
             stored = json.loads(bytes(txn.get(tables.META_CHECKPOINT, db=self._dbs[tables.META]) or b"{}"))
-            facts = _facts_of(self.folder.name, stored)
+            facts = facts_of(self.folder.name, stored)
             self._sequence = stored.get("log", 0)
             for sequence, entry in self._log(txn, self._sequence):
                 self._sequence = sequence
@@ -175,7 +200,7 @@ class BatchJournal:
         found = cursor.set_range(tables.INDEX.pack(after + 1))
         while found:
             for fields in json.loads(bytes(cursor.value())):
-                yield tables.INDEX.unpack(cursor.key())[0], _entry_of(self.folder.name, fields)
+                yield tables.INDEX.unpack(cursor.key())[0], entry_of(self.folder.name, fields)
             found = cursor.next()
 
     def _outcomes_in_gaps(self, txn: lmdb.Transaction, facts: BatchFacts) -> Iterator[tuple[int, list[e.Entry]]]:
@@ -227,6 +252,15 @@ class BatchJournal:
             raise JournalError(f"cannot write to the batch in {self.folder}: {error}") from None
         self.spec = spec
 
+    def replace_function(self, mark: bytes, payload: bytes) -> None:
+        """Store the callable that the batch goes on with."""
+        try:
+            with self._env.begin(write=True, db=self._dbs[tables.FUNCTIONS]) as txn:
+                if txn.get(mark) != payload:
+                    txn.put(mark, payload)
+        except lmdb.Error as error:
+            raise JournalError(f"cannot write to the batch in {self.folder}: {error}") from None
+
     def progress(self) -> Progress:
         """Return what is durable now."""
         facts = self.facts
@@ -257,20 +291,28 @@ class BatchJournal:
                         outcomes.setdefault(generation, []).append(entry)
                     case e.Explained():
                         txn.put(entry.fingerprint, entry.text, overwrite=False, db=self._dbs[tables.CAUSES])
+                    case e.Defined():
+                        txn.put(entry.mark, entry.payload, overwrite=False, db=self._dbs[tables.FUNCTIONS])
+                    case e.Trimmed():
+                        self._trim(txn, entry.ranges)
+                    case e.Noted():
+                        txn.put(tables.INDEX.pack(entry.index), entry.payload, db=self._dbs[tables.NOTES])
+                        log.append(fields_of(entry))
                     case e.Submitted():
                         self._put_inputs(txn, entry)
-                        log.append(_fields_of(entry))
+                        log.append(fields_of(entry))
                     case e.Reopened():
                         generation = entry.generation
-                        log.append(_fields_of(entry))
+                        log.append(fields_of(entry))
                     case _:
-                        log.append(_fields_of(entry))
+                        log.append(fields_of(entry))
             sequence = self._sequence + bool(log)
             if log:
                 txn.put(tables.INDEX.pack(sequence), json.dumps(log).encode(), append=True, db=self._dbs[tables.LOG])
             records = sum(self._put_outcomes(txn, number, made) for number, made in outcomes.items())
+            self._drop_notes(txn, [made for each in outcomes.values() for made in each])
             is_due = self._records_since + records >= max(CHECKPOINT_RECORDS, len(self.facts.done))
-            if is_due or any(isinstance(entry, e.Detached | e.Reopened) for entry in entries):
+            if is_due or any(isinstance(entry, e.Detached | e.Reopened | e.Trimmed) for entry in entries):
                 self._put_checkpoint(txn, entries, sequence)
                 records = -self._records_since
         self._sequence = sequence
@@ -281,6 +323,31 @@ class BatchJournal:
         for block in entry.segments:
             txn.put(tables.INDEX.pack(index), block, append=True, db=self._dbs[tables.INPUTS])
             index += header_of(block)[1]
+        for at in range(0, len(entry.keys), tables.KEY_BYTES):
+            digest, of_input = entry.keys[at : at + 16], entry.keys[at + 16 : at + tables.KEY_BYTES]
+            known = tables.INDEX.pack(entry.first + at // tables.KEY_BYTES) + of_input
+            txn.put(digest, known, db=self._dbs[tables.KEYS])
+
+    def _drop_notes(self, txn: lmdb.Transaction, made: list[e.Recorded]) -> None:
+        """Forget the checkpoints of jobs that have an outcome now."""
+        if not self.facts.noted:
+            return
+        for entry in made:
+            for start, stop in self.facts.noted.overlap(entry.first, entry.first + entry.count):
+                for index in range(start, stop):
+                    txn.delete(tables.INDEX.pack(index), db=self._dbs[tables.NOTES])
+
+    def _trim(self, txn: lmdb.Transaction, ranges: Sequence[tuple[int, int]]) -> None:
+        """Delete the records that hold nothing but jobs of `ranges`."""
+        for start, stop in ranges:
+            cursor = txn.cursor(db=self._dbs[tables.INPUTS])
+            found = cursor.set_range(tables.INDEX.pack(start))
+            while found and tables.INDEX.unpack(cursor.key())[0] + _jobs_in(cursor.value()) <= stop:
+                found = cursor.delete()
+            cursor = txn.cursor(db=self._dbs[tables.OUTCOMES])
+            found = cursor.set_range(tables.OUTCOME.pack(self.facts.generation, start))
+            while found and tables.OUTCOME.unpack(cursor.key())[1] + _jobs_in(cursor.value()) <= stop:
+                found = cursor.delete()
 
     def _put_outcomes(self, txn: lmdb.Transaction, generation: int, entries: list[e.Recorded]) -> int:
         db = self._dbs[tables.OUTCOMES]
@@ -296,7 +363,7 @@ class BatchJournal:
             apply(facts, entry)
         meta, log = self._dbs[tables.META], self._dbs[tables.LOG]
         records = txn.stat(db=self._dbs[tables.OUTCOMES])["entries"]
-        stored = {"log": sequence, "records": records, **_stored_of(facts)}
+        stored = {"log": sequence, "records": records, **stored_of(facts)}
         txn.put(tables.META_CHECKPOINT, json.dumps(stored).encode(), db=meta)
         if self.usage:
             txn.put(tables.META_USAGE, json.dumps(self.usage).encode(), db=meta)
@@ -304,6 +371,14 @@ class BatchJournal:
         found = cursor.first()
         while found:
             found = cursor.delete()
+
+
+def _jobs_in(record: bytes | memoryview) -> int:
+    jobs = at = 0
+    while at < len(record):
+        _, count, _, length = header_of(record, at)
+        jobs, at = jobs + count, at + length
+    return jobs
 
 
 def open_environment(folder: Path, *, readonly: bool = False, sync: bool = True) -> lmdb.Environment:
@@ -362,74 +437,3 @@ def _block_of(entry: e.Recorded) -> bytes:
     if entry.failure:
         return pack_items(entry.first, entry.state, [entry.failure] * entry.count)
     return pack(entry.first, entry.count, entry.state, Encoding.EMPTY)
-
-
-# --- Entries and facts as JSON -------------------------------------------------------------------------------------
-
-_UNREADABLE = (
-    *(lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.InvalidError, FormatError, IllegalTransition, struct.error),
-    *(ValueError, KeyError, TypeError, AttributeError),  # Of JSON that says something else than it should.
-)
-
-_LOGGED: dict[str, type[e.Entry]] = {
-    kind.__name__: kind
-    for kind in (
-        e.Attached,
-        e.Detached,
-        e.Submitted,
-        e.Sealed,
-        e.Unsealed,
-        e.Charged,
-        e.Reopened,
-        e.Stopped,
-        e.CancelOrdered,
-    )
-}
-
-
-def _fields_of(entry: e.Entry) -> dict[str, Any]:
-    fields = {name: getattr(entry, name) for name in entry.__dataclass_fields__ if name not in {"batch", "segments"}}
-    return {"entry": type(entry).__name__, **fields}
-
-
-def _entry_of(batch: str, fields: dict[str, Any]) -> e.Entry:
-    try:
-        kind = _LOGGED[fields.pop("entry")]
-        if kind is e.Submitted:
-            fields["segments"] = ()
-        elif kind is e.Charged:
-            fields["history"] = History(*fields["history"])
-        elif kind is e.Reopened:
-            fields["state"] = JobState(fields["state"])
-            fields["ranges"] = tuple((start, stop) for start, stop in fields["ranges"])
-        return kind(batch=batch, **fields)
-    except (KeyError, TypeError, ValueError) as error:
-        raise FormatError(f"batch {batch}: unreadable log entry: {error}") from None
-
-
-def _stored_of(facts: BatchFacts) -> dict[str, Any]:
-    stored = {name: getattr(facts, name) for name in _PLAIN_FACTS}
-    stored["done"] = list(facts.done)
-    stored["counts"] = {int(state): count for state, count in facts.counts.items()}
-    stored["histories"] = facts.histories.marked()
-    return stored
-
-
-def _facts_of(batch: str, stored: dict[str, Any]) -> BatchFacts:
-    facts = BatchFacts(batch)
-    for name in _PLAIN_FACTS & stored.keys():
-        setattr(facts, name, stored[name])
-    for start, stop in stored.get("done", ()):
-        facts.done.add(start, stop)
-    facts.counts = {JobState(int(state)): count for state, count in stored.get("counts", {}).items()}
-    for start, stop, history in stored.get("histories", ()):
-        facts.histories.put(start, stop, History(*history))
-    return facts
-
-
-_PLAIN_FACTS = frozenset(BatchFacts.__dataclass_fields__) - {"batch", "done", "counts", "histories"}
-
-
-def copy(facts: BatchFacts) -> BatchFacts:
-    """Return independent facts that are equal."""
-    return _facts_of(facts.batch, json.loads(json.dumps(_stored_of(facts))))

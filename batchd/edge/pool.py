@@ -256,6 +256,7 @@ class Pool:
             for number in template.pending:
                 if number in self.workers:
                     self._on_unstarted(self.workers[number], reason)
+                    reason = ""  # One death, however many were waiting for it.
 
     def _on_template_ready(self, key: str, template: TemplateProcess) -> None:
         if template.threads > 1 or key in self._fresh:  # Forking a process with threads can deadlock its children.
@@ -334,13 +335,13 @@ class Pool:
     def _take_in(self, worker: WorkerProcess, data: bytes) -> None:
         try:
             for frame in worker.reader.feed(data):
-                self._emit(self._event_of(worker.number, frame))
+                self._emit(self._event_of(worker.number, worker.key, frame))
         except FormatError as error:
             worker.reader = FrameReader()
             self._kill(worker, f"sent garbage on its report pipe ({error})")
 
     @staticmethod
-    def _event_of(worker: int, frame: Frame) -> ev.Event:
+    def _event_of(worker: int, key: str, frame: Frame) -> ev.Event:
         try:
             match frame.kind:
                 case Report.READY:
@@ -350,6 +351,12 @@ class Pool:
                 case Report.EXPLAINED:
                     lease, _, mark = ACK.unpack(frame.meta)
                     return ev.CauseExplained(worker, lease, mark, frame.body)
+                case Report.REFUSED:
+                    text = frame.body.decode(errors="replace")
+                    return ev.KeyFailed(key, f"the initializer failed; its own traceback:\n{text.rstrip()}")
+                case Report.CHECKPOINT:
+                    lease, index = ENDED.unpack(frame.meta)
+                    return ev.CheckpointReceived(worker, lease, index, frame.body)
                 case Report.ACK:
                     lease, busy_ns, mark = ACK.unpack(frame.meta)
                     (block,) = unpack(frame.body)

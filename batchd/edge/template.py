@@ -38,6 +38,8 @@ class KeySpec:
     executable: str
     is_fresh: bool = False
     """Start every worker as a fresh interpreter (`--start fresh`)."""
+    payload: bytes = b""
+    """The pickled bundle of worker/calls.py, when the task is not one that a name stands for."""
 
     def world(self) -> dict[str, str]:
         """Return the environment of template and workers: BLAS has one thread unless the user said otherwise."""
@@ -160,7 +162,8 @@ def spawn(
     }
     config_fd = os.memfd_create("batchd-config", 0)
     try:
-        os.write(config_fd, json.dumps(config).encode())
+        with open(config_fd, "wb", closefd=False) as file:
+            file.write(json.dumps(config).encode() + b"\n" + spec.payload)
         os.lseek(config_fd, 0, os.SEEK_SET)
         # The tag comes last: this process may itself run in a job of another journal, and its environment tell so.
         environ = {**spec.world(), TAG: tag(home.journal_id, home.epoch, extra.get("worker", 0))}

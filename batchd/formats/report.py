@@ -21,6 +21,10 @@ class Report(IntEnum):
     """meta: ENDED."""
     EXPLAINED = 4
     """meta: ACK; body: the text of a traceback."""
+    REFUSED = 5
+    """body: the traceback of the initializer. The worker ends."""
+    CHECKPOINT = 6
+    """meta: ENDED; body: what a running job wants its next attempt to find."""
 
 
 ACK: Final = struct.Struct("<QQ8s")

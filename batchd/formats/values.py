@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from typing import Any, Final
 
 PLAIN_TYPES: Final[frozenset[type]] = frozenset({int, float, str, bytes, bool, type(None)})
+_MAIN: Final = b"__main__"
 _STACK_GLOBAL: Final = b"\x93"
 """The opcode by which a protocol 5 pickle names code; without this byte decoding can run none."""
 
@@ -32,12 +33,15 @@ def are_plain(values: Iterable[object]) -> bool:
 def dump(value: Any) -> bytes:
     """Pickle one value, through cloudpickle what the standard pickle cannot name. Raises what pickling raises."""
     try:
-        return pickle.dumps(value, 5)
-    except Exception:
-        import cloudpickle  # noqa: PLC0415  (30 ms, needed by few)
+        payload = pickle.dumps(value, 5)
+        if _MAIN not in payload:  # Another process has another __main__: what is defined there goes by value.
+            return payload
+    except Exception:  # noqa: S110  (tried again below)
+        pass
+    import cloudpickle  # noqa: PLC0415  (30 ms, needed by few)
 
-        payload: bytes = cloudpickle.dumps(value, 5)
-        return payload
+    by_value: bytes = cloudpickle.dumps(value, 5)
+    return by_value
 
 
 def dump_checked(value: Any) -> bytes:

@@ -5,6 +5,7 @@ import os
 import resource
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import lmdb
@@ -25,9 +26,11 @@ def main() -> int:
         supervisor = Supervisor(recover(folder))
     except (BatchdError, TimeoutError, OSError, lmdb.Error) as error:
         known = error if isinstance(error, BatchdError) else in_words(error, folder)
-        os.write(ready_fd, json.dumps({"error": type(known).__name__, "message": str(known)}).encode())
+        with suppress(BrokenPipeError):
+            os.write(ready_fd, json.dumps({"error": type(known).__name__, "message": str(known)}).encode())
         return 3
-    os.write(ready_fd, b"ready")
+    with suppress(BrokenPipeError):  # Its starter died meanwhile: it leaves in order, as soon as nobody comes.
+        os.write(ready_fd, b"ready")
     os.close(ready_fd)
     return supervisor.run()
 

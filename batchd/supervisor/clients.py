@@ -1,30 +1,21 @@
-"""Clients: requests in, events out, answers when what they tell is durable.
+"""Clients: who is connected, which batches they have open, what they are told and when.
 
-Every request is a JSON object with "do" and "number"; its reply carries the same number. Clients are watched by
-pidfd, not only by end of file: a child the client forked may hold the connection open.
+Clients are watched by pidfd, not only by end of file: a child the client forked may hold the connection open. What
+they ask for is in requests.py.
 """
 
 import os
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterable
 from selectors import EVENT_READ, EVENT_WRITE, BaseSelector
 from typing import Any, Protocol
 
-from batchd import __version__
 from batchd.core import events as ev
-from batchd.core.job import Allowances, JobState
-from batchd.core.ranges import RangeSet
-from batchd.core.replay import all_interrupted
+from batchd.core.ranges import Range, RangeSet
 from batchd.core.scheduler import Scheduler
 from batchd.edge.control import NEWS, REPLY, Line, Message, listen
-from batchd.edge.folder import free_bytes
-from batchd.edge.journal import BatchJournal, Progress, copy
-from batchd.edge.outcomes import Outcomes
+from batchd.edge.journal import BatchJournal, Progress
 from batchd.edge.pool import Pool
-from batchd.edge.template import KeySpec
-from batchd.errors import BatchdError, BatchNotFound, FormatError, JournalFull, SupervisorError, TaskError, UsageError
-from batchd.formats.segment import header_of
-from batchd.settings import DISK_RESERVE_BYTES, OPEN_BATCHES_MAX, WORKERS_MAX
+from batchd.errors import BatchdError, FormatError
 from batchd.supervisor.recovery import Ground
 
 
@@ -43,6 +34,9 @@ class Host(Protocol):
     def emit(self, event: ev.Event) -> None:
         """Tell the scheduler something at the next step."""
 
+    def later(self, delay_s: float, call: Callable[[], None]) -> None:
+        """Call back after a delay."""
+
     def after_commit(self, call: Callable[[], None]) -> None:
         """Call back when everything that was emitted so far is durable."""
 
@@ -60,7 +54,9 @@ class Client:
         self.line = line
         self.pidfd = os.pidfd_open(line.pid)
         self.bound: set[str] = set()
-        """Batches that stop when this client goes."""
+        """Batches that stop when this client, or the last of those that share them, goes."""
+        self.untold: dict[str, RangeSet] = {}
+        """Of the batches it follows: jobs whose outcomes are durable, which it has not been told yet."""
         self.is_gone = False
 
     def reply(self, number: int, fields: dict[str, Any]) -> None:
@@ -78,12 +74,19 @@ class Clients:
 
     def __init__(self, supervisor: Host) -> None:
         self._supervisor = supervisor
+        self.answer: Callable[[Client, Message], None]
+        """What becomes of a request: set by whoever makes the rules."""
         self._door = listen(supervisor.ground.folder)
         self._clients: list[Client] = []
         self._news: set[str] = set()
         self._put_down: dict[str, list[Callable[[], None]]] = {}
         """What waits for a batch to be put down."""
-        self._refusal = ""
+        self.refusal = ""
+        """Why nothing new is begun, '' when it is."""
+        self.shared: set[str] = set()
+        """Live batches that several clients may have open."""
+        self.eager: set[str] = set()
+        """Live batches whose outcomes somebody waits for one by one."""
         self._told = 0
         """Numbers what is told of progress: a client that reads a reply before older news can tell."""
         self.is_news_urgent = False
@@ -110,26 +113,68 @@ class Clients:
         """Tell every client the progress of its batches."""
         news, self._news, self.is_news_urgent = self._news, set(), False
         for client in self._clients:
-            if (
-                client.line.has_unsent
-            ):  # It does not read: what it has not got yet is enough, and later news are newer.
+            if client.line.has_unsent:  # It does not read: later news will be newer.
                 self._news |= client.bound & news
                 continue
             for batch in client.bound & news:
-                client.line.send(NEWS, self._progress(batch))
-                self._watch_unsent(client)
+                self._tell(client, batch)
+
+    def mark_recorded(self, batch: str, ranges: Iterable[Range]) -> None:
+        """Have those who follow the batch told which outcomes are durable now, before anything else is said."""
+        for client in self._clients:
+            untold = client.untold.get(batch)
+            if untold is None:
+                continue
+            for start, stop in ranges:
+                untold.add(start, stop)
+            if not client.line.has_unsent:
+                self._tell(client, batch)
+
+    def owner(self, batch: str) -> Client | None:
+        """Return a client that has the batch open, None when nobody has."""
+        return next((client for client in self._clients if batch in client.bound), None)
+
+    def leave(self, client: Client, batch: str, *, at_once: bool) -> bool:
+        """Unbind a client; return whether the batch is put down with that, because nobody else has it open."""
+        client.bound.discard(batch)
+        client.untold.pop(batch, None)
+        if self.owner(batch) is not None:
+            return False
+        self._supervisor.emit(ev.DetachRequested(batch, at_once=at_once))
+        return True
+
+    def detach(self, client: Client, batch: str, *, at_once: bool, then: Callable[[], None]) -> None:
+        """Let a client leave a batch in order, and call back when it has been put down or others go on with it."""
+        others = any(batch in other.bound for other in self._clients if other is not client)
+        if others:
+            self.leave(client, batch, at_once=at_once)
+            client.line.send(NEWS, {**self.progress(batch), "is_put_down": True})
+            then()
+            return
+        self._put_down.setdefault(batch, []).append(then)  # It stays bound until then, to hear of the end.
+        self._supervisor.emit(ev.DetachRequested(batch, at_once=at_once))
+
+    def when_put_down(self, batch: str, call: Callable[[], None]) -> None:
+        """Call back when nobody runs the batch: at once, or when it has been put down."""
+        if batch in self._supervisor.journals:
+            self._put_down.setdefault(batch, []).append(call)
+        else:
+            call()
 
     def refuse_new(self, reason: str) -> None:
         """Answer every further open with this."""
-        self._refusal = reason
+        self.refusal = reason
 
     def on_put_down(self, batch: str) -> None:
         """The batch is durably detached: tell its client how it stands at the end."""
         for client in self._clients:
             if batch in client.bound:
                 client.bound.discard(batch)
-                client.line.send(NEWS, {**self._progress(batch), "is_put_down": True})
+                client.untold.pop(batch, None)
+                client.line.send(NEWS, {**self.progress(batch), "is_put_down": True})
                 self._watch_unsent(client)
+        self.shared.discard(batch)
+        self.eager.discard(batch)
 
     def go_on_without(self, batch: str) -> None:
         """Serve those who waited until the batch was put down."""
@@ -171,7 +216,7 @@ class Clients:
             self._drop(client)
             return
         for message in messages:
-            self._on_message(client, message)
+            self.answer(client, message)
         client.line.flush()
         self._watch_unsent(client)
 
@@ -189,212 +234,20 @@ class Clients:
             self._supervisor.selector.unregister(source)
         client.line.close()
         os.close(client.pidfd)
-        for batch in client.bound:  # Nobody waits for what runs: it is cut off and uncharged.
-            self._supervisor.emit(ev.DetachRequested(batch, at_once=True))
+        for batch in list(client.bound):  # Nobody waits for what runs: it is cut off and uncharged.
+            self.leave(client, batch, at_once=True)
 
-    def _on_message(self, client: Client, message: Message) -> None:
-        number = message.fields.get("number", 0)
-        rule = _RULES.get(str(message.fields.get("do")))
-        try:
-            if rule is None:
-                raise UsageError(f"unknown request {message.fields.get('do')!r}")
-            rule(self, client, number, message)
-        except BatchdError as error:
-            client.refuse(number, error)
-        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-            client.refuse(number, UsageError(f"malformed request: {type(error).__name__}: {error}"))
+    def _tell(self, client: Client, batch: str) -> None:
+        untold = client.untold.get(batch)
+        fields = self.progress(batch)
+        if untold:
+            fields["recorded"] = list(untold)
+            client.untold[batch] = RangeSet()
+        client.line.send(NEWS, fields)
+        self._watch_unsent(client)
 
-    # --- Requests ----------------------------------------------------------------------------------------------
-
-    def _hello(self, client: Client, number: int, _: Message) -> None:
-        ground = self._supervisor.ground
-        client.reply(number, {"version": __version__, "pid": os.getpid(), "epoch": ground.epoch})
-
-    def _open(self, client: Client, number: int, message: Message) -> None:
-        """Attach a batch for this client; the task is imported first, so that nothing is made for a wrong one."""
-        fields = message.fields
-        name, spec = str(fields["batch"]), fields.get("spec")
-        key, key_spec = str(fields["key"]), _key_spec(fields["key_spec"])
-        options = _options(fields["options"])
-        self._check_free(name)
-
-        def go_on(reason: str) -> None:
-            if client.is_gone:
-                return
-            try:
-                if reason:
-                    raise TaskError(reason)
-                self._check_free(name)
-                if name in self._supervisor.journals:  # Taken up for a moment, to be changed, during the import.
-                    self._when_put_down(name, lambda: go_on(""))
-                    return
-                self._attach(client, name, spec, options, key)
-            except BatchdError as error:
-                client.refuse(number, error)
-                return
-            self._supervisor.after_commit(lambda: self._tell_opened(client, number, name))
-
-        self._when_put_down(name, lambda: self._supervisor.pool.add_key(key, key_spec, go_on))
-
-    def _check_free(self, name: str) -> None:
-        if self._refusal:
-            raise SupervisorError(self._refusal)
-        owner = next((other for other in self._clients if name in other.bound), None)
-        if owner is not None:
-            raise SupervisorError(f"batch {name} is being run by process {owner.line.pid}: `batchd status` shows it")
-        if len(self._supervisor.journals) >= OPEN_BATCHES_MAX:
-            raise SupervisorError(f"{OPEN_BATCHES_MAX} batches are open, which is the limit: wait for one to finish")
-
-    def _when_put_down(self, name: str, call: Callable[[], None]) -> None:
-        if name in self._supervisor.journals:
-            self._put_down.setdefault(name, []).append(call)
-        else:
-            call()
-
-    def _attach(
-        self, client: Client | None, name: str, spec: dict[str, Any] | None, options: ev.Options, key: str
-    ) -> None:
-        supervisor = self._supervisor
-        folder = self._folder(name)
-        if folder.exists():
-            journal = BatchJournal(folder, is_writer=True)
-        elif spec is None:
-            raise BatchNotFound(f"there is no batch {name}: `batchd ls` lists them")
-        else:
-            if free_bytes(folder.parent) < DISK_RESERVE_BYTES:
-                raise JournalFull(f"the disk under {folder.parent} is nearly full: free some space, or use --journal")
-            journal = BatchJournal.create(folder, spec)
-        made = all_interrupted(copy(journal.facts))
-        if made:  # The machine died while the batch ran: the recorder that knew more is lost.
-            journal.commit(made)
-        supervisor.journals[name] = journal
-        supervisor.progress[name] = journal.progress()
-        supervisor.usage[name] = {**supervisor.batch_usage(name), **journal.read_usage()}
-        # The scheduler has facts of its own, ahead of the journal's by what is not durable yet.
-        live = copy(journal.facts)
-        supervisor.emit(ev.BatchAttached(live, options, key, supervisor.ground.epoch))
-        if client is not None:
-            client.bound.add(name)
-
-    def _folder(self, name: str) -> Path:
-        if not name or not all(part.isalnum() for part in name.split("-")) or len(name) > 16:
-            raise UsageError(f"{name!r} cannot be a batch's id")
-        return self._supervisor.ground.folder / "batches" / name
-
-    def _tell_opened(self, client: Client, number: int, name: str) -> None:
-        journal = self._supervisor.journals[name]
-        fields = {
-            "checkpoint": journal.facts.checkpoint,
-            "sequences": journal.facts.sequences,
-            **self._progress(name),
-        }
-        client.reply(number, fields)
-
-    def _submit(self, client: Client, number: int, message: Message) -> None:
-        name = self._bound(client, message)
-        segments: list[bytes] = []
-        view, at, jobs = memoryview(message.body), 0, 0
-        while at < len(view):
-            _, count, _, length = header_of(view, at)
-            segments.append(bytes(view[at : at + length]))
-            jobs, at = jobs + count, at + length
-        if at != len(view):
-            raise FormatError("the last segment was cut off")
-        self._supervisor.emit(
-            ev.SegmentsReceived(
-                batch=name,
-                count=jobs,
-                segments=tuple(segments),
-                client=str(message.fields["client"]),
-                sequence=int(message.fields["sequence"]),
-                checkpoint=str(message.fields["checkpoint"]),
-            )
-        )
-        self._supervisor.after_commit(lambda: client.reply(number, {}))
-
-    def _seal(self, client: Client, number: int, message: Message) -> None:
-        name = self._bound(client, message)
-        self._supervisor.emit(ev.SealRequested(name))
-        self._supervisor.after_commit(lambda: client.reply(number, self._progress(name)))
-
-    def _unseal(self, client: Client, number: int, message: Message) -> None:
-        name = self._bound(client, message)
-        self._supervisor.emit(ev.UnsealRequested(name))
-        self._supervisor.after_commit(lambda: client.reply(number, self._progress(name)))
-
-    def _detach(self, client: Client, number: int, message: Message) -> None:
-        name = str(message.fields["batch"])
-        if name not in self._supervisor.journals:
-            client.reply(number, {})
-            return
-        at_once = bool(message.fields.get("at_once"))
-        self._put_down.setdefault(name, []).append(lambda: client.reply(number, {}))
-        self._supervisor.emit(ev.DetachRequested(name, at_once=at_once))
-
-    def _accept_code(self, client: Client, number: int, message: Message) -> None:
-        """Store that a batch goes on with the task's present source."""
-        name = str(message.fields["batch"])
-        if name in self._supervisor.journals:
-            raise SupervisorError(f"batch {name} is running: its code cannot be exchanged now")
-        journal = BatchJournal(self._folder(name), is_writer=True)
-        try:
-            journal.replace_spec({**journal.spec, "digest": str(message.fields["digest"])})
-        finally:
-            journal.close()
-        client.reply(number, {})
-
-    def _cancel(self, client: Client, number: int, message: Message) -> None:
-        self._change(client, number, message, lambda name: ev.CancelRequested(name, str(message.fields["reason"])))
-
-    def _reopen(self, client: Client, number: int, message: Message) -> None:
-        states = {JobState(state) for state in message.fields["states"]} - {JobState.SUCCEEDED}
-        self._change(client, number, message, lambda name: self._reopen_event(name, states))
-
-    def _change(self, client: Client, number: int, message: Message, event_of: Callable[[str], ev.Event]) -> None:
-        """Emit an event about a batch, taking the batch up for just that when nobody runs it."""
-        name = str(message.fields["batch"])
-        supervisor = self._supervisor
-        was_live = name in supervisor.journals
-        if not was_live:
-            self._attach(None, name, None, ev.Options(), "")
-        supervisor.emit(event_of(name))
-        if not was_live:
-            supervisor.emit(ev.DetachRequested(name))
-        supervisor.after_commit(lambda: client.reply(number, {**self._progress(name), "is_live": was_live}))
-
-    def _reopen_event(self, name: str, states: set[JobState]) -> ev.ReopenRequested:
-        journal = self._supervisor.journals[name]
-        facts = journal.snapshot()
-        found: dict[JobState, RangeSet] = {}
-        if any(facts.count(state) for state in states):
-            for span in Outcomes(journal).spans(facts.done, facts.generation):
-                if span.state in states:
-                    found.setdefault(span.state, RangeSet()).add(span.start, span.stop)
-        ranges = tuple((state, tuple(of_state)) for state, of_state in found.items())
-        return ev.ReopenRequested(name, ranges, facts.generation)
-
-    def _status(self, client: Client, number: int, _: Message) -> None:
-        client.reply(number, self._supervisor.status())
-
-    def _scale(self, client: Client, number: int, message: Message) -> None:
-        workers = message.fields["workers"]
-        before = self._supervisor.scheduler.scaled or max(
-            (batch.options.workers for batch in self._supervisor.scheduler.batches.values()), default=0
-        )
-        if "change" in message.fields:
-            workers = max(1, before + int(message.fields["change"]))
-        if workers is not None and not 1 <= int(workers) <= WORKERS_MAX:
-            raise UsageError(f"cannot run {workers} workers: give a number from 1 to {WORKERS_MAX}")
-        self._supervisor.emit(ev.ScaleRequested(None if workers is None else int(workers)))
-        client.reply(number, {"before": before, "workers": workers})
-
-    def _bound(self, client: Client, message: Message) -> str:
-        name = str(message.fields["batch"])
-        if name not in client.bound:
-            raise SupervisorError(f"batch {name} is not open on this connection")
-        return name
-
-    def _progress(self, batch: str) -> dict[str, Any]:
+    def progress(self, batch: str) -> dict[str, Any]:
+        """Return what clients are told of a batch."""
         supervisor = self._supervisor
         made = supervisor.progress.get(batch) or self._progress_on_disk(batch)
         live = supervisor.scheduler.batches.get(batch)
@@ -411,43 +264,6 @@ class Clients:
 
     def _progress_on_disk(self, batch: str) -> Progress:
         """Of a batch that was put down between a request about it and the reply."""
-        journal = BatchJournal(self._folder(batch))
+        journal = BatchJournal(self._supervisor.ground.folder / "batches" / batch)
         journal.close()
         return journal.progress()
-
-
-def _options(fields: dict[str, Any]) -> ev.Options:
-    """Return the options a client sent. What is none of them is found out here, not by the scheduler."""
-    allowances = Allowances(**{name: int(value) for name, value in fields["allowances"].items()})
-    options = ev.Options(**{**fields, "allowances": allowances})
-    if not 1 <= int(options.workers) <= WORKERS_MAX:
-        raise UsageError(f"cannot run {options.workers} workers: give a number from 1 to {WORKERS_MAX}")
-    for limit in (options.timeout_s, options.memory_bytes_max, options.failures_max, options.failures_share_max):
-        if limit is not None and not isinstance(limit, int | float):
-            raise TypeError(f"{limit!r} is no limit")
-    return options
-
-
-def _key_spec(fields: dict[str, Any]) -> KeySpec:
-    """Return how workers are to be started, as a client sent it."""
-    spec = KeySpec(**fields)
-    module, name = spec.task
-    texts = [module, name, *spec.sys_path, spec.cwd, spec.executable, *spec.environ, *spec.environ.values()]
-    if not all(isinstance(text, str) and "\0" not in text for text in texts):
-        raise TypeError("a task, path or environment that is not text")
-    return spec
-
-
-_RULES: dict[str, Callable[[Clients, Client, int, Message], None]] = {
-    "hello": Clients._hello,  # noqa: SLF001  (the table of the class above)
-    "open": Clients._open,  # noqa: SLF001
-    "submit": Clients._submit,  # noqa: SLF001
-    "seal": Clients._seal,  # noqa: SLF001
-    "unseal": Clients._unseal,  # noqa: SLF001
-    "detach": Clients._detach,  # noqa: SLF001
-    "accept_code": Clients._accept_code,  # noqa: SLF001
-    "cancel": Clients._cancel,  # noqa: SLF001
-    "reopen": Clients._reopen,  # noqa: SLF001
-    "status": Clients._status,  # noqa: SLF001
-    "scale": Clients._scale,  # noqa: SLF001
-}

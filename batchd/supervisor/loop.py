@@ -30,6 +30,7 @@ from batchd.edge.template import Home
 from batchd.settings import COMMIT_GAP_S, LINGER_S, PROGRESS_S, REST_S_MIN
 from batchd.supervisor.clients import Clients
 from batchd.supervisor.recovery import Ground
+from batchd.supervisor.requests import Requests
 
 _LIMIT_CHECK_S = 0.02
 """Timeouts are enforced to about this."""
@@ -54,7 +55,8 @@ class Supervisor:
         self._commits = CommitThread()
         self._unsaved: dict[str, list[Entry]] = defaultdict(list)
         self._turn = 0
-        self._in_flight = False
+        self._in_flight: dict[str, list[Entry]] = {}
+        """What is being committed."""
         self._is_urgent = False
         """Whether an entry that is not yet in a commit frees something."""
         self._next_commit = 0.0
@@ -75,6 +77,8 @@ class Supervisor:
         self.pool = Pool(self.selector, home, ground.recorder, self.emit, self.later, log_fd=2)
         self._is_resting = False
         self.clients = Clients(self)
+        self.requests = Requests(self, self.clients)
+        self.clients.answer = self.requests.answer
         self.selector.register(self._commits.wake_fd, EVENT_READ, self._on_commits)
         self._watch_signals()
 
@@ -107,7 +111,8 @@ class Supervisor:
                 self._turn = turn.number
                 for entry in turn.entries:
                     self._unsaved[entry.batch].append(entry)
-                    self._is_urgent |= not isinstance(entry, Recorded | Explained)
+                    is_outcome = isinstance(entry, Recorded | Explained)
+                    self._is_urgent |= not is_outcome or entry.batch in self.clients.eager
                 self._commit()
                 for command in turn.commands:
                     self._perform(command)
@@ -158,9 +163,9 @@ class Supervisor:
             for name, entries in self._unsaved.items():
                 self.journals[name].usage = dict(self.batch_usage(name))
                 work.append((self.journals[name], entries))
+            self._in_flight = dict(self._unsaved)
             self._unsaved = defaultdict(list)
             self._is_urgent = False
-            self._in_flight = True
             self._commits.commit(self._turn, work)
         else:
             self._release(self._turn)
@@ -173,12 +178,15 @@ class Supervisor:
         for outcome in self._commits.outcomes():
             match outcome:
                 case Done(turn=turn, progress=progress):
-                    self._in_flight = False
+                    saved, self._in_flight = self._in_flight, {}
                     self._next_commit = monotonic() + COMMIT_GAP_S
                     self._set_trouble("")
                     for name, made in progress.items():
                         self.progress[name] = made
                         self.clients.mark_news(name)
+                        made_now = [entry for entry in saved[name] if isinstance(entry, Recorded)]
+                        ranges = [(entry.first, entry.first + entry.count) for entry in made_now]
+                        self.clients.mark_recorded(name, ranges)
                     self.emit(ev.Committed(turn))
                     self._release(turn)
                 case Stalled(reason=reason):

@@ -13,8 +13,9 @@ from typing import NamedTuple
 from batchd.core import entries as e
 from batchd.core.job import DEFAULT_ALLOWANCES
 from batchd.core.replay import LeaseTrace, interrupted
+from batchd.core.stored import copy
 from batchd.edge.folder import journal_id, raise_epoch
-from batchd.edge.journal import BatchJournal, copy
+from batchd.edge.journal import BatchJournal
 from batchd.edge.lock import SupervisorLock, boot_id
 from batchd.edge.orphans import become_subreaper, sweep
 from batchd.errors import BatchdError

@@ -51,7 +51,7 @@ class SimulatedClient:
     def attach(self, epoch: int) -> None:
         """Bring the batch, with the facts that the journal holds."""
         facts = self._journal.replay(self.batch)
-        last = facts.sequences.get("client", 0)
+        last = facts.sequences.get("client", (0, 0))[0]
         assert last >= self._accepted, f"{self.batch}: piece {self._accepted} was accepted and is lost: {last}"
         self._world.witness.attached(facts)
         self._sent = self._world.chance.choice([last, self._accepted])  # What is already there is said again.

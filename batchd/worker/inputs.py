@@ -32,6 +32,8 @@ class BatchInputs:
             readahead=False,
         )
         self._inputs = self._env.open_db(tables.INPUTS, create=False)
+        self._functions = self._env.open_db(tables.FUNCTIONS, create=False)
+        self._notes = self._env.open_db(tables.NOTES, create=False)
         meta = self._env.open_db(tables.META, create=False)
         with self._env.begin() as txn:
             self.spec: dict[str, Any] = json.loads(txn.get(tables.META_SPEC, db=meta) or b"{}")
@@ -42,11 +44,7 @@ class BatchInputs:
         """Return (first job, block) of the input block that holds job `index`. Raises FormatError."""
         if self._block is not None and self._block[0] <= index < self._block[0] + self._block[1].count:
             return self._block
-        try:
-            first, record = self._read(index)
-        except lmdb.MapResizedError:
-            self._env.set_mapsize(0)
-            first, record = self._read(index)
+        first, record = self._read(index)
         block = next(unpack(record), None)
         if block is None or index >= first + block.count:
             raise FormatError(f"the journal holds no input for job {index}")
@@ -59,13 +57,34 @@ class BatchInputs:
             self._values = block.plain()
         return self._values
 
+    def function(self, mark: bytes) -> bytes:
+        """Return the pickled function of a mark. Raises FormatError."""
+        with self._begin() as txn:
+            payload = txn.get(mark, db=self._functions)
+        if payload is None:
+            raise FormatError(f"the journal holds no function {mark.hex()}")
+        return bytes(payload)
+
+    def note(self, index: int) -> bytes | None:
+        """Return the checkpoint that job `index` left last, None when there is none."""
+        with self._begin() as txn:
+            payload = txn.get(tables.INDEX.pack(index), db=self._notes)
+        return bytes(payload) if payload is not None else None
+
+    def _begin(self) -> lmdb.Transaction:
+        try:
+            return self._env.begin()
+        except lmdb.MapResizedError:
+            self._env.set_mapsize(0)
+            return self._env.begin()
+
     def _read(self, index: int) -> tuple[int, bytes]:
-        with self._env.begin(db=self._inputs) as txn:
-            cursor = txn.cursor()
+        with self._begin() as txn:
+            cursor = txn.cursor(db=self._inputs)
             key = tables.INDEX.pack(index)
             if (not cursor.set_range(key) or cursor.key() != key) and not cursor.prev():
                 raise FormatError(f"the journal holds no input for job {index}")
-            return tables.INDEX.unpack(cursor.key())[0], cursor.value()
+            return tables.INDEX.unpack(cursor.key())[0], bytes(cursor.value())
 
     def close(self) -> None:
         """Close the environment."""

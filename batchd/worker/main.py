@@ -8,10 +8,10 @@ import os
 import random
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from fcntl import F_DUPFD_CLOEXEC, F_SETFL, F_SETOWN, F_SETSIG, fcntl
-from functools import partial
 from pathlib import Path
 from select import POLLHUP, poll
 from time import monotonic_ns, perf_counter
@@ -24,8 +24,9 @@ from batchd.formats import frame
 from batchd.formats.report import LEASE, Report
 from batchd.formats.segment import Encoding
 from batchd.formats.values import load
-from batchd.settings import ACK_INTERVAL_S
+from batchd.settings import ACK_INTERVAL_S, TRACEBACK_CHARS_MAX
 from batchd.worker import output
+from batchd.worker.calls import Bundle, bind
 from batchd.worker.context import CurrentJob, provide
 from batchd.worker.inputs import JournalInputs
 from batchd.worker.outcome import Outcomes, flush_streams, send_all
@@ -59,8 +60,8 @@ class Fds(NamedTuple):
 class Worker:
     """One worker process."""
 
-    def __init__(self, task: Callable[..., Any], fds: Fds, slot: Slot, batches: Path) -> None:
-        self._task = task
+    def __init__(self, bundle: Bundle, fds: Fds, slot: Slot, batches: Path) -> None:
+        self._bundle = bundle
         self._fds = fds
         self._slot = slot
         self._words = slot.words
@@ -79,6 +80,12 @@ class Worker:
 
     def serve(self) -> None:
         """Run leases until the supervisor closes the pipe."""
+        try:
+            self._bundle.prepare()
+        except BaseException:
+            text = traceback.format_exc()[-TRACEBACK_CHARS_MAX:].encode(errors="replace")
+            self._send([frame.encode(Report.REFUSED, b"", len(text)), text])
+            raise
         self._send([frame.encode(Report.READY, b"")])
         pending = b""
         while data := os.read(self._fds.leases, 64 * LEASE.size):
@@ -155,10 +162,9 @@ class Worker:
         """Return the inputs from job `index` to the end of its segment or lease, and what to call with each."""
         try:
             inputs = self._inputs.batch(lane.batch)
-            if lane.batch not in self._callables:
-                args = inputs.spec.get("args") or {}
-                self._callables[lane.batch] = partial(self._task, **args) if args else self._task
-            call = self._callables[lane.batch]
+            call = self._callables.get(lane.batch)
+            if call is None:
+                call = self._callables[lane.batch] = bind(inputs.spec, self._bundle.task, inputs.function)
             first, block = inputs.block(index)
             part = slice(index - first, min(block.count, lane.stop - first))
             if block.encoding is Encoding.VECTOR:
@@ -218,7 +224,7 @@ def _raise(error: BaseException) -> JobState:
     raise error
 
 
-def run(task: Callable[..., Any], fds: Fds, slot: Slot, batches: Path, inherited: Iterable[int]) -> None:
+def run(bundle: Bundle, fds: Fds, slot: Slot, batches: Path, inherited: Iterable[int]) -> None:
     """Be a worker: in a fresh child of the template, or in a fresh interpreter. Never returns.
 
     `inherited` descriptors are not the worker's and are closed; what the task's module opened stays open.
@@ -233,7 +239,7 @@ def run(task: Callable[..., Any], fds: Fds, slot: Slot, batches: Path, inherited
         _settle_descriptors(fds, {*low, *inherited})
         _settle_signals()
         _reseed()
-        worker = Worker(task, fds, slot, batches)
+        worker = Worker(bundle, fds, slot, batches)
         sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
         sys.stdout = output.text_stream(fds.output, worker._index)  # noqa: SLF001
         sys.stderr = output.text_stream(fds.output, worker._index)  # noqa: SLF001
@@ -243,8 +249,6 @@ def run(task: Callable[..., Any], fds: Fds, slot: Slot, batches: Path, inherited
     except BaseException:
         if worker is not None and worker.is_forked:
             os._exit(0)
-        import traceback  # noqa: PLC0415
-
         os.write(2, traceback.format_exc().encode(errors="replace"))
     finally:
         os._exit(code)

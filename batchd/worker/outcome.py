@@ -15,7 +15,7 @@ from batchd.core.job import JobState
 from batchd.formats import frame
 from batchd.formats.report import ACK, ENDED, NO_FINGERPRINT, Failure, Report, fingerprint
 from batchd.formats.segment import pack_items, pack_vector
-from batchd.formats.values import PLAIN_TYPES, dump_checked, is_plain
+from batchd.formats.values import PLAIN_TYPES, dump, dump_checked, is_plain
 from batchd.settings import RECORD_BYTES_MAX, TRACEBACK_CHARS_MAX, VALUE_BYTES_MAX
 
 _EXCEPTION_BYTES_MAX = 65_536
@@ -227,7 +227,7 @@ def _text_of(error: BaseException) -> str:
 def _pickled(error: BaseException) -> bytes:
     """Return the exception's pickle if it can be read back, else nothing: the text is kept in any case."""
     try:
-        payload = pickle.dumps(error, 5)
+        payload = dump(error)
         if len(payload) <= _EXCEPTION_BYTES_MAX and isinstance(pickle.loads(payload), BaseException):
             return payload
     except BaseException:  # noqa: S110  (an exception's own code may do anything)

@@ -27,8 +27,13 @@ class Task(NamedTuple):
         """Whether the module is given as a file."""
         return self.module.endswith(".py")
 
+    @property
+    def is_pickled(self) -> bool:
+        """Whether the name is for people only, and the callable travels as a bundle (worker/calls.py)."""
+        return not self.module
+
     def __str__(self) -> str:
-        return f"{self.module}:{self.name}"
+        return f"{self.module}:{self.name}" if self.module else self.name
 
 
 def parse(text: str, folder: Path) -> Task:

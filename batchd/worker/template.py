@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from batchd.errors import TaskError
+from batchd.worker.calls import Bundle, load_bundle
 from batchd.worker.main import Fds, hold_lifeline, run
 from batchd.worker.recorder import Recorder
 from batchd.worker.task import Task, load
@@ -44,8 +45,8 @@ def tag(journal_id: str, epoch: int, worker: int) -> str:
 def main() -> None:
     """Run as the supervisor starts it: descriptors of config, socket, lifeline and recorder as arguments."""
     config_fd, socket_fd, lifeline_fd, recorder_fd = map(int, sys.argv[1:5])
-    with open(config_fd, encoding="utf-8") as file:
-        config = json.load(file)
+    with open(config_fd, "rb") as file:
+        config, payload = json.loads(file.readline()), file.read()
     lifeline = os.open(f"/proc/self/fd/{lifeline_fd}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     hold_lifeline(lifeline)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -55,27 +56,28 @@ def main() -> None:
         slot = recorder.slot(config["slot"])
         leases, reports, output = config["fds"]
         fds = Fds(leases, reports, _own_lifeline(lifeline_fd), output)
-        run(_load(config), fds, slot, Path(config["batches"]), inherited)
+        run(_load(config, payload), fds, slot, Path(config["batches"]), inherited)
     door = socket.socket(fileno=socket_fd)
     try:
-        task = _load(config)
+        bundle = _load(config, payload)
     except TaskError as error:
         _say(door, {"failed": str(error)})
         return
     _say(door, {"ready": _threads()})
     gc.collect()
     gc.freeze()  # Keeps the collector from touching, and so copying, the pages shared with the workers.
-    _serve(door, Nest(config, recorder, task, lifeline_fd, inherited))
+    _serve(door, Nest(config, recorder, bundle, lifeline_fd, inherited))
 
 
-def _load(config: dict[str, Any]) -> Callable[..., Any]:
+def _load(config: dict[str, Any], payload: bytes) -> Bundle:
     sys.path[:] = config["sys_path"]
     sys.argv[:] = ["batchd-worker"]
     try:
         os.chdir(config["cwd"])
     except OSError as error:
         raise TaskError(f"cannot enter {config['cwd']}: {error.strerror}") from None
-    return load(Task(*config["task"]))
+    task = Task(*config["task"])
+    return load_bundle(payload) if task.is_pickled else Bundle(load(task))
 
 
 class Nest(NamedTuple):
@@ -83,14 +85,17 @@ class Nest(NamedTuple):
 
     config: dict[str, Any]
     recorder: Recorder
-    task: Callable[..., Any]
+    bundle: Bundle
     lifeline: int
     inherited: frozenset[int]
 
 
 def _serve(door: socket.socket, nest: Nest) -> None:
     while True:
-        data, fds, _, _ = socket.recv_fds(door, MESSAGE_BYTES_MAX, 3)
+        try:
+            data, fds, _, _ = socket.recv_fds(door, MESSAGE_BYTES_MAX, 3)
+        except ConnectionResetError:
+            return  # The supervisor died with an answer unread.
         if not data:
             return
         request = json.loads(data)
@@ -161,7 +166,7 @@ def _become_worker(request: dict[str, Any], fds: list[int], nest: Nest, pipe: tu
     leases, reports, output = fds
     slot = nest.recorder.slot(request["slot"])
     own = Fds(leases, reports, _own_lifeline(nest.lifeline), output)
-    run(nest.task, own, slot, Path(config["batches"]), nest.inherited | {*pipe})
+    run(nest.bundle, own, slot, Path(config["batches"]), nest.inherited | {*pipe})
 
 
 def _own_lifeline(shared: int) -> int:

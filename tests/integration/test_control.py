@@ -147,7 +147,7 @@ def clients(tmp_path: Path) -> Iterator[Clients]:
 
 
 def test_a_reply_about_a_batch_that_was_put_down_meanwhile_tells_what_is_on_the_disk(clients: Clients) -> None:
-    told = clients._progress("b")
+    told = clients.progress("b")
     assert (told["batch"], told["size"], told["done"], told["state"], told["usage"]) == ("b", 3, 0, "open", {})
 
 

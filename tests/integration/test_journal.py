@@ -20,6 +20,7 @@ from batchd import settings
 from batchd.core import entries as e
 from batchd.core.facts import BatchFacts
 from batchd.core.job import JobState
+from batchd.core.stored import stored_of
 from batchd.edge import journal as journal_module
 from batchd.edge.journal import BatchJournal
 from batchd.edge.outcomes import Outcomes
@@ -127,12 +128,12 @@ def test_a_commit_is_all_or_nothing(place: Path) -> None:
     journal = BatchJournal.create(place, {})
     journal.commit([submission(journal.facts, [1, 2, 3])])
     journal.commit([success("b", 0, ["first"])])
-    before = pickle.dumps(journal_module._stored_of(journal.facts))
+    before = pickle.dumps(stored_of(journal.facts))
     with pytest.raises(JournalDamaged, match="recorded twice"):
         journal.commit([success("b", 1, ["new"]), success("b", 0, ["second"]), e.Sealed("b")])
-    assert pickle.dumps(journal_module._stored_of(journal.facts)) == before
+    assert pickle.dumps(stored_of(journal.facts)) == before
     journal = reopened(journal)
-    assert pickle.dumps(journal_module._stored_of(journal.facts)) == before
+    assert pickle.dumps(stored_of(journal.facts)) == before
     assert told(journal) == {0: (JobState.SUCCEEDED, "first")}
     journal.close()
 

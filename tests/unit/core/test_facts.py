@@ -22,7 +22,7 @@ def told(*entries: e.Entry) -> BatchFacts:
 def test_a_submission_is_remembered() -> None:
     facts = told(submitted(5))
 
-    assert (facts.size, facts.sequences, facts.checkpoint) == (5, {"client": 1}, "here")
+    assert (facts.size, facts.sequences, facts.checkpoint) == (5, {"client": (1, 0)}, "here")
 
 
 @pytest.mark.parametrize(

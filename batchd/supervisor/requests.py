@@ -1,0 +1,362 @@
+"""Requests of clients: to events, and answered when what the answer tells is durable.
+
+Every request is a JSON object with "do" and "number"; its reply carries the same number. One rule per request, in
+the table at the end. Nothing of the user's is unpickled here.
+"""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from batchd import __version__
+from batchd.core import events as ev
+from batchd.core.job import Allowances, JobState
+from batchd.core.ranges import Range, RangeSet
+from batchd.core.replay import all_interrupted
+from batchd.core.stored import copy
+from batchd.edge.control import Message
+from batchd.edge.folder import free_bytes
+from batchd.edge.journal import BatchJournal
+from batchd.edge.outcomes import Outcomes
+from batchd.edge.template import KeySpec
+from batchd.errors import BatchdError, BatchNotFound, FormatError, JournalFull, SupervisorError, TaskError, UsageError
+from batchd.formats import tables
+from batchd.formats.segment import header_of
+from batchd.settings import CUT_WAIT_S, DISK_RESERVE_BYTES, OPEN_BATCHES_MAX, WORKERS_MAX
+from batchd.supervisor.clients import Client, Clients, Host
+
+_NO_KEY = KeySpec(("", ""), (), "", {}, "")
+
+
+class _Opening(NamedTuple):
+    """A request to open a batch."""
+
+    name: str
+    spec: dict[str, Any] | None = None
+    options: ev.Options = ev.Options()
+    key: str = ""
+    key_spec: KeySpec = _NO_KEY
+    is_shared: bool = False
+    """Others who ask for the same may have it open as well."""
+    follows: bool = False
+    """The client wants to be told which outcomes are durable."""
+    is_eager: bool = False
+    """And waits for each of them."""
+
+    @classmethod
+    def of(cls, message: Message) -> "_Opening":
+        fields = message.fields
+        return cls(
+            name=str(fields["batch"]),
+            spec=fields.get("spec"),
+            options=_options(fields["options"]),
+            key=str(fields["key"]),
+            key_spec=_key_spec(fields["key_spec"], message.body),
+            is_shared=bool(fields.get("is_shared")),
+            follows=bool(fields.get("follows")),
+            is_eager=bool(fields.get("is_eager")),
+        )
+
+
+class Requests:
+    """The rules for what clients ask."""
+
+    def __init__(self, supervisor: Host, clients: Clients) -> None:
+        self._supervisor = supervisor
+        self._clients = clients
+
+    def answer(self, client: Client, message: Message) -> None:
+        """Do what a message asks, or say why not."""
+        number = message.fields.get("number", 0)
+        rule = _RULES.get(str(message.fields.get("do")))
+        try:
+            if rule is None:
+                raise UsageError(f"unknown request {message.fields.get('do')!r}")
+            rule(self, client, number, message)
+        except BatchdError as error:
+            client.refuse(number, error)
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            client.refuse(number, UsageError(f"malformed request: {type(error).__name__}: {error}"))
+
+    def _hello(self, client: Client, number: int, _: Message) -> None:
+        ground = self._supervisor.ground
+        client.reply(number, {"version": __version__, "pid": os.getpid(), "epoch": ground.epoch})
+
+    def _open(self, client: Client, number: int, message: Message) -> None:
+        """Attach a batch for this client; the task is imported first, so that nothing is made for a wrong one."""
+        request = _Opening.of(message)
+        name = request.name
+        self._check_free(name, is_shared=request.is_shared)
+        if name in self._clients.shared and self._clients.owner(name) is not None:
+            self._bind(client, request)  # Others run it: their workers serve this client as well.
+            self._supervisor.after_commit(lambda: self._tell_opened(client, number, name))
+            return
+
+        def go_on(reason: str) -> None:
+            if client.is_gone:
+                return
+            try:
+                if reason:
+                    raise TaskError(reason)
+                self._check_free(name, is_shared=request.is_shared)
+                if name in self._clients.shared and self._clients.owner(name) is not None:
+                    pass  # Another client was faster.
+                elif name in self._supervisor.journals:  # Taken up for a moment, to be changed, during the import.
+                    self._clients.when_put_down(name, lambda: go_on(""))
+                    return
+                else:
+                    self._attach(name, request)
+                self._bind(client, request)
+            except BatchdError as error:
+                client.refuse(number, error)
+                return
+            self._supervisor.after_commit(lambda: self._tell_opened(client, number, name))
+
+        pool = self._supervisor.pool
+        self._clients.when_put_down(name, lambda: pool.add_key(request.key, request.key_spec, go_on))
+
+    def _bind(self, client: Client, request: "_Opening") -> None:
+        client.bound.add(request.name)
+        if request.follows:
+            client.untold[request.name] = RangeSet()
+        if request.is_shared:
+            self._clients.shared.add(request.name)
+        if request.is_eager:
+            self._clients.eager.add(request.name)
+
+    def _check_free(self, name: str, *, is_shared: bool) -> None:
+        if self._clients.refusal:
+            raise SupervisorError(self._clients.refusal)
+        owner = self._clients.owner(name)
+        if owner is not None and not (is_shared and name in self._clients.shared):
+            raise SupervisorError(f"batch {name} is being run by process {owner.line.pid}: `batchd status` shows it")
+        if len(self._supervisor.journals) >= OPEN_BATCHES_MAX:
+            raise SupervisorError(f"{OPEN_BATCHES_MAX} batches are open, which is the limit: wait for one to finish")
+
+    def _attach(self, name: str, request: "_Opening") -> None:
+        supervisor, spec = self._supervisor, request.spec
+        folder = self._folder(name)
+        if folder.exists():
+            journal = BatchJournal(folder, is_writer=True)
+            if request.key_spec.payload:
+                journal.replace_function(tables.TASK_MARK, request.key_spec.payload)
+        elif spec is None:
+            raise BatchNotFound(f"there is no batch {name}: `batchd ls` lists them")
+        else:
+            if free_bytes(folder.parent) < DISK_RESERVE_BYTES:
+                raise JournalFull(f"the disk under {folder.parent} is nearly full: free some space, or use --journal")
+            journal = BatchJournal.create(folder, spec, request.key_spec.payload)
+        made = all_interrupted(copy(journal.facts))
+        if made:  # The machine died while the batch ran: the recorder that knew more is lost.
+            journal.commit(made)
+        supervisor.journals[name] = journal
+        supervisor.progress[name] = journal.progress()
+        supervisor.usage[name] = {**supervisor.batch_usage(name), **journal.read_usage()}
+        # The scheduler has facts of its own, ahead of the journal's by what is not durable yet.
+        live = copy(journal.facts)
+        supervisor.emit(ev.BatchAttached(live, request.options, request.key, supervisor.ground.epoch))
+
+    def _folder(self, name: str) -> Path:
+        if not name or not all(part.isalnum() for part in name.split("-")) or len(name) > 16:
+            raise UsageError(f"{name!r} cannot be a batch's id")
+        return self._supervisor.ground.folder / "batches" / name
+
+    def _tell_opened(self, client: Client, number: int, name: str) -> None:
+        journal = self._supervisor.journals[name]
+        fields = {
+            "checkpoint": journal.facts.checkpoint,
+            "sequences": journal.facts.sequences,
+            **self._clients.progress(name),
+        }
+        client.reply(number, fields)
+
+    def _submit(self, client: Client, number: int, message: Message) -> None:
+        name = self._bound(client, message)
+        segments: list[bytes] = []
+        view, at, jobs = memoryview(message.body), 0, 0
+        while at < len(view):
+            _, count, _, length = header_of(view, at)
+            segments.append(bytes(view[at : at + length]))
+            jobs, at = jobs + count, at + length
+        if at != len(view):
+            raise FormatError("the last segment was cut off")
+        self._supervisor.emit(
+            ev.SegmentsReceived(
+                batch=name,
+                count=jobs,
+                segments=tuple(segments),
+                client=str(message.fields["client"]),
+                sequence=int(message.fields["sequence"]),
+                checkpoint=str(message.fields["checkpoint"]),
+                keys=bytes.fromhex(str(message.fields.get("keys", ""))),
+            )
+        )
+        self._supervisor.after_commit(lambda: client.reply(number, self._submitted(name, message)))
+
+    def _submitted(self, name: str, message: Message) -> dict[str, Any]:
+        """Return where the client's last submission begins, for clients that share a batch."""
+        facts = self._supervisor.journals[name].snapshot()
+        sequence, first = facts.sequences.get(str(message.fields["client"]), (0, 0))
+        return {"first": first} if sequence == message.fields["sequence"] else {}
+
+    def _define(self, client: Client, number: int, message: Message) -> None:
+        name, mark = self._bound(client, message), bytes.fromhex(str(message.fields["mark"]))
+        self._supervisor.emit(ev.FunctionReceived(name, mark, message.body))
+        self._supervisor.after_commit(lambda: client.reply(number, {}))
+
+    def _trim(self, client: Client, number: int, message: Message) -> None:
+        """Forget finished jobs of a batch that is not to be kept anyway."""
+        name = self._bound(client, message)
+        if not self._supervisor.journals[name].spec.get("is_throwaway"):
+            raise UsageError(f"batch {name} is to be kept: `batchd prune` removes whole batches")
+        self._supervisor.emit(ev.TrimRequested(name, _ranges(message)))
+        client.reply(number, {})
+
+    def _withdraw(self, client: Client, number: int, message: Message) -> None:
+        """Cancel jobs that have not begun; answered when it is certain and durable which did not."""
+        name = self._bound(client, message)
+        self._supervisor.emit(ev.WithdrawRequested(name, _ranges(message)))
+        self._when_cut(name, lambda: client.reply(number, {}))
+
+    def _when_cut(self, name: str, call: Callable[[], None]) -> None:
+        """Call back when everything emitted so far is durable and no worker's progress is in doubt."""
+
+        def look() -> None:
+            batch = self._supervisor.scheduler.batches.get(name)
+            if batch is not None and batch.is_cutting:
+                self._supervisor.later(CUT_WAIT_S, lambda: self._supervisor.after_commit(look))
+            else:
+                self._supervisor.after_commit(call)
+
+        self._supervisor.after_commit(look)
+
+    def _seal(self, client: Client, number: int, message: Message) -> None:
+        name = self._bound(client, message)
+        self._supervisor.emit(ev.SealRequested(name))
+        self._supervisor.after_commit(lambda: client.reply(number, self._clients.progress(name)))
+
+    def _unseal(self, client: Client, number: int, message: Message) -> None:
+        name = self._bound(client, message)
+        self._supervisor.emit(ev.UnsealRequested(name))
+        self._supervisor.after_commit(lambda: client.reply(number, self._clients.progress(name)))
+
+    def _detach(self, client: Client, number: int, message: Message) -> None:
+        name = str(message.fields["batch"])
+        if name not in self._supervisor.journals:
+            client.reply(number, {})
+            return
+        at_once = bool(message.fields.get("at_once"))
+        if name not in client.bound:
+            raise SupervisorError(f"batch {name} is not open on this connection")
+        self._clients.detach(client, name, at_once=at_once, then=lambda: client.reply(number, {}))
+
+    def _accept_code(self, client: Client, number: int, message: Message) -> None:
+        """Store that a batch goes on with the task's present source."""
+        name = str(message.fields["batch"])
+        if name in self._supervisor.journals:
+            raise SupervisorError(f"batch {name} is running: its code cannot be exchanged now")
+        journal = BatchJournal(self._folder(name), is_writer=True)
+        try:
+            journal.replace_spec({**journal.spec, "digest": str(message.fields["digest"])})
+        finally:
+            journal.close()
+        client.reply(number, {})
+
+    def _cancel(self, client: Client, number: int, message: Message) -> None:
+        self._change(client, number, message, lambda name: ev.CancelRequested(name, str(message.fields["reason"])))
+
+    def _reopen(self, client: Client, number: int, message: Message) -> None:
+        states = {JobState(state) for state in message.fields["states"]} - {JobState.SUCCEEDED}
+        self._change(client, number, message, lambda name: self._reopen_event(name, states))
+
+    def _change(self, client: Client, number: int, message: Message, event_of: Callable[[str], ev.Event]) -> None:
+        """Emit an event about a batch, taking the batch up for just that when nobody runs it."""
+        name = str(message.fields["batch"])
+        supervisor = self._supervisor
+        was_live = name in supervisor.journals
+        if not was_live:
+            self._attach(name, _Opening(name))
+        supervisor.emit(event_of(name))
+        if not was_live:
+            supervisor.emit(ev.DetachRequested(name))
+        supervisor.after_commit(lambda: client.reply(number, {**self._clients.progress(name), "is_live": was_live}))
+
+    def _reopen_event(self, name: str, states: set[JobState]) -> ev.ReopenRequested:
+        journal = self._supervisor.journals[name]
+        facts = journal.snapshot()
+        found: dict[JobState, RangeSet] = {}
+        if any(facts.count(state) for state in states):
+            for span in Outcomes(journal).spans(facts.done, facts.generation):
+                if span.state in states:
+                    found.setdefault(span.state, RangeSet()).add(span.start, span.stop)
+        ranges = tuple((state, tuple(of_state)) for state, of_state in found.items())
+        return ev.ReopenRequested(name, ranges, facts.generation)
+
+    def _status(self, client: Client, number: int, _: Message) -> None:
+        client.reply(number, self._supervisor.status())
+
+    def _scale(self, client: Client, number: int, message: Message) -> None:
+        workers = message.fields["workers"]
+        before = self._supervisor.scheduler.scaled or max(
+            (batch.options.workers for batch in self._supervisor.scheduler.batches.values()), default=0
+        )
+        if "change" in message.fields:
+            workers = max(1, before + int(message.fields["change"]))
+        if workers is not None and not 1 <= int(workers) <= WORKERS_MAX:
+            raise UsageError(f"cannot run {workers} workers: give a number from 1 to {WORKERS_MAX}")
+        self._supervisor.emit(ev.ScaleRequested(None if workers is None else int(workers)))
+        client.reply(number, {"before": before, "workers": workers})
+
+    def _bound(self, client: Client, message: Message) -> str:
+        name = str(message.fields["batch"])
+        if name not in client.bound:
+            raise SupervisorError(f"batch {name} is not open on this connection")
+        return name
+
+
+def _options(fields: dict[str, Any]) -> ev.Options:
+    """Return the options a client sent. What is none of them is found out here, not by the scheduler."""
+    allowances = Allowances(**{name: int(value) for name, value in fields["allowances"].items()})
+    options = ev.Options(**{**fields, "allowances": allowances})
+    if not 1 <= int(options.workers) <= WORKERS_MAX:
+        raise UsageError(f"cannot run {options.workers} workers: give a number from 1 to {WORKERS_MAX}")
+    for limit in (options.timeout_s, options.memory_bytes_max, options.failures_max, options.failures_share_max):
+        if limit is not None and not isinstance(limit, int | float):
+            raise TypeError(f"{limit!r} is no limit")
+    return options
+
+
+def _ranges(message: Message) -> tuple[Range, ...]:
+    ranges = tuple((int(start), int(stop)) for start, stop in message.fields["ranges"])
+    if any(not 0 <= start < stop for start, stop in ranges):
+        raise ValueError("a range that is none")
+    return ranges
+
+
+def _key_spec(fields: dict[str, Any], payload: bytes) -> KeySpec:
+    """Return how workers are to be started, as a client sent it."""
+    spec = KeySpec(**{**fields, "payload": payload})
+    module, name = spec.task
+    texts = [module, name, *spec.sys_path, spec.cwd, spec.executable, *spec.environ, *spec.environ.values()]
+    if not all(isinstance(text, str) and "\0" not in text for text in texts):
+        raise TypeError("a task, path or environment that is not text")
+    return spec
+
+
+_RULES: dict[str, Callable[[Requests, Client, int, Message], None]] = {
+    "hello": Requests._hello,  # noqa: SLF001  (the table of the class above)
+    "open": Requests._open,  # noqa: SLF001
+    "submit": Requests._submit,  # noqa: SLF001
+    "define": Requests._define,  # noqa: SLF001
+    "trim": Requests._trim,  # noqa: SLF001
+    "withdraw": Requests._withdraw,  # noqa: SLF001
+    "seal": Requests._seal,  # noqa: SLF001
+    "unseal": Requests._unseal,  # noqa: SLF001
+    "detach": Requests._detach,  # noqa: SLF001
+    "accept_code": Requests._accept_code,  # noqa: SLF001
+    "cancel": Requests._cancel,  # noqa: SLF001
+    "reopen": Requests._reopen,  # noqa: SLF001
+    "status": Requests._status,  # noqa: SLF001
+    "scale": Requests._scale,  # noqa: SLF001
+}
