@@ -168,6 +168,7 @@ class Requests:
             "checkpoint": journal.facts.checkpoint,
             "sequences": journal.facts.sequences,
             **self._clients.progress(name),
+            **({"recorded": list(journal.snapshot().done)} if name in client.untold else {}),
         }
         client.reply(number, fields)
 
@@ -319,7 +320,7 @@ def _options(fields: dict[str, Any]) -> ev.Options:
     """Return the options a client sent. What is none of them is found out here, not by the scheduler."""
     allowances = Allowances(**{name: int(value) for name, value in fields["allowances"].items()})
     options = ev.Options(**{**fields, "allowances": allowances})
-    if not 1 <= int(options.workers) <= WORKERS_MAX:
+    if type(options.workers) is not int or not 1 <= options.workers <= WORKERS_MAX:
         raise UsageError(f"cannot run {options.workers} workers: give a number from 1 to {WORKERS_MAX}")
     for limit in (options.timeout_s, options.memory_bytes_max, options.failures_max, options.failures_share_max):
         if limit is not None and not isinstance(limit, int | float):

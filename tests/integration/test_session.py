@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
-from batchd import client
-from batchd.client import Connection, Submission, SupervisorGone, start_supervisor
+from batchd.client import Connection, SupervisorGone, start_supervisor
+from batchd.client import session as session_module
+from batchd.client.session import Pending
 from batchd.edge import control
 from batchd.edge.lock import holder_of
 from batchd.errors import NotAJournal, SupervisorError
@@ -47,11 +48,11 @@ def test_no_input_is_lost_when_the_supervisor_dies_while_it_is_sent_again(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session = house.session()
-    session._unacked = {number: Submission(number, "", b"x") for number in range(1, 6)}
+    session._pending = {number: Pending("submit", b"x", {"sequence": number}, None) for number in range(1, 6)}
     lines = [Fragile(2), Fragile(0), Fragile(9)]
     waiting = iter(lines)
     monkeypatch.setattr(session, "open", lambda: setattr(session, "_connection", next(waiting)))
-    session._start_another()
+    session.start_another()
     assert [line.taken for line in lines] == [[1, 2], [], [1, 2, 3, 4, 5]]
     assert session._unacked_bytes == 5
     for line in lines:
@@ -59,7 +60,7 @@ def test_no_input_is_lost_when_the_supervisor_dies_while_it_is_sent_again(
 
 
 def test_a_supervisor_that_keeps_dying_is_given_up(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "connect", lambda _: (_ for _ in ()).throw(SupervisorGone("dead")))
+    monkeypatch.setattr(session_module, "connect", lambda _: (_ for _ in ()).throw(SupervisorGone("dead")))
     with pytest.raises(
         SupervisorError, match=r"died 6 times without progress; its last words are in .*supervisor\.log"
     ):

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from batchd import client
 from batchd.client import connect, request, start_supervisor
+from batchd.client import connection as client
 from batchd.core.job import Allowances, JobState
 from batchd.edge import control
 from batchd.edge.lock import holder_of
@@ -271,7 +271,7 @@ def test_the_worker_count_follows_an_order(house: House, tmp_path: Path) -> None
 
 def test_a_task_that_does_not_import_makes_no_batch(house: House) -> None:
     session = house.session()
-    session._open_fields |= {"key": "k2", "key_spec": asdict(key_spec("nowhere_at_all:run"))}
+    session._open_fields |= {"key": "k2", "key_spec": {**asdict(key_spec("nowhere_at_all:run")), "payload": ""}}
     with pytest.raises(TaskError, match="No module named 'nowhere_at_all'"):
         session.open()
     assert list((house.folder / "batches").iterdir()) == []

@@ -1,0 +1,207 @@
+"""The connection to a journal's supervisor: found, or started when there is none; requests and their replies.
+
+What a batch is and how it outlives its supervisor is not known here: see session.py.
+"""
+
+import json
+import os
+import select
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+from batchd import __version__, errors
+from batchd.edge import control, lock
+from batchd.errors import BatchdError, SupervisorError, SupervisorMismatch
+from batchd.formats.frame import FrameReader
+from batchd.settings import START_WAIT_S, SUPERVISOR_RESTARTS_MAX
+from batchd.worker.template import TAG
+
+_ROOT = str(Path(__file__).resolve().parents[2])
+_BOOT = f"import sys; sys.path.insert(0, {_ROOT!r}); from batchd.supervisor.__main__ import main; sys.exit(main())"
+LOG_NAME: Final = "supervisor.log"
+_LOG_BYTES_MAX = 1 << 20
+
+
+class SupervisorGone(Exception):
+    """The connection to the supervisor ended."""
+
+
+class Connection:
+    """A connection to a supervisor."""
+
+    def __init__(self, line: socket.socket) -> None:
+        self.socket = line
+        self._reader = FrameReader()
+        self._number = 0
+        self._inbox: deque[control.Message] = deque()
+
+    def tell(self, do: str, body: bytes = b"", /, **fields: Any) -> int:
+        """Send a request and return its number, without waiting. Raises SupervisorGone."""
+        self._number += 1
+        head = control.encode(control.REQUEST, {"do": do, "number": self._number, **fields}, len(body))
+        try:
+            self.socket.sendall(head)
+            if body:
+                self.socket.sendall(body)
+        except OSError as error:
+            raise SupervisorGone(str(error)) from None
+        return self._number
+
+    def ask(self, do: str, body: bytes = b"", /, **fields: Any) -> dict[str, Any]:
+        """Send a request and wait for its reply. Raises SupervisorGone, or the error the supervisor answered."""
+        number = self.tell(do, body, **fields)
+        later: list[control.Message] = []
+        while True:
+            for message in self._receive():
+                if message.kind == control.REPLY and message.fields.get("number") == number:
+                    self._inbox.extendleft(reversed(later))
+                    return checked(message.fields)
+                later.append(message)
+
+    def messages(self) -> list[control.Message]:
+        """Return what arrived since the last call, without waiting. Raises SupervisorGone at the end."""
+        try:
+            while select.select([self.socket], [], [], 0)[0]:
+                self._inbox.extend(self._read())
+        except SupervisorGone:
+            if not self._inbox:  # Its last words are heard first; the next call says that it is gone.
+                raise
+        found = list(self._inbox)
+        self._inbox.clear()
+        return found
+
+    def close(self) -> None:
+        """Hang up."""
+        self.socket.close()
+
+    def _receive(self) -> Iterator[control.Message]:
+        if not self._inbox:
+            self._inbox.extend(self._read())
+        while self._inbox:
+            yield self._inbox.popleft()
+
+    def _read(self) -> list[control.Message]:
+        try:
+            data = self.socket.recv(1 << 20)
+        except OSError as error:
+            raise SupervisorGone(str(error)) from None
+        if not data:
+            raise SupervisorGone("it hung up")
+        return list(control.decode(self._reader.feed(data)))
+
+
+def checked(reply: dict[str, Any]) -> dict[str, Any]:
+    """Return a reply, or raise the error it tells of."""
+    if "error" not in reply:
+        return reply
+    kind = getattr(errors, str(reply["error"]), SupervisorError)
+    raise kind(reply["message"]) if issubclass(kind, BatchdError) else SupervisorError(reply["message"])
+
+
+def connect(folder: Path) -> Connection:
+    """Return a connection to the supervisor of the journal in `folder`, started if there is none.
+
+    Raises SupervisorError, SupervisorMismatch, or what made the supervisor refuse to start.
+    """
+    deadline = time.monotonic() + START_WAIT_S
+    pause_s = 0.005
+    while True:
+        connection = _try_connect(folder)
+        if connection is not None:
+            return connection
+        trouble = start_supervisor(folder)
+        if trouble and time.monotonic() > deadline:
+            raise SupervisorError(trouble)
+        if trouble:
+            time.sleep(pause_s)
+            pause_s = min(0.2, 2 * pause_s)
+
+
+def _try_connect(folder: Path) -> Connection | None:
+    try:
+        line = control.connect(folder)
+    except OSError:
+        return None
+    connection = Connection(line)
+    try:
+        hello = connection.ask("hello")
+    except SupervisorGone:
+        connection.close()
+        return None
+    if hello["version"] != __version__:
+        connection.close()
+        raise SupervisorMismatch(
+            f"a supervisor of another version holds {folder}: {lock.describe(folder)}; this is batchd {__version__}. "
+            f"It leaves when its runs have ended; `kill {hello['pid']}` makes it finish what runs and leave"
+        )
+    return connection
+
+
+def start_supervisor(folder: Path) -> str:
+    """Start a supervisor and wait until it listens; return '' or why another try may help.
+
+    Raises what made it refuse to start: that would be the same a moment later.
+    """
+    log = folder / LOG_NAME
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+    log_fd = os.open(log, flags, 0o600)
+    if os.fstat(log_fd).st_size > _LOG_BYTES_MAX:
+        os.ftruncate(log_fd, 0)
+    ready, its_ready = os.pipe()
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-c", _BOOT, str(folder), str(its_ready)],
+            pass_fds=(its_ready,),
+            stdin=subprocess.DEVNULL,
+            stdout=log_fd,
+            stderr=log_fd,
+            cwd="/",
+            # Not the tag of the worker this may run in: whoever ends that worker would end the supervisor with it.
+            env={name: value for name, value in os.environ.items() if name != TAG},
+            start_new_session=True,
+        )
+        os.close(its_ready)
+        its_ready = -1
+        said = b""
+        while data := os.read(ready, 4096):
+            said += data
+    finally:
+        for fd in (ready, its_ready, log_fd):
+            if fd >= 0:
+                os.close(fd)
+    if said == b"ready":
+        _watch(process)
+        return ""
+    process.wait()
+    if not said:
+        return f"the supervisor died at its start; its last words are in {log}"
+    try:
+        checked(json.loads(said))
+    except SupervisorError as error:  # Another one is starting, or the last one is still leaving.
+        return str(error)
+    raise SupervisorError(f"the supervisor said something unreadable at its start: {said[:200]!r}")
+
+
+def _watch(process: "subprocess.Popen[bytes]") -> None:
+    """Collect the supervisor's exit whenever it comes, so that no zombie of it stays with this process."""
+    threading.Thread(target=process.wait, name="supervisor-exit", daemon=True).start()
+
+
+def request(folder: Path, do: str, **fields: Any) -> dict[str, Any]:
+    """Ask the journal's supervisor one thing, starting it when there is none. Raises BatchdError."""
+    for _ in range(SUPERVISOR_RESTARTS_MAX):
+        connection = connect(folder)
+        try:
+            return connection.ask(do, **fields)
+        except SupervisorGone:
+            continue  # It was just leaving.
+        finally:
+            connection.close()
+    raise SupervisorError(f"the supervisor of {folder} keeps leaving; see {folder / LOG_NAME}")
