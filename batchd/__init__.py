@@ -6,16 +6,60 @@ This module only names what users import; it loads neither lmdb nor psutil, so `
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["BatchdError", "CurrentJob", "__version__", "current_job"]
+__all__ = [
+    "AsyncClient",
+    "Batch",
+    "BatchdError",
+    "Client",
+    "CurrentJob",
+    "Executor",
+    "JobCancelled",
+    "JobCrashed",
+    "JobError",
+    "JobFailed",
+    "JobInterrupted",
+    "JobOverMemory",
+    "JobTimeout",
+    "__version__",
+    "current_job",
+    "map",
+    "starmap",
+]
 
 if TYPE_CHECKING:
+    from batchd.application import AsyncClient, Client
+    from batchd.batch import Batch
     from batchd.errors import BatchdError
+    from batchd.executor import Executor
+    from batchd.joberrors import (
+        JobCancelled,
+        JobCrashed,
+        JobError,
+        JobFailed,
+        JobInterrupted,
+        JobOverMemory,
+        JobTimeout,
+    )
+    from batchd.mapping import map, starmap  # noqa: A004
     from batchd.worker.context import CurrentJob, current_job
 
 _HOMES = {
+    "Batch": "batchd.batch",
+    "Client": "batchd.application",
+    "AsyncClient": "batchd.application",
     "BatchdError": "batchd.errors",
+    "Executor": "batchd.executor",
+    "map": "batchd.mapping",
+    "starmap": "batchd.mapping",
     "CurrentJob": "batchd.worker.context",
     "current_job": "batchd.worker.context",
+    "JobCancelled": "batchd.joberrors",
+    "JobCrashed": "batchd.joberrors",
+    "JobError": "batchd.joberrors",
+    "JobFailed": "batchd.joberrors",
+    "JobInterrupted": "batchd.joberrors",
+    "JobOverMemory": "batchd.joberrors",
+    "JobTimeout": "batchd.joberrors",
 }
 
 

@@ -76,6 +76,17 @@ STACK_DUMP_S: Final = 0.05
 """Between SIGABRT, which lets a hung worker print its Python stack, and SIGKILL."""
 KILL_WAIT_S: Final = 10.0
 
+# --- What a job says about itself --------------------------------------------------------------------------------
+CHECKPOINT_BYTES_MAX: Final = 64 << 20
+"""A pickled checkpoint may not be larger: it is written durably each time, beside everybody's outcomes."""
+LOG_LINE_BYTES_MAX: Final = 8 << 10
+LOG_BYTES_MAX: Final = 64 << 20
+"""A batch's log of what its jobs said is never larger; its last line then says so."""
+CANCEL_GRACE_S: Final = 2.0
+"""A job that has looked at `cancelled` may end by itself for so long before it is killed."""
+GRACE_LOOK_S: Final = 0.01
+"""How often it is looked whether it has."""
+
 # --- The supervisor and its clients -----------------------------------------------------------------------------
 SAMPLE_S: Final = 0.25
 """Gauges are read this often, less often when reading them would cost more than SAMPLE_COST_MAX of a core."""

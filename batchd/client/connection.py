@@ -25,6 +25,8 @@ from batchd.worker.template import TAG
 
 _ROOT = str(Path(__file__).resolve().parents[2])
 _BOOT = f"import sys; sys.path.insert(0, {_ROOT!r}); from batchd.supervisor.__main__ import main; sys.exit(main())"
+THROWAWAY: Final = "throw-away"
+"""Third argument of a supervisor: its journal is deleted when it leaves."""
 LOG_NAME: Final = "supervisor.log"
 _LOG_BYTES_MAX = 1 << 20
 
@@ -105,9 +107,10 @@ def checked(reply: dict[str, Any]) -> dict[str, Any]:
     raise kind(reply["message"]) if issubclass(kind, BatchdError) else SupervisorError(reply["message"])
 
 
-def connect(folder: Path) -> Connection:
+def connect(folder: Path, *, is_throwaway: bool = False) -> Connection:
     """Return a connection to the supervisor of the journal in `folder`, started if there is none.
 
+    The supervisor of a throw-away journal deletes it when it leaves.
     Raises SupervisorError, SupervisorMismatch, or what made the supervisor refuse to start.
     """
     deadline = time.monotonic() + START_WAIT_S
@@ -116,7 +119,7 @@ def connect(folder: Path) -> Connection:
         connection = _try_connect(folder)
         if connection is not None:
             return connection
-        trouble = start_supervisor(folder)
+        trouble = start_supervisor(folder, is_throwaway=is_throwaway)
         if trouble and time.monotonic() > deadline:
             raise SupervisorError(trouble)
         if trouble:
@@ -144,7 +147,7 @@ def _try_connect(folder: Path) -> Connection | None:
     return connection
 
 
-def start_supervisor(folder: Path) -> str:
+def start_supervisor(folder: Path, *, is_throwaway: bool = False) -> str:
     """Start a supervisor and wait until it listens; return '' or why another try may help.
 
     Raises what made it refuse to start: that would be the same a moment later.
@@ -157,7 +160,7 @@ def start_supervisor(folder: Path) -> str:
     ready, its_ready = os.pipe()
     try:
         process = subprocess.Popen(
-            [sys.executable, "-c", _BOOT, str(folder), str(its_ready)],
+            [sys.executable, "-c", _BOOT, str(folder), str(its_ready), *(THROWAWAY,) * is_throwaway],
             pass_fds=(its_ready,),
             stdin=subprocess.DEVNULL,
             stdout=log_fd,

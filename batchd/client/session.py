@@ -154,6 +154,7 @@ class Session:
             "is_eager": is_eager,
         }
         self._payload = key_spec.payload
+        self._is_throwaway = bool(spec and spec.get("is_throwaway"))
         self._client = os.urandom(8).hex()
         self._sequence = 0
         self._connection: Connection | None = None
@@ -165,6 +166,8 @@ class Session:
         self._is_sealing = False
         self._leaving: bool | None = None
         """Whether it was asked to leave, and then whether at once."""
+        self.restarts = 0
+        """How many supervisors died on it."""
         self._restarts = 0
         self._done_at_restart = -1
         self.is_put_down = False
@@ -175,7 +178,7 @@ class Session:
         """Attach the batch; return its progress, reader checkpoint and sequences. Raises BatchdError."""
         while True:
             try:
-                self._connection = connect(self.folder)
+                self._connection = connect(self.folder, is_throwaway=self._is_throwaway)
                 self.progress = self._connection.ask("open", self._payload, **self._open_fields)
             except SupervisorGone:
                 self._count_restart()
@@ -342,6 +345,7 @@ class Session:
         if self._connection is not None:
             self._connection.close()
         self._count_restart()
+        self.restarts += 1
         self.open()
         pending = list(self._pending.values())
         self._pending, self._unacked_bytes = {}, 0

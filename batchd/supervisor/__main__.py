@@ -1,8 +1,9 @@
-"""Start as the clients start it: `python -m batchd.supervisor FOLDER READY_FD`."""
+"""Start as the clients start it: with FOLDER READY_FD, and a third argument if the journal is thrown away."""
 
 import json
 import os
 import resource
+import shutil
 import signal
 import sys
 from contextlib import suppress
@@ -32,7 +33,10 @@ def main() -> int:
     with suppress(BrokenPipeError):  # Its starter died meanwhile: it leaves in order, as soon as nobody comes.
         os.write(ready_fd, b"ready")
     os.close(ready_fd)
-    return supervisor.run()
+    code = supervisor.run()
+    if sys.argv[3:]:  # A throw-away journal: nobody will ask for it again.
+        shutil.rmtree(folder, ignore_errors=True)
+    return code
 
 
 def in_words(error: Exception, folder: Path) -> BatchdError:

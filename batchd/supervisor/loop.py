@@ -19,7 +19,7 @@ from typing import Any
 from batchd.core import commands as c
 from batchd.core import events as ev
 from batchd.core.assignment import rest_s
-from batchd.core.entries import Entry, Explained, Recorded
+from batchd.core.entries import Entry, Explained, Noted, Recorded
 from batchd.core.scheduler import Scheduler
 from batchd.edge.commits import Broken, CommitThread, Done, Stalled
 from batchd.edge.control import SOCKET_NAME
@@ -54,6 +54,8 @@ class Supervisor:
         self._timer_numbers = count()
         self._commits = CommitThread()
         self._unsaved: dict[str, list[Entry]] = defaultdict(list)
+        self._unsaved_notes: dict[tuple[str, int], int] = {}
+        """Of jobs that left a checkpoint: where it stands among the batch's unsaved entries."""
         self._turn = 0
         self._in_flight: dict[str, list[Entry]] = {}
         """What is being committed."""
@@ -110,8 +112,8 @@ class Supervisor:
                 turn = self.scheduler.step(events, monotonic())
                 self._turn = turn.number
                 for entry in turn.entries:
-                    self._unsaved[entry.batch].append(entry)
-                    is_outcome = isinstance(entry, Recorded | Explained)
+                    self._save_later(entry)
+                    is_outcome = isinstance(entry, Recorded | Explained | Noted)
                     self._is_urgent |= not is_outcome or entry.batch in self.clients.eager
                 self._commit()
                 for command in turn.commands:
@@ -140,7 +142,7 @@ class Supervisor:
         return events
 
     def _timeout_s(self) -> float:
-        if self._events:
+        if self._events or (self._after and not self._in_flight):
             return 0.0
         due = [self._next_sample]
         if self._unsaved and not self._in_flight:
@@ -164,11 +166,21 @@ class Supervisor:
                 self.journals[name].usage = dict(self.batch_usage(name))
                 work.append((self.journals[name], entries))
             self._in_flight = dict(self._unsaved)
-            self._unsaved = defaultdict(list)
+            self._unsaved, self._unsaved_notes = defaultdict(list), {}
             self._is_urgent = False
             self._commits.commit(self._turn, work)
         else:
             self._release(self._turn)
+
+    def _save_later(self, entry: Entry) -> None:
+        """Gather an entry for the next commit: of a job's checkpoints the last, or a slow disk would cost memory."""
+        unsaved = self._unsaved[entry.batch]
+        if isinstance(entry, Noted):
+            at = self._unsaved_notes.setdefault((entry.batch, entry.index), len(unsaved))
+            if at < len(unsaved):
+                unsaved[at] = entry
+                return
+        unsaved.append(entry)
 
     def _may_gather(self) -> bool:
         """Whether nobody waits for the entries, so that more may share their commit."""

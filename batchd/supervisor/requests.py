@@ -220,6 +220,11 @@ class Requests:
         self._supervisor.emit(ev.WithdrawRequested(name, _ranges(message)))
         self._when_cut(name, lambda: client.reply(number, {}))
 
+    def _running(self, client: Client, number: int, message: Message) -> None:
+        name = self._bound(client, message)
+        rows = self._supervisor.pool.status()
+        client.reply(number, {"running": [row["job"] for row in rows if row["batch"] == name]})
+
     def _when_cut(self, name: str, call: Callable[[], None]) -> None:
         """Call back when everything emitted so far is durable and no worker's progress is in doubt."""
 
@@ -340,8 +345,10 @@ def _key_spec(fields: dict[str, Any], payload: bytes) -> KeySpec:
     spec = KeySpec(**{**fields, "payload": payload})
     module, name = spec.task
     texts = [module, name, *spec.sys_path, spec.cwd, spec.executable, *spec.environ, *spec.environ.values()]
-    if not all(isinstance(text, str) and "\0" not in text for text in texts):
+    if not all(isinstance(text, str) and b"\0" not in os.fsencode(text) for text in texts):
         raise TypeError("a task, path or environment that is not text")
+    if any("=" in name for name in spec.environ):
+        raise ValueError("a name that no environment can have")
     return spec
 
 
@@ -352,6 +359,7 @@ _RULES: dict[str, Callable[[Requests, Client, int, Message], None]] = {
     "define": Requests._define,  # noqa: SLF001
     "trim": Requests._trim,  # noqa: SLF001
     "withdraw": Requests._withdraw,  # noqa: SLF001
+    "running": Requests._running,  # noqa: SLF001
     "seal": Requests._seal,  # noqa: SLF001
     "unseal": Requests._unseal,  # noqa: SLF001
     "detach": Requests._detach,  # noqa: SLF001

@@ -1,0 +1,378 @@
+"""`Client` and `AsyncClient`: for applications that hand work to a journal and go on.
+
+A client shares the journal's supervisor, which is started when there is none and leaves with the last client. What a
+client was told is durable; what it handed over and nobody runs stays in the journal until a client comes again.
+"""
+
+import asyncio
+import os
+from collections.abc import Callable, Iterable, Iterator
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+from batchd.batch import Batch
+from batchd.client.session import Session, batch_id
+from batchd.client.world import code_digest, library_folder, library_key, library_spec, name_of, settle_known
+from batchd.core.events import Options
+from batchd.core.job import Allowances, JobState
+from batchd.core.ranges import RangeSet
+from batchd.edge.folder import journal_folder
+from batchd.edge.gauges import cpus_usable, parse_workers
+from batchd.edge.journal import BatchJournal
+from batchd.edge.outcomes import Outcomes
+from batchd.edge.shelf import Damaged, find_batch, list_batches
+from batchd.engine import Engine, JobFuture
+from batchd.errors import BatchNotFound, UsageError
+from batchd.intake import KeyedInput, PlainInput
+from batchd.joberrors import error_of
+from batchd.mapping import Key, key_function
+from batchd.worker.calls import ONE, Bundle, pack_bundle
+
+
+class BatchInfo(NamedTuple):
+    """A batch of the journal, as `Client.batches` lists it."""
+
+    id: str
+    name: str
+    state: str
+    size: int
+    done: int
+    failed: int
+    created: str
+    """When, in ISO 8601."""
+
+
+class Job:
+    """A job that was handed to a queue, and is on disk."""
+
+    def __init__(self, future: JobFuture) -> None:
+        self.batch = future.batch
+        self.index = future.index or 0
+        self._future = future
+
+    @property
+    def id(self) -> str:
+        """`batch:index`: what `Client.job` and the command line know it by."""
+        return f"{self.batch}:{self.index}"
+
+    def __repr__(self) -> str:
+        return f"<Job {self.id}>"
+
+    def done(self) -> bool:
+        """Whether it has an outcome."""
+        return self._future.done()
+
+    def result(self, timeout: float | None = None) -> Any:
+        """Wait for the job and return its result. Raises what it raised, JobError, TimeoutError."""
+        return self._future.result(timeout)
+
+    def cancel(self) -> bool:
+        """Cancel it if it has not begun; return whether it will never run."""
+        return self._future.cancel()
+
+
+class JobRecord(NamedTuple):
+    """What the journal holds of a job."""
+
+    id: str
+    state: str
+    """queued (or running), succeeded, failed, quarantined or cancelled."""
+    value: Any
+    """Its result, or the JobError that tells why there is none; None while there is no outcome."""
+
+
+class Client:
+    """An application's connection to a journal: `journal` is its folder, by default that of the command line.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder, Client(folder) as client:
+    ...     batch = client.submit_batch(abs, [-1, -2], name="doubles")
+    ...     batch.wait().succeeded, list(batch.results()), client.submit(pow, 2, 5).result()
+    (2, [1, 2], 32)
+    """
+
+    def __init__(
+        self,
+        journal: str | os.PathLike[str] | None = None,
+        *,
+        workers: int | str = "auto",
+        queue: str = "jobs",
+        retries: int = 0,
+        timeout: float | None = None,
+        crashes_max: int = 3,
+    ) -> None:
+        """`queue` is the batch that `submit` hands jobs to; the other options are those of its jobs."""
+        self._folder, _ = library_folder(journal if journal is not None else journal_folder(None, os.environ), queue)
+        self._workers = workers
+        self._pid = os.getpid()
+        self._batches: list[Batch] = []
+        options = self._options(workers, retries, timeout, crashes_max)
+        self._queue = Engine(options, self._folder, queue, is_queue=True)
+
+    # --- Jobs one by one ---------------------------------------------------------------------------------------
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Job:
+        """Hand over one job; return when it is on disk. Many threads that do so share commits.
+
+        Raises what pickling raises, and BatchdError.
+        """
+        return _accepted(self._hand_over(fn, args, kwargs))
+
+    def job(self, job: str) -> JobRecord:
+        """Return what the journal holds of `batch:index`. Raises BatchNotFound."""
+        batch, _, index = job.rpartition(":")
+        if not batch or not index.isdigit():
+            raise UsageError(f"{job!r} is no job: write batch:index")
+        journal = find_batch(self._folder, batch)
+        try:
+            return _record(journal, int(index))
+        finally:
+            journal.close()
+
+    # --- Batches -----------------------------------------------------------------------------------------------
+
+    def submit_batch(
+        self,
+        fn: Callable[[Any], Any],
+        items: Iterable[Any] = (),
+        *,
+        name: str | None = None,
+        key: Key | None = None,
+        retries: int = 0,
+        timeout: float | None = None,
+        crashes_max: int = 3,
+        workers: int | str | None = None,
+        keep_going: bool = False,
+        seal: bool = True,
+        accept_code: bool = False,
+    ) -> Batch:
+        """Submit `fn(item)` for each item; return the batch when they are on disk and it runs.
+
+        A batch of that name goes on: what it was given before is not given again (`Batch.skipped`); with `key` only
+        new and changed items run. `seal=False` leaves it open for `Batch.add`. Raises BatchdError.
+        """
+        self._check_process()
+        options = self._options(workers or self._workers, retries, timeout, crashes_max, keep_going=keep_going)
+        digest = code_digest(fn)
+        spec = library_spec(
+            name or name_of(fn),
+            is_named=name is not None,
+            task=name_of(fn),
+            call=ONE,
+            kind="iterable" if key is None else "keyed",
+            digest=digest,
+            is_throwaway=False,
+        )
+        identity = batch_id(["name", name] if name else ["batch", os.urandom(16).hex()])
+        if (self._folder / "batches" / identity).exists():
+            settle_known(self._folder, identity, spec, accept_code=accept_code)
+        batch = Batch(self._folder, identity, options)
+        payload = pack_bundle(Bundle(fn))
+
+        def make() -> Session:
+            return Session(
+                self._folder,
+                identity,
+                spec=spec,
+                options=options,
+                key_spec=library_key(payload),
+                digest=digest,
+                note=lambda _: None,
+                follows=True,
+            )
+
+        key_of = key_function(key)
+        batch.open(make, lambda door: KeyedInput(door, key_of) if key_of else PlainInput(door, keep_digest=True))
+        self._batches.append(batch)
+        batch.add(items)
+        if seal:
+            batch.seal()
+        return batch
+
+    def batch(self, name: str) -> Batch:
+        """Return a batch by name, id or the beginning of an id, or the `last`. Raises BatchNotFound."""
+        self._check_process()
+        journal = find_batch(self._folder, name)
+        journal.close()
+        found = next((each for each in self._batches if each.id == journal.folder.name), None)
+        if found is None:
+            found = Batch(self._folder, journal.folder.name, self._options(self._workers, 0, None, 3))
+            self._batches.append(found)
+        return found
+
+    def batches(self) -> list[BatchInfo]:
+        """Return the batches of the journal that can be read."""
+        return list(self._listed())
+
+    def close(self, *, at_once: bool = False) -> None:
+        """Let go of everything: running jobs may finish unless `at_once`, the rest stays in the journal."""
+        if self._pid != os.getpid():
+            return
+        self._queue.close()
+        for batch in self._batches:
+            batch.close(at_once=at_once)
+        self._queue.join()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __reduce__(self) -> Any:
+        raise TypeError("a Client cannot be pickled: make one in the process that uses it")
+
+    # --- Small things ------------------------------------------------------------------------------------------
+
+    def _hand_over(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> JobFuture:
+        return self._queue.submit(fn, args, kwargs)
+
+    def _listed(self) -> Iterator[BatchInfo]:
+        for found in list_batches(self._folder):
+            if isinstance(found, Damaged):
+                continue
+            made, spec = found.progress(), found.spec
+            failed = made.counts.get(JobState.FAILED, 0) + made.counts.get(JobState.QUARANTINED, 0)
+            yield BatchInfo(
+                id=found.folder.name,
+                name=str(spec.get("name", "")),
+                state=made.state,
+                size=made.size,
+                done=made.done,
+                failed=failed,
+                created=str(spec.get("created", "")),
+            )
+
+    def _check_process(self) -> None:
+        if self._pid != os.getpid():
+            raise RuntimeError(
+                f"this Client belongs to process {self._pid}, from which this process ({os.getpid()}) was forked: "
+                "make one here"
+            )
+
+    @staticmethod
+    def _options(
+        workers: int | str, retries: int, timeout: float | None, crashes_max: int, *, keep_going: bool = True
+    ) -> Options:
+        return Options(
+            workers=parse_workers(str(workers), cpus_usable()),
+            allowances=Allowances(retries=retries, crashes_max=crashes_max),
+            timeout_s=timeout,
+            keep_going=keep_going,
+        )
+
+
+class AsyncJob:
+    """A job that was handed over by an asyncio application, and is on disk."""
+
+    def __init__(self, job: Job, future: JobFuture) -> None:
+        self.id = job.id
+        self.batch, self.index = job.batch, job.index
+        self._future = future
+
+    def __repr__(self) -> str:
+        return f"<AsyncJob {self.id}>"
+
+    def done(self) -> bool:
+        """Whether it has an outcome."""
+        return self._future.done()
+
+    async def result(self) -> Any:
+        """Wait for the job and return its result. Raises what it raised. To stop waiting does not stop the job."""
+        return await asyncio.shield(asyncio.wrap_future(self._future))
+
+    async def cancel(self) -> bool:
+        """Cancel it if it has not begun; return whether it will never run."""
+        return await asyncio.to_thread(self._future.cancel)
+
+
+class AsyncClient:
+    """The twin of `Client` for asyncio: nothing here blocks the event loop.
+
+    >>> async def application(folder):
+    ...     async with AsyncClient(folder) as client:
+    ...         job = await client.submit(pow, 2, 5)
+    ...         return await job.result()
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     asyncio.run(application(folder))
+    32
+    """
+
+    def __init__(self, journal: str | os.PathLike[str] | None = None, **options: Any) -> None:
+        """Take the options of `Client`."""
+        self._journal, self._options = journal, options
+        self._client: Client | None = None
+        self._opening = asyncio.Lock()
+
+    async def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> AsyncJob:
+        """Hand over one job; return when it is on disk. Raises what pickling raises, and BatchdError."""
+        client = await self._opened()
+        future = client._hand_over(fn, args, kwargs)  # noqa: SLF001  (the same face, for another way to wait)
+        assert future.accepted is not None
+        await asyncio.shield(asyncio.wrap_future(future.accepted))
+        return AsyncJob(Job(future), future)
+
+    async def submit_batch(self, fn: Callable[[Any], Any], items: Iterable[Any] = (), **options: Any) -> Batch:
+        """`Client.submit_batch`, in a thread: so is the reading of `items`."""
+        client = await self._opened()
+        return await asyncio.to_thread(client.submit_batch, fn, items, **options)
+
+    async def batch(self, name: str) -> Batch:
+        """`Client.batch`; call the batch's own methods with `asyncio.to_thread`."""
+        client = await self._opened()
+        return await asyncio.to_thread(client.batch, name)
+
+    async def batches(self) -> list[BatchInfo]:
+        """`Client.batches`."""
+        client = await self._opened()
+        return await asyncio.to_thread(client.batches)
+
+    async def job(self, job: str) -> JobRecord:
+        """`Client.job`."""
+        client = await self._opened()
+        return await asyncio.to_thread(client.job, job)
+
+    async def close(self) -> None:
+        """Let go of everything; what was handed over and not run stays in the journal."""
+        if self._client is not None:
+            await asyncio.to_thread(self._client.close)
+
+    async def __aenter__(self) -> Self:
+        await self._opened()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def _opened(self) -> Client:
+        async with self._opening:
+            if self._client is None:
+                self._client = await asyncio.to_thread(Client, self._journal, **self._options)
+        return self._client
+
+
+def _accepted(future: JobFuture) -> Job:
+    assert future.accepted is not None
+    future.accepted.result()
+    return Job(future)
+
+
+def _record(journal: BatchJournal, index: int) -> JobRecord:
+    facts, batch = journal.facts, journal.folder.name
+    if index >= facts.size:
+        raise BatchNotFound(f"batch {batch} has {facts.size:,} jobs, and no job {index}")
+    if index not in facts.done:
+        return JobRecord(f"{batch}:{index}", "queued", None)
+    outcomes = Outcomes(journal)
+    (span,) = outcomes.spans(RangeSet([(index, index + 1)]), facts.generation)
+    state = span.state.name.lower()
+    if span.state is JobState.SUCCEEDED:
+        return JobRecord(f"{batch}:{index}", state, span.values()[0])
+    ((_, failure),) = span.failures()
+    error = error_of(batch, index, span.state, failure, outcomes.explain(failure.fingerprint))
+    return JobRecord(f"{batch}:{index}", state, error)

@@ -1,0 +1,368 @@
+"""`Batch`: a durable batch as an application holds it, while it runs and after.
+
+Input goes in through an intake (intake.py), what is done is read from the journal. A batch that this process runs is
+kept going by a thread of its own (client/attachment.py); one that it only looks at costs a file.
+"""
+
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from batchd.client.attachment import Attachment
+from batchd.client.connection import checked, request
+from batchd.client.session import Session
+from batchd.client.world import stored_key
+from batchd.core.events import Options
+from batchd.core.job import JobState
+from batchd.core.ranges import RangeSet
+from batchd.edge.failures import FailureGroup, group_failures
+from batchd.edge.journal import BatchJournal
+from batchd.edge.outcomes import Outcomes, Span
+from batchd.errors import BatchdError, SupervisorError, UsageError
+from batchd.formats.segment import Encoding
+from batchd.formats.values import load
+from batchd.intake import PULL_MAX, KeyedInput, PlainInput
+from batchd.joberrors import JobError, error_of
+from batchd.settings import SUBMIT_WINDOW_BYTES
+
+_LOOK_S: Final = 0.1
+"""A batch that another process runs is looked at this often."""
+_OVER: Final = frozenset({"finished", "stopped", "cancelled"})
+
+
+class Standing(NamedTuple):
+    """How a batch stands: jobs given and done, and what became of those."""
+
+    size: int
+    done: int
+    succeeded: int
+    failed: int
+    """With the quarantined."""
+    cancelled: int
+    state: str
+    """open, sealed, stopped, finished or cancelled."""
+    reason: str
+    """Why it stopped or was cancelled."""
+
+
+class Batch:
+    """One durable batch. Made by `Client.submit_batch` or found by `Client.batch`; any thread may use it."""
+
+    def __init__(self, folder: Path, batch: str, options: Options) -> None:
+        self.id = batch
+        self.added = 0
+        """Jobs that were added through this object."""
+        self.skipped = 0
+        """Items that were given and not added, because the batch has their jobs already."""
+        self._folder = folder
+        self._options = options
+        self._attachment: Attachment | None = None
+        self._intake: PlainInput | KeyedInput | None = None
+        self._changed = threading.Condition()
+        self._done = RangeSet()
+        self._is_opened = False
+
+    def __repr__(self) -> str:
+        return f"<Batch {self.id} in {self._folder}>"
+
+    @property
+    def name(self) -> str:
+        """What the batch was called."""
+        return str(self._read(lambda journal: journal.spec["name"]))
+
+    # --- Giving ------------------------------------------------------------------------------------------------
+
+    def add(self, items: Iterable[Any], *, key: Callable[[Any], Any] | None = None) -> int:
+        """Add a job per item and return how many were added, when they are on disk.
+
+        The batch stays open, or is opened again. Raises BatchdError, and what iterating raises: what was added
+        before that stays added.
+        """
+        door = _Door(self._run())
+        if self._intake is None:
+            self._begin(PlainInput(door, keep_digest=True) if key is None else KeyedInput(door, key), is_handle=True)
+        intake = self._intake
+        assert intake is not None
+        intake.door = door
+        before, skipped = self._jobs_known(), intake.skipped
+        intake.items, intake.is_over = iter(items), False
+        try:
+            while not intake.is_over:
+                intake.pull(PULL_MAX)
+        finally:
+            door.wait()
+        self.skipped += intake.skipped - skipped
+        added = self._jobs_known() - before
+        self.added += added
+        return added
+
+    def seal(self) -> None:
+        """Say that no more jobs will come; return when that is on disk."""
+        if self.progress().state != "finished":
+            self._run().request("seal").result()
+
+    # --- Following ---------------------------------------------------------------------------------------------
+
+    def progress(self) -> Standing:
+        """Return how the batch stands now."""
+        if self._is_live and self._attachment is not None:
+            fields = self._attachment.session.progress
+            counts = {JobState(int(state)): count for state, count in fields["counts"].items()}
+            return _standing(fields["size"], fields["done"], counts, fields["state"], fields["reason"])
+        made = self._read(lambda journal: journal.progress())
+        return _standing(made.size, made.done, made.counts, made.state, made.reason)
+
+    def wait(self, timeout: float | None = None) -> Standing:
+        """Return how the batch stands when every job given so far is done, or it was stopped or cancelled.
+
+        Runs the batch if nobody does. Raises TimeoutError after `timeout` seconds, BatchdError.
+        """
+        try:
+            self._run()
+        except SupervisorError:
+            pass  # Another process runs it.
+        with self._changed:
+            if not self._changed.wait_for(self._is_over, timeout) if self._is_live else not self._look(timeout):
+                raise TimeoutError(f"batch {self.id} is not done after {timeout} s")
+        if self._attachment is not None and self._attachment.error is not None:
+            raise self._attachment.error
+        return self.progress()
+
+    def results(self, *, ordered: bool = True, on_error: str = "raise") -> Iterator[Any]:
+        """Give the results of the jobs given so far, as they come if this process runs the batch.
+
+        Of a batch that nobody runs: of the jobs that are done. `on_error` as in `batchd.map`. Raises JobError.
+        """
+        journal = BatchJournal(self._folder / "batches" / self.id)
+        try:
+            outcomes = Outcomes(journal)
+            given = RangeSet()
+            while True:
+                is_over = self._is_over()  # Before what is done is looked at, or the last would be missed.
+                done = self._done_now(journal)
+                size = self.progress().size
+                for start, stop in self._due(done, given, size, ordered=ordered and not is_over):
+                    given.add(start, stop)
+                    for span in outcomes.spans(RangeSet([(start, stop)]), journal.facts.generation):
+                        yield from self._values(outcomes, span, on_error)
+                if is_over:
+                    return
+                with self._changed:
+                    self._changed.wait_for(lambda: self._done.size > given.size or self._is_over())
+        finally:
+            journal.close()
+
+    def failures(self) -> list[FailureGroup]:
+        """Return what failed, jobs that failed in the same way together, the most frequent first."""
+        return list(self._read(lambda journal: group_failures(journal, Outcomes(journal))))
+
+    # --- Steering ----------------------------------------------------------------------------------------------
+
+    def retry(self, *, failed: bool = True, quarantined: bool = True, cancelled: bool = False) -> int:
+        """Run jobs again that did not succeed; return how many."""
+        wanted = {JobState.FAILED: failed, JobState.QUARANTINED: quarantined, JobState.CANCELLED: cancelled}
+        states = [state for state, is_wanted in wanted.items() if is_wanted]
+        jobs = int(self._read(lambda journal: sum(journal.facts.count(state) for state in states)))
+        if jobs:
+            self._ask("reopen", states=[int(state) for state in states])
+            self._run()
+        return jobs
+
+    def cancel(self, reason: str = "cancelled") -> None:
+        """Give the batch up: what runs is ended, what has no outcome is cancelled."""
+        self._ask("cancel", reason=reason or "cancelled")
+
+    def close(self, *, at_once: bool = False) -> None:
+        """Let go of the batch. What runs may finish, unless `at_once`; the rest stays in the journal."""
+        if self._attachment is not None:
+            self._attachment.stop(at_once=at_once)
+            self._attachment.thread.join()
+
+    # --- What it stands on -------------------------------------------------------------------------------------
+
+    def open(self, make: Callable[[], Session], begin: Callable[["_Door"], PlainInput | KeyedInput]) -> None:
+        """Run the batch from here. For `Client`. Raises BatchdError."""
+        attachment = self._attach(make)
+        self._begin(begin(_Door(attachment)), is_handle=False)
+
+    def _begin(self, intake: PlainInput | KeyedInput, *, is_handle: bool) -> None:
+        self._intake = intake
+        journal = BatchJournal(self._folder / "batches" / self.id)
+        if is_handle and (journal.spec["input"]["kind"] == "keyed") != isinstance(intake, KeyedInput):
+            journal.close()
+            self._intake = None
+            raise UsageError(f"batch {self.id} tells its jobs by a key: give key=, and to no other batch")
+        intake.begin(journal, is_known=is_handle)
+        journal.close()
+
+    def _attach(self, make: Callable[[], Session]) -> Attachment:
+        made = self._attachment = Attachment(
+            make, self.id, opened=self._on_opened, turn=self._on_turn, ended=lambda _: self._on_turn()
+        )
+        made.start()
+        with self._changed:
+            self._changed.wait_for(lambda: self._is_opened or made.is_over)
+        if made.error is not None:
+            self._attachment = None
+            raise made.error
+        return made
+
+    def _run(self) -> Attachment:
+        """Have the batch run by this process, as its journal says. Raises SupervisorError when another does."""
+        if self._is_live and self._attachment is not None:
+            return self._attachment
+        self._is_opened = False
+        return self._attach(self._session)
+
+    def _session(self) -> Session:
+        key_spec, digest = self._read(lambda journal: (stored_key(journal), journal.spec["digest"]))
+        return Session(
+            self._folder,
+            self.id,
+            spec=None,
+            options=self._options,
+            key_spec=key_spec,
+            digest=digest,
+            note=lambda _: None,
+            follows=True,
+        )
+
+    @property
+    def _is_live(self) -> bool:
+        return self._attachment is not None and self._is_opened and not self._attachment.is_over
+
+    def _on_opened(self) -> None:
+        self._is_opened = True
+        self._on_turn()
+
+    def _on_turn(self) -> None:
+        with self._changed:
+            if self._is_opened and self._attachment is not None:
+                self._done = self._attachment.session.recorded.copy()
+            self._changed.notify_all()
+
+    def _is_over(self) -> bool:
+        if not self._is_live:
+            return True
+        standing = self.progress()
+        return standing.state in _OVER or standing.done == standing.size
+
+    def _look(self, timeout: float | None) -> bool:
+        """Wait for what another process runs; return whether it is done."""
+        left_s = timeout
+        while (standing := self.progress()).state not in _OVER and standing.done < standing.size:
+            if left_s is not None and left_s <= 0:
+                return False
+            self._changed.wait(_LOOK_S if left_s is None else min(_LOOK_S, left_s))
+            left_s = None if left_s is None else left_s - _LOOK_S
+        return True
+
+    def _jobs_known(self) -> int:
+        return int(self._read(lambda journal: journal.facts.size))
+
+    def _done_now(self, journal: BatchJournal) -> RangeSet:
+        return journal.refresh().done
+
+    @staticmethod
+    def _due(done: RangeSet, given: RangeSet, size: int, *, ordered: bool) -> Iterator[tuple[int, int]]:
+        """Give the jobs that are done and not given: those before the first gap, or all."""
+        for start, stop in list(given.gaps(0, size)):
+            at = start
+            for low, high in done.overlap(start, stop):
+                if ordered and low > at:
+                    return
+                yield low, high
+                at = high
+            if ordered and at < stop:
+                return
+
+    def _values(self, outcomes: Outcomes, span: Span, on_error: str) -> Iterator[Any]:
+        if span.state is JobState.SUCCEEDED:
+            is_items = span.block.encoding is Encoding.ITEMS
+            yield from (load(payload) for payload in span.payloads()) if is_items else span.values()
+            return
+        for index, failure in span.failures():
+            error: JobError = error_of(self.id, index, span.state, failure, outcomes.explain(failure.fingerprint))
+            if on_error == "raise":
+                raise error
+            if on_error == "return":
+                yield error
+
+    def _ask(self, do: str, **fields: Any) -> dict[str, Any]:
+        if self._is_live and self._attachment is not None:
+            return self._attachment.request(do, **fields).result()
+        return request(self._folder, do, batch=self.id, **fields)
+
+    def _read(self, look: Callable[[BatchJournal], Any]) -> Any:
+        journal = BatchJournal(self._folder / "batches" / self.id)
+        try:
+            return look(journal)
+        finally:
+            journal.close()
+
+
+class _Door:
+    """Where an intake puts jobs, from a thread that is not the session's: it waits when too much is under way."""
+
+    def __init__(self, attachment: Attachment) -> None:
+        self._attachment = attachment
+        self._changed = threading.Condition()
+        self._bytes = 0
+        self._error: BatchdError | None = None
+
+    @property
+    def progress(self) -> dict[str, Any]:
+        """What the supervisor last said of the batch."""
+        return self._attachment.session.progress
+
+    def submit(
+        self,
+        body: bytes,
+        checkpoint: str = "",
+        keys: bytes = b"",
+        then: Callable[[dict[str, Any]], None] | None = None,
+    ) -> None:
+        """Add jobs; see `intake.Door`."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._bytes < SUBMIT_WINDOW_BYTES or self._attachment.is_over, None)
+            self._bytes += len(body)
+
+        def answered(reply: dict[str, Any]) -> None:
+            with self._changed:
+                self._bytes -= len(body)
+                try:
+                    checked(reply)
+                except BatchdError as error:
+                    self._error = error
+                self._changed.notify_all()
+            if then is not None:
+                then(reply)
+
+        session = self._attachment.session
+        self._attachment.post(lambda: session.submit(body, checkpoint, keys, answered))
+
+    def unseal(self) -> None:
+        """Let more input come."""
+        self._attachment.request("unseal").result()
+
+    def wait(self) -> None:
+        """Return when everything is on disk. Raises BatchdError."""
+        with self._changed:
+            while self._bytes and not self._attachment.is_over:
+                self._changed.wait(_LOOK_S)
+        error = self._attachment.error or self._error
+        if error is not None:
+            raise error
+
+
+def _standing(size: int, done: int, counts: dict[JobState, int], state: str, reason: str) -> Standing:
+    return Standing(
+        size=size,
+        done=done,
+        succeeded=counts.get(JobState.SUCCEEDED, 0),
+        failed=counts.get(JobState.FAILED, 0) + counts.get(JobState.QUARANTINED, 0),
+        cancelled=counts.get(JobState.CANCELLED, 0),
+        state=state,
+        reason=reason,
+    )

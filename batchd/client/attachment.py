@@ -1,0 +1,140 @@
+"""An attachment: a session that a thread of its own keeps going, for faces that are used from other threads.
+
+Only that thread touches the session. Others post calls to it and wait, if they want to, for what comes of them.
+"""
+
+import os
+import threading
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
+from typing import Any, Final
+
+from batchd.client.connection import checked
+from batchd.client.session import Session
+from batchd.errors import BatchdError, SupervisorError
+
+_PUMP_S: Final = 5.0
+
+
+class Attachment:
+    """A batch that this process has open until `stop`."""
+
+    def __init__(
+        self,
+        make: Callable[[], Session],
+        name: str,
+        *,
+        opened: Callable[[], None] = lambda: None,
+        turn: Callable[[], None] = lambda: None,
+        ended: Callable[[BaseException | None], None] = lambda _: None,
+    ) -> None:
+        """Prepare; the thread calls `make` and `opened` once, `turn` at all that happens, `ended` last of all.
+
+        All of it happens in the thread, so that nobody waits for a supervisor to start.
+        """
+        self.session: Session
+        """Made by the thread: not there before `opened` is called."""
+        self._make = make
+        self.error: BaseException | None = None
+        self.thread = threading.Thread(target=self._run, name=f"batchd-{name}", daemon=True)
+        self._opened, self._turn, self._ended = opened, turn, ended
+        self._inbox: deque[Callable[[], None]] = deque()
+        self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._is_woken = False
+        self._lock = threading.Lock()
+        self._is_over = False
+        self._stopping: bool | None = None
+        self._answers: set[Future[dict[str, Any]]] = set()
+
+    def start(self) -> None:
+        """Start the thread; it opens the session first."""
+        self.thread.start()
+
+    def wake(self) -> None:
+        """Have `turn` called soon."""
+        with self._lock:
+            if not self._is_over and not self._is_woken:
+                self._is_woken = True
+                os.eventfd_write(self._wake_fd, 1)
+
+    def post(self, call: Callable[[], None]) -> None:
+        """Have the thread make a call soon; it is dropped when the attachment is over."""
+        self._inbox.append(call)
+        self.wake()
+
+    def request(self, do: str, body: bytes = b"", /, **fields: Any) -> Future[dict[str, Any]]:
+        """Post a request about the batch; the future has the reply, or the error it tells of."""
+        answer: Future[dict[str, Any]] = Future()
+        self.expect(answer)
+        self.post(lambda: self.session.post(do, body, lambda reply: settle(answer, reply), **fields))
+        return answer
+
+    def expect(self, answer: Future[dict[str, Any]]) -> None:
+        """Have somebody who waits for an answer told when there will be none."""
+        self._answers.add(answer)
+        answer.add_done_callback(self._answers.discard)
+        if self._is_over:
+            self._refuse(answer)
+
+    def stop(self, *, at_once: bool) -> None:
+        """Have the batch put down and the thread end."""
+        self._stopping = at_once
+        self.wake()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing that is posted now will be done."""
+        return self._is_over
+
+    # --- The thread --------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        session: Session | None = None
+        try:
+            session = self.session = self._make()
+            session.open()
+            self._opened()
+            while self._stopping is None:
+                self._go_on()
+            session.leave(at_once=self._stopping)
+            while not session.is_put_down:
+                self._go_on()
+        except BaseException as error:
+            self.error = error
+        finally:
+            if session is not None:
+                session.close()
+            self._end()
+
+    def _go_on(self) -> None:
+        self.session.pump(_PUMP_S, [self._wake_fd])
+        with self._lock:
+            if self._is_woken:
+                self._is_woken = False
+                os.eventfd_read(self._wake_fd)
+        while self._inbox:
+            self._inbox.popleft()()
+        self._turn()
+
+    def _end(self) -> None:
+        with self._lock:
+            self._is_over = True
+            os.close(self._wake_fd)
+        self._ended(self.error)
+        for answer in list(self._answers):
+            self._refuse(answer)
+
+    def _refuse(self, answer: Future[dict[str, Any]]) -> None:
+        with suppress(InvalidStateError):  # It was answered meanwhile.
+            answer.set_exception(self.error or SupervisorError("the batch is not open any more"))
+
+
+def settle(answer: Future[dict[str, Any]], reply: dict[str, Any]) -> None:
+    """Give a reply, or the error it tells of, to whoever waits for it."""
+    with suppress(InvalidStateError):  # Nobody waits any more.
+        try:
+            answer.set_result(checked(reply))
+        except BatchdError as error:
+            answer.set_exception(error)

@@ -1,0 +1,161 @@
+"""The world a call from Python runs in, as the journal and the workers are told of it.
+
+The command line has its own way of naming a task (cli/run.py); here a task is a callable that the caller holds.
+"""
+
+import os
+import shlex
+import sys
+import types
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from functools import partial
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+from batchd.client.connection import request
+from batchd.client.throwaway import throwaway_folder
+from batchd.core.facts import BatchFacts
+from batchd.edge.folder import journal_folder, open_folder
+from batchd.edge.journal import BatchJournal
+from batchd.edge.template import KeySpec
+from batchd.errors import CodeChanged, UsageError
+from batchd.formats.tables import TASK_MARK
+
+PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
+
+
+def library_folder(journal: str | os.PathLike[str] | None, name: str | None) -> tuple[Path, bool]:
+    """Return (folder, whether it is thrown away): a name or a folder asks for a journal that stays."""
+    if journal is None and name is None:
+        return throwaway_folder(), True
+    return open_folder(journal_folder(os.fspath(journal) if journal is not None else None, os.environ)), False
+
+
+def library_spec(
+    name: str, *, is_named: bool, task: str, call: str, kind: str, digest: str, is_throwaway: bool
+) -> dict[str, Any]:
+    """Return the specification of a batch whose task is a callable of this process."""
+    spec = {
+        "name": name,
+        "is_named": is_named,
+        "task": ["", task],
+        "call": call,
+        "input": {"kind": kind},
+        "args": {},
+        "source": "",
+        "digest": digest,
+        "cwd": str(Path.cwd()),
+        "sys_path": import_path(),
+        "created": datetime.now(UTC).isoformat(timespec="milliseconds"),
+        "python": PYTHON,
+        "durability": "process" if is_throwaway else "disk",
+        "command": shlex.join([Path(sys.executable).name, *sys.argv]),
+    }
+    return {**spec, "is_throwaway": True} if is_throwaway else spec
+
+
+def library_key(payload: bytes) -> KeySpec:
+    """Return how workers of such a batch start: in the environment of this process."""
+    return KeySpec(
+        task=("", "callable"),
+        sys_path=tuple(import_path()),
+        cwd=str(Path.cwd()),
+        environ=dict(os.environ),
+        executable=sys.executable,
+        payload=payload,
+    )
+
+
+def stored_key(journal: BatchJournal, *, is_fresh: bool = False) -> KeySpec:
+    """Return how workers of a batch start again: as the journal says, in the environment of this process."""
+    spec = journal.spec
+    module, name = spec["task"]
+    return KeySpec(
+        task=(module, name),
+        sys_path=tuple(spec["sys_path"]),
+        cwd=spec["cwd"],
+        environ=dict(os.environ),
+        executable=sys.executable,
+        is_fresh=is_fresh,
+        payload=b"" if module else journal.function(TASK_MARK),
+    )
+
+
+def import_path() -> list[str]:
+    """Return where this process imports from, with nothing relative in it."""
+    return list(dict.fromkeys(str(Path(each).absolute()) for each in sys.path))
+
+
+def check_python(spec: Mapping[str, Any], batch: str) -> None:
+    """Refuse a batch whose values another Python pickled. Raises UsageError."""
+    if spec.get("python") != PYTHON:
+        raise UsageError(
+            f"batch {batch} was written by Python {spec.get('python')}, this is {PYTHON}: its values may not read "
+            "back; use that Python, or another name"
+        )
+
+
+def settle_known(folder: Path, batch: str, spec: dict[str, Any], *, accept_code: bool) -> BatchFacts:
+    """Find out whether the batch that is there is the one that `spec` means; return its facts. Raises UsageError."""
+    journal = BatchJournal(folder / "batches" / batch)
+    known, facts = journal.spec, journal.facts
+    journal.close()
+    check_python(known, batch)
+    if known["input"].get("kind") != spec["input"]["kind"] or known.get("call") != spec["call"]:
+        raise UsageError(f"batch {spec['name']} was made in another way: choose another name")
+    if known["digest"] != spec["digest"]:
+        if not accept_code:
+            raise CodeChanged(
+                f"{spec['task'][1]} changed since batch {spec['name']} was started: accept_code=True goes on with "
+                "the new code (results that are there stay), another name starts again"
+            )
+        request(folder, "accept_code", batch=batch, digest=spec["digest"])
+    return facts
+
+
+def name_of(function: Callable[..., Any]) -> str:
+    """Return what people call a callable.
+
+    >>> name_of(partial(max, 3)), name_of(str.upper)
+    ('max', 'str.upper')
+    """
+    while isinstance(function, partial):
+        function = function.func
+    return str(getattr(function, "__qualname__", type(function).__qualname__))
+
+
+def code_digest(function: Callable[..., Any]) -> str:
+    """Return a digest that changes when the function's own code does; what it calls is not looked into.
+
+    >>> code_digest(lambda x: x + 1) == code_digest(lambda x: x + 1) != code_digest(lambda x: x + 2)
+    True
+    """
+    while isinstance(function, partial):
+        function = function.func
+    code = getattr(getattr(function, "__func__", function), "__code__", None)
+    parts = _parts_of(code) if code is not None else [name_of(function)]
+    return blake2b("\0".join(parts).encode(errors="replace"), digest_size=16).hexdigest()
+
+
+def _parts_of(code: types.CodeType) -> list[str]:
+    """What a code object does, without where it stands: line numbers and file names change with every edit."""
+    found = [code.co_code.hex(), repr(code.co_names), repr(code.co_varnames[: code.co_argcount])]
+    for each in code.co_consts:
+        found += _parts_of(each) if isinstance(each, types.CodeType) else [_constant(each)]
+    return found
+
+
+def _constant(value: object) -> str:
+    return repr(sorted(map(repr, value))) if isinstance(value, frozenset) else repr(value)
+
+
+def modules_of(function: Callable[..., Any]) -> tuple[str, ...]:
+    """Return the modules worth importing before the workers are made: the function's own, or those it names."""
+    module = getattr(function, "__module__", None)
+    if module not in {None, "__main__", "builtins"}:
+        return (str(module),)
+    code, names = getattr(function, "__code__", None), getattr(function, "__globals__", {})
+    used = [names.get(name) for name in getattr(code, "co_names", ())]
+    return tuple(sorted({each.__name__ for each in used if isinstance(each, types.ModuleType)}))

@@ -1,0 +1,465 @@
+"""The engine of an executor: gathers calls into segments, and gives outcomes to futures.
+
+One thread per executor does all of it. Submitting appends to a list and wakes the thread; whatever has gathered by
+then travels together, so that a commit is shared by all calls that came while the last one was under way.
+"""
+
+import os
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterable
+from concurrent import futures
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
+from functools import partial
+from typing import Any, ClassVar, Final, NamedTuple
+
+from batchd.client.attachment import Attachment, settle
+from batchd.client.session import Session, batch_id
+from batchd.client.trimming import Trimming
+from batchd.client.world import check_python, library_folder, library_key, library_spec, modules_of, name_of
+from batchd.core.events import Options
+from batchd.core.job import JobState
+from batchd.core.ranges import RangeSet
+from batchd.edge.journal import BatchJournal
+from batchd.edge.outcomes import Outcomes, Span
+from batchd.errors import BatchdError, SupervisorError
+from batchd.formats.segment import Encoding, input_blocks, pickled_blocks
+from batchd.formats.values import are_plain, dump, load
+from batchd.joberrors import error_of, original_of
+from batchd.worker.calls import CALLS, Bundle, Call, mark_of, pack_bundle, pack_function
+
+_CALLS_MAX: Final = 8_192
+"""Calls that travel together."""
+_CANCEL_WAIT_S: Final = 5.0
+
+
+class JobFuture(futures.Future[Any]):
+    """The future of one call. `index` is the job's number in the batch, None until it was sent."""
+
+    def __init__(self, engine: "Engine") -> None:
+        super().__init__()
+        self.engine = engine
+        self.index: int | None = None
+        self.is_taken = False
+        """Whether it is not in the engine's queue any more."""
+        self.accepted: futures.Future[int] | None = None
+        """Of those who want to know: done, with the index, when the job is in the journal."""
+
+    @property
+    def batch(self) -> str:
+        """The id of the batch the job belongs to."""
+        return self.engine.batch
+
+    def cancel(self) -> bool:
+        """Cancel the call if it has not begun, which the supervisor says; return whether it will never run."""
+        if not self.done():
+            self.engine.withdraw([self])
+        return self.cancelled()
+
+    def running(self) -> bool:
+        """Whether a worker runs the call now. Asks the supervisor."""
+        return not self.done() and self.index is not None and self.index in self.engine.running()
+
+    @staticmethod
+    def cancel_all(waiting: "Iterable[futures.Future[Any]]") -> None:
+        """Cancel many calls of one executor at the price of one."""
+        mine = [future for future in waiting if isinstance(future, JobFuture) and not future.done()]
+        if mine:
+            mine[0].engine.withdraw(mine)
+
+    def give_up(self) -> None:
+        """Let everybody know that the call will never run."""
+        super().cancel()
+        self.set_running_or_notify_cancel()
+
+
+class _Waiting(NamedTuple):
+    future: JobFuture
+    fn: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+class Engine:
+    """What an executor is when nobody looks: calls not sent yet, and futures of those that were."""
+
+    _living: ClassVar["weakref.WeakSet[Engine]"] = weakref.WeakSet()
+
+    def __init__(
+        self,
+        options: Options,
+        journal: str | os.PathLike[str] | None,
+        name: str | None,
+        initializer: Callable[..., object] | None = None,
+        initargs: tuple[Any, ...] = (),
+        *,
+        is_queue: bool = False,
+    ) -> None:
+        """A queue is a batch that several processes hand jobs to, and whose jobs outlive them."""
+        kind = "queue" if is_queue else "executor"
+        self.batch = batch_id([kind, name] if name else [kind, os.urandom(16).hex()])
+        self._options = options
+        self._place = journal, name
+        self._prepare = initializer, initargs
+        self._is_queue = is_queue
+        self.pid = os.getpid()
+        self._lock = threading.Lock()
+        self._queue: deque[_Waiting] = deque()
+        self._futures: dict[int, JobFuture] = {}
+        """By index: sent and not done."""
+        self._size = 0
+        """How many jobs the batch has, with those under way to the supervisor."""
+        self._marks: weakref.WeakKeyDictionary[Callable[..., Any], bytes] = weakref.WeakKeyDictionary()
+        self._defined: set[bytes] = set()
+        self._attachment: Attachment | None = None
+        self._journal: BatchJournal | None = None
+        self._outcomes: Outcomes | None = None
+        self._is_throwaway = False
+        self._is_closing = False
+        self._is_settled = threading.Event()
+        """Nothing is queued and everything sent was answered."""
+        self._broken: BaseException | None = None
+        self._trimming = Trimming()
+
+    @classmethod
+    def living(cls) -> "list[Engine]":
+        """Return the engines of this process that have a thread."""
+        return [engine for engine in cls._living if engine.pid == os.getpid()]
+
+    # --- From any thread ---------------------------------------------------------------------------------------
+
+    def submit(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> JobFuture:
+        """Queue a call. Raises RuntimeError after `close`, BrokenProcessPool when nothing can be run."""
+        self._check_process()
+        future = JobFuture(self)
+        if self._is_queue:
+            future.accepted = futures.Future()
+        with self._lock:
+            if self._broken is not None:
+                raise BrokenProcessPool(str(self._broken)) from self._broken
+            if self._is_closing:
+                at_exit = not threading.main_thread().is_alive()
+                raise RuntimeError(f"cannot schedule new futures after {'interpreter ' * at_exit}shutdown")
+            self._queue.append(_Waiting(future, fn, args, kwargs))
+            self._is_settled.clear()
+            if self._attachment is None:
+                self._attachment = self._attach(fn)
+        self._attachment.wake()
+        return future
+
+    def withdraw(self, waiting: list[JobFuture]) -> None:
+        """Cancel those of the calls that have not begun; return when their futures say so."""
+        self._check_process()
+        with self._lock:
+            for future in waiting:
+                if not future.is_taken:
+                    futures.Future.cancel(future)  # The thread skips it.
+        attachment = self._attachment
+        if attachment is None or all(future.done() for future in waiting):
+            return
+        answer: futures.Future[dict[str, Any]] = futures.Future()
+        attachment.expect(answer)
+        attachment.post(lambda: self._ask_to_withdraw(waiting, answer))
+        if threading.current_thread() is not attachment.thread:
+            with suppress(Exception):  # The futures tell what became of it.
+                answer.result(_CANCEL_WAIT_S)
+
+    def _ask_to_withdraw(self, waiting: list[JobFuture], answer: "futures.Future[dict[str, Any]]") -> None:
+        indices = RangeSet((f.index, f.index + 1) for f in waiting if f.index is not None and not f.done())
+        if not indices:
+            answer.set_result({})
+            return
+
+        def then(reply: dict[str, Any]) -> None:
+            self._resolve()  # The news that some are cancelled came before this reply.
+            settle(answer, reply)
+
+        self._session.post("withdraw", b"", then, ranges=list(indices))
+
+    def running(self) -> set[int]:
+        """Return which jobs workers are at."""
+        attachment = self._attachment
+        if attachment is None or threading.current_thread() is attachment.thread:
+            return set()
+        try:
+            return set(attachment.request("running").result(_CANCEL_WAIT_S)["running"])
+        except Exception:
+            return set()
+
+    def flush(self, timeout: float | None) -> None:
+        """Wait until nothing is queued or unanswered."""
+        if self._attachment is not None and not self._is_settled.wait(timeout):
+            raise TimeoutError("the journal has not taken everything yet")
+        if self._broken is not None:
+            raise BrokenProcessPool(str(self._broken)) from self._broken
+
+    def close(self, *, cancel: bool = False) -> None:
+        """Take no more calls; the thread ends when those it has are done."""
+        with self._lock:
+            self._is_closing = True
+            waiting = [call.future for call in self._queue] + list(self._futures.values()) if cancel else []
+        if waiting:
+            self.withdraw(waiting)
+        if self._attachment is not None and self.pid == os.getpid():
+            self._attachment.wake()
+
+    def join(self) -> None:
+        """Wait for the thread's end."""
+        if self._attachment is not None and self.pid == os.getpid():
+            self._attachment.thread.join()
+
+    def _check_process(self) -> None:
+        if self.pid != os.getpid():
+            raise RuntimeError(
+                f"this Executor belongs to process {self.pid}, from which this process ({os.getpid()}) was forked: "
+                "make one here"
+            )
+
+    def _attach(self, fn: Callable[..., Any]) -> Attachment:
+        made = Attachment(
+            lambda: self._make_session(fn), self.batch, opened=self._on_opened, turn=self._turn, ended=self._on_ended
+        )
+        self._living.add(self)
+        made.start()
+        return made
+
+    # --- The thread --------------------------------------------------------------------------------------------
+
+    def _make_session(self, fn: Callable[..., Any]) -> Session:
+        journal, name = self._place
+        folder, self._is_throwaway = library_folder(journal, name)
+        spec = library_spec(
+            name or f"executor of {name_of(fn)}",
+            is_named=name is not None,
+            task="(calls)",
+            call=CALLS,
+            kind="calls",
+            digest="",
+            is_throwaway=self._is_throwaway,
+        )
+        if (folder / "batches" / self.batch).exists():
+            known = BatchJournal(folder / "batches" / self.batch)
+            known.close()
+            check_python(known.spec, self.batch)
+        return Session(
+            folder,
+            self.batch,
+            spec=spec,
+            options=self._options,
+            key_spec=library_key(pack_bundle(Bundle(None, *self._prepare, preload=modules_of(fn)))),
+            digest="",
+            note=_note,
+            is_shared=self._is_queue,
+            follows=True,
+            is_eager=True,
+        )
+
+    @property
+    def _session(self) -> Session:
+        assert self._attachment is not None
+        return self._attachment.session
+
+    def _on_opened(self) -> None:
+        session = self._session
+        session.unseal()
+        self._size = session.progress["size"]
+        self._journal = BatchJournal(session.folder / "batches" / session.batch)
+        self._outcomes = Outcomes(self._journal)
+
+    def _turn(self) -> None:
+        session = self._session
+        self._send()
+        self._resolve()
+        self._trim()
+        if session.progress["state"] in {"stopped", "cancelled"}:
+            raise BrokenProcessPool(f"the batch was {session.progress['state']}: {session.progress['reason']}")
+        with self._lock:
+            if not self._queue and session.is_answered:
+                self._is_settled.set()
+            is_idle = session.is_answered if self._is_queue else not self._futures
+            is_over = self._is_closing and not self._queue and is_idle
+        if is_over and self._attachment is not None:
+            if not (self._is_throwaway or self._is_queue or session.progress["is_sealed"]):
+                session.post("seal", b"", None)
+            self._attachment.stop(at_once=self._is_throwaway)
+
+    def _send(self) -> None:
+        session = self._session
+        # Where the jobs of a shared batch begin, the reply tells, and only that of the last submission can be asked
+        # for again: one is under way at a time.
+        while self._queue and (session.is_answered if self._is_queue else session.has_room):
+            sent, blocks = self._encoded(self._take_calls())
+            if not sent:
+                continue
+            if self._is_queue:
+                session.submit(b"".join(blocks), then=partial(self._on_accepted, sent))
+            else:
+                self._number(sent, self._size)
+                session.submit(b"".join(blocks))
+
+    def _number(self, sent: list[JobFuture], first: int) -> None:
+        with self._lock:
+            for index, future in enumerate(sent, first):
+                future.index = index
+                self._futures[index] = future
+            self._size = first + len(sent)
+
+    def _on_accepted(self, sent: list[JobFuture], reply: dict[str, Any]) -> None:
+        """The jobs of a submission to a queue are in the journal."""
+        if "first" not in reply:
+            raise BatchdError(
+                f"the queue {self.batch} did not take what was submitted: {reply.get('message', reply)}"
+            )
+        assert self._journal is not None
+        self._number(sent, reply["first"])
+        for future in sent:
+            if future.accepted is not None and future.index is not None:
+                future.accepted.set_result(future.index)
+        # After a supervisor's death they may have been done, and told, before this reply.
+        done = self._journal.refresh().done if self._session.restarts else RangeSet()
+        for start, stop in done.overlap(reply["first"], reply["first"] + len(sent)):
+            self._session.recorded.add(start, stop)
+
+    def _take_calls(self) -> list[_Waiting]:
+        with self._lock:
+            taken = [self._queue.popleft() for _ in range(min(len(self._queue), _CALLS_MAX))]
+            for call in taken:
+                call.future.is_taken = True
+        calls = []
+        for call in taken:
+            if call.future.cancelled():
+                call.future.set_running_or_notify_cancel()
+            else:
+                calls.append(call)
+        return calls
+
+    def _encoded(self, calls: list[_Waiting]) -> tuple[list[JobFuture], list[bytes]]:
+        """Return the calls' futures and input segments; a call that does not pickle fails here, and is left out."""
+        items: list[Call] = []
+        sound = []
+        for call in calls:
+            try:
+                items.append((self._mark(call.fn), call.args, call.kwargs or None))
+                sound.append(call)
+            except Exception as error:
+                _fail(call.future, error, f"while pickling the function {call.fn!r}")
+        if are_plain(items):
+            return [call.future for call in sound], [block for _, block in input_blocks(items)]
+        sent, pickles = [], []
+        for call, item in zip(sound, items, strict=True):
+            try:
+                pickles.append(dump(item))
+                sent.append(call.future)
+            except Exception as error:
+                _fail(call.future, error, f"while pickling {_culprit(call)}")
+        return sent, [block for _, block in pickled_blocks(pickles)]
+
+    def _mark(self, fn: Callable[..., Any]) -> bytes:
+        """Return the mark of a function, which goes to the supervisor before the first call that names it."""
+        is_constant = getattr(fn, "__closure__", ()) is None
+        if is_constant and (known := self._marks.get(fn)) is not None:
+            return known
+        payload = pack_function(fn)
+        mark = mark_of(payload)
+        if mark not in self._defined:
+            self._defined.add(mark)
+            self._session.define(mark, payload)
+        if is_constant:
+            self._marks[fn] = mark
+        return mark
+
+    def _resolve(self) -> None:
+        session = self._session
+        if not session.recorded or self._outcomes is None:
+            return
+        told, session.recorded = session.recorded, RangeSet()
+        with self._lock:
+            mine = RangeSet(part for start, stop in told for part in self._mine(start, stop))
+        for span in self._outcomes.spans(mine, session.progress["generation"]):
+            self._take_in(span)
+
+    def _mine(self, start: int, stop: int) -> list[tuple[int, int]]:
+        """Return the parts of [start, stop) that somebody waits for."""
+        if stop - start <= 2 * len(self._futures):
+            return list(RangeSet((index, index + 1) for index in range(start, stop) if index in self._futures))
+        return list(RangeSet((index, index + 1) for index in self._futures if start <= index < stop))
+
+    def _take_in(self, span: Span) -> None:
+        if span.state is not JobState.SUCCEEDED:
+            self._take_failures(span)
+        elif span.block.encoding is Encoding.ITEMS:
+            for index, payload in enumerate(span.payloads(), span.start):
+                future = self._futures.pop(index)
+                try:
+                    future.set_result(load(payload))
+                except futures.InvalidStateError:
+                    pass
+                except BaseException as error:
+                    _fail(future, error, "while unpickling the result")
+        else:
+            for index, value in enumerate(span.values(), span.start):
+                self._futures.pop(index).set_result(value)
+        self._trimming.add(span.start, span.stop, len(span.block.body))
+
+    def _take_failures(self, span: Span) -> None:
+        assert self._outcomes is not None
+        for index, failure in span.failures():
+            future = self._futures.pop(index)
+            if span.state is JobState.CANCELLED:
+                future.give_up()
+                continue
+            text = self._outcomes.explain(failure.fingerprint)
+            error = original_of(failure, text) or error_of(self.batch, index, span.state, failure, text)
+            future.set_exception(error)
+
+    def _trim(self) -> None:
+        """Have the journal forget what was read, when it is thrown away anyway."""
+        if self._is_throwaway and (ranges := self._trimming.due()):
+            self._session.trim(ranges)
+
+    def _on_ended(self, error: BaseException | None) -> None:
+        with self._lock:
+            self._broken = error
+            self._is_closing = True
+            waiting = [call.future for call in self._queue] + list(self._futures.values())
+            self._queue.clear()
+            self._futures.clear()
+        self._is_settled.set()
+        self._living.discard(self)
+        for future in waiting:
+            broken_by = error or SupervisorError(f"batch {self.batch} was left before its jobs were done")
+            if future.accepted is not None and not future.accepted.done():
+                future.accepted.set_exception(broken_by)
+            if self._is_queue:
+                futures.Future.cancel(future)  # It stays in the journal, and nobody hears of it here.
+            if error is not None and future.set_running_or_notify_cancel():
+                broken = error if isinstance(error, BrokenProcessPool) else BrokenProcessPool(str(error))
+                broken.__cause__ = error if broken is not error else None
+                future.set_exception(broken)
+        if self._journal is not None:
+            self._journal.close()
+
+
+def _fail(future: JobFuture, error: BaseException, where: str) -> None:
+    error.add_note(where)
+    with suppress(futures.InvalidStateError):
+        future.set_exception(error)
+
+
+def _culprit(call: _Waiting) -> str:
+    """Name the argument that does not pickle."""
+    named = [(f"args[{at}]", value) for at, value in enumerate(call.args)]
+    for name, value in (*named, *call.kwargs.items()):
+        try:
+            dump(value)
+        except Exception:
+            return f"the argument {name}, a {type(value).__qualname__}"
+    return "the arguments"
+
+
+def _note(text: str) -> None:
+    import logging  # noqa: PLC0415  (rarely needed)
+
+    logging.getLogger("batchd").warning(text)

@@ -1,0 +1,162 @@
+"""The flow of a map: input in, results out, both lazily, in the caller's own thread.
+
+The caller's iterables are read in the caller's thread and only as far ahead of the results as the window allows. In
+between the session is pumped. Each result is read from the journal when it is due, so what is held in memory is one
+record and one block of input, whatever lies between them.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from time import perf_counter
+from typing import Any, Final, NamedTuple
+
+from batchd.client.session import Session
+from batchd.client.trimming import Trimming
+from batchd.core.job import JobState
+from batchd.core.ranges import Range, RangeSet
+from batchd.edge.journal import BatchJournal
+from batchd.edge.outcomes import Outcomes, Span
+from batchd.errors import BatchdError, TaskError
+from batchd.formats.segment import Encoding
+from batchd.formats.values import load
+from batchd.intake import PULL_MAX, PULL_S, KeyedInput, PlainInput
+from batchd.joberrors import error_of
+from batchd.view import ProgressNews, View
+
+WINDOW: Final = 131_072
+"""Jobs between the last result taken and the last input read, unless the caller says otherwise."""
+_PUMP_S: Final = 1.0
+
+
+class Plan(NamedTuple):
+    """What a call of `map` asks for, beyond the batch's options."""
+
+    ordered: bool
+    on_error: str
+    key: Callable[[Any], Any] | None
+    window: int | None
+    progress: Any
+
+
+class Flow:
+    """One map on its way."""
+
+    def __init__(self, session: Session, items: Iterator[Any], plan: Plan, view: View, *, is_throwaway: bool) -> None:
+        self._session = session
+        self._plan = plan
+        self._view = view
+        self._trimming = Trimming() if is_throwaway else None
+        self._window = plan.window or WINDOW
+        self._due: deque[Range] = deque()
+        """Jobs whose results are to be given, in the order of the input."""
+        self._ahead = 0
+        """How many those are."""
+        keep_digest = not is_throwaway
+        self._input = KeyedInput(session, plan.key) if plan.key else PlainInput(session, keep_digest=keep_digest)
+        self._input.items = items
+
+    def results(self) -> Iterator[Any]:
+        """Open the session and give the results. Raises what the jobs raised, and BatchdError."""
+        session = self._session
+        session.open()
+        journal = BatchJournal(session.folder / "batches" / session.batch)
+        try:
+            self._input.begin(journal)
+            outcomes = Outcomes(journal)
+            while True:
+                self._pull()
+                ready = self._ready()
+                if not ready and not self._due and self._input.is_over:
+                    break
+                for start, stop in ready:
+                    generation = session.progress["generation"]
+                    for span in outcomes.spans(RangeSet([(start, stop)]), generation):
+                        yield from self._values(outcomes, span)
+                        self._forget(span)
+                self._pump(0.0 if ready or self._may_pull else _PUMP_S)
+            self._finish()
+        finally:
+            journal.close()
+
+    # --- In ----------------------------------------------------------------------------------------------------
+
+    @property
+    def _may_pull(self) -> bool:
+        return not self._input.is_over and self._ahead < self._window and self._session.has_room
+
+    def _pull(self) -> None:
+        """Read some input, as far as the window allows."""
+        until = perf_counter() + PULL_S
+        while self._may_pull and perf_counter() < until:
+            for start, stop in self._input.pull(min(PULL_MAX, self._window - self._ahead)):
+                self._ahead += stop - start
+                follows = bool(self._due) and self._due[-1][1] == start
+                self._due.append((self._due.pop()[0] if follows else start, stop))
+
+    def _pump(self, timeout_s: float) -> None:
+        session = self._session
+        session.pump(timeout_s)
+        progress = session.progress
+        self._view.update(ProgressNews.from_fields(progress))
+        if progress["state"] in {"stopped", "cancelled"} and self._due and not self._is_any_ready():
+            raise TaskError(f"the batch was {progress['state']}: {progress['reason']}")
+
+    def _finish(self) -> None:
+        session = self._session
+        if not session.progress["is_sealed"]:
+            session.post("seal", b"", None)
+        session.leave(at_once=False)
+        while not session.is_put_down:
+            self._pump(_PUMP_S)
+
+    # --- Out ---------------------------------------------------------------------------------------------------
+
+    def _is_any_ready(self) -> bool:
+        return any(self._session.recorded.overlaps(*part) for part in self._due)
+
+    def _ready(self) -> list[Range]:
+        """Take what can be given now out of what is due."""
+        recorded = self._session.recorded
+        found: list[Range] = []
+        if self._plan.ordered:
+            while self._due and self._due[0][0] in recorded:
+                start, stop = self._due.popleft()
+                end = min(stop, recorded.around(start)[1])
+                found.append((start, end))
+                if end < stop:
+                    self._due.appendleft((end, stop))
+                    break
+        else:
+            waiting = RangeSet(self._due)
+            found = [part for each in waiting for part in recorded.overlap(*each)]
+            for part in found:
+                waiting.remove(*part)
+            self._due = deque(waiting) if found else self._due
+        self._ahead -= sum(stop - start for start, stop in found)
+        return found
+
+    def _values(self, outcomes: Outcomes, span: Span) -> Iterator[Any]:
+        if span.state is not JobState.SUCCEEDED:
+            for index, failure in span.failures():
+                text = outcomes.explain(failure.fingerprint)
+                error = error_of(self._session.batch, index, span.state, failure, text)
+                yield from self._failed(error)
+        elif span.block.encoding is Encoding.ITEMS:
+            for payload in span.payloads():
+                yield load(payload)
+        else:
+            yield from span.values()
+
+    def _failed(self, error: BatchdError) -> Iterator[Any]:
+        if self._plan.on_error == "raise":
+            raise error
+        if self._plan.on_error == "return":
+            yield error
+
+    def _forget(self, span: Span) -> None:
+        if self._trimming is None:
+            return
+        self._trimming.add(span.start, span.stop, len(span.block.body))
+        self._session.recorded.remove(span.start, span.stop)
+        if ranges := self._trimming.due():
+            self._session.trim(ranges)

@@ -1,0 +1,198 @@
+"""`batchd.map` and `batchd.starmap`: a function over a lazy input, results as a lazy iterator, memory bounded.
+
+What a call means is settled here: its function, its batch, its options. What flows through it is in flow.py.
+"""
+
+import functools
+import os
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from batchd.client.connection import request
+from batchd.client.session import Session, batch_id
+from batchd.client.world import (
+    code_digest,
+    library_folder,
+    library_key,
+    library_spec,
+    name_of,
+    settle_known,
+)
+from batchd.core.events import Options
+from batchd.core.job import Allowances, JobState
+from batchd.edge.gauges import cpus_usable, parse_workers
+from batchd.errors import UsageError
+from batchd.flow import Flow, Plan
+from batchd.view import SilentView, View
+from batchd.worker.calls import ONE, STAR, Bundle, pack_bundle
+
+T = TypeVar("T")
+OnError = Literal["raise", "return", "skip"]
+Key = Callable[[Any], Any] | str
+_AGAIN = (JobState.FAILED, JobState.QUARANTINED, JobState.CANCELLED)
+
+
+def map(  # noqa: A001  (named after what it stands in for)
+    fn: Callable[..., T],
+    /,
+    *iterables: Iterable[Any],
+    workers: int | str = "auto",
+    ordered: bool = True,
+    retries: int = 0,
+    timeout: float | None = None,
+    on_error: OnError = "raise",
+    journal: str | os.PathLike[str] | None = None,
+    name: str | None = None,
+    key: Key | None = None,
+    progress: Any = "auto",
+    buffersize: int | None = None,
+    crashes_max: int = 3,
+    accept_code: bool = False,
+) -> Iterator[T]:
+    """Return a lazy iterator over `fn(item)` for each item, or `fn(*items)` with several iterables.
+
+    Nothing starts before the first result is asked for. Input is read as results are taken, at most `buffersize`
+    items (131,072 by default) ahead of them, so an infinite input works. Results come in order, or as they are ready
+    with `ordered=False`. `workers` is a number, a share of the machine ("50%") or "auto"; `timeout` is seconds a job.
+
+    With `journal` (a folder) or `name` the batch is durable: the same call again gives the results that are there and
+    runs only what is missing or failed. `key`, a function of the item or the name of a field, gives each job an
+    identity instead of its place in the input: only new and changed items run.
+
+    A job that fails raises JobFailed, JobCrashed or JobTimeout where its result would have been; with `on_error`
+    "return" the error is given as a value, with "skip" it is left out. `progress` is "auto" (a live line on a
+    terminal), True, False, a function that is called with a dict, or `tqdm.tqdm`.
+
+    Raises UsageError, InputChanged when a durable batch was given other input before, and CodeChanged when `fn` is
+    another (`accept_code=True` goes on with it).
+
+    >>> list(map(abs, [3, -4], workers=1))
+    [3, 4]
+    """
+    if not iterables:
+        raise TypeError("map() must have at least one iterable.")
+    items: Iterable[Any] = iterables[0] if len(iterables) == 1 else zip(*iterables, strict=False)
+    call = ONE if len(iterables) == 1 else STAR
+    options = _options(workers, retries, timeout, crashes_max, keep_going=on_error != "raise")
+    plan = Plan(ordered=ordered, on_error=on_error, key=key_function(key), window=buffersize, progress=progress)
+    _check(fn, plan, is_durable=journal is not None or name is not None, key=key)
+    return _results(fn, items, call, options, plan, journal, name, accept_code=accept_code)
+
+
+def starmap(fn: Callable[..., T], iterable: Iterable[Iterable[Any]], /, **options: Any) -> Iterator[T]:
+    """Return a lazy iterator over `fn(*arguments)` for each tuple of arguments; `options` are those of `map`.
+
+    >>> list(starmap(pow, [(2, 5), (3, 2)], workers=1))
+    [32, 9]
+    """
+    return map(functools.partial(_spread, fn), (tuple(arguments) for arguments in iterable), **options)
+
+
+def _spread(fn: Callable[..., T], arguments: tuple[Any, ...]) -> T:
+    return fn(*arguments)
+
+
+def key_function(key: Key | None) -> Callable[[Any], Any] | None:
+    """Return the function that gives an item's key: a text names a field or an attribute.
+
+    >>> key_function("id")({"id": 7})
+    7
+    """
+    if key is None or callable(key):
+        return key
+
+    def field(item: Any) -> Any:
+        return item[key] if hasattr(item, "__getitem__") else getattr(item, key)
+
+    return field
+
+
+def _check(fn: object, plan: Plan, *, is_durable: bool, key: object) -> None:
+    if not callable(fn):
+        raise TypeError(f"{type(fn).__name__} is not callable: map takes a function and what to call it with")
+    if plan.on_error not in {"raise", "return", "skip"}:
+        raise UsageError(f'on_error={plan.on_error!r}: it is "raise", "return" or "skip"')
+    if plan.window is not None and plan.window < 1:
+        raise ValueError("buffersize must be None or > 0")
+    if key is not None and not is_durable:
+        raise UsageError("key= says what was done before, and without journal= or name= nothing was")
+
+
+def _options(
+    workers: int | str, retries: int, timeout: float | None, crashes_max: int, *, keep_going: bool
+) -> Options:
+    if retries < 0 or crashes_max < 1:
+        raise UsageError("retries must be 0 or more, crashes_max 1 or more")
+    if timeout is not None and timeout <= 0:
+        raise UsageError("timeout must be more than 0")
+    return Options(
+        workers=parse_workers(str(workers), cpus_usable()),
+        allowances=Allowances(retries=retries, crashes_max=crashes_max),
+        timeout_s=timeout,
+        keep_going=keep_going,
+    )
+
+
+def _results(
+    fn: Callable[..., T],
+    items: Iterable[Any],
+    call: str,
+    options: Options,
+    plan: Plan,
+    journal: str | os.PathLike[str] | None,
+    name: str | None,
+    *,
+    accept_code: bool,
+) -> Iterator[T]:
+    folder, is_throwaway = library_folder(journal, name)
+    digest = code_digest(fn)
+    spec = library_spec(
+        name or name_of(fn),
+        is_named=name is not None,
+        task=name_of(fn),
+        call=call,
+        kind="keyed" if plan.key else "iterable",
+        digest=digest,
+        is_throwaway=is_throwaway,
+    )
+    if is_throwaway:
+        batch = batch_id(["map", os.urandom(16).hex()])
+    else:
+        batch = batch_id(["name", name] if name else ["map", getattr(fn, "__module__", ""), name_of(fn)])
+    view = view_of(plan.progress, spec["name"])
+    is_known = (folder / "batches" / batch).exists()
+    if is_known:
+        _go_on(folder, batch, spec, view, accept_code=accept_code)
+    session = Session(
+        folder,
+        batch,
+        spec=spec,
+        options=options,
+        key_spec=library_key(pack_bundle(Bundle(fn))),
+        digest=digest,
+        note=view.note,
+        follows=True,
+    )
+    try:
+        yield from Flow(session, iter(items), plan, view, is_throwaway=is_throwaway).results()
+    finally:
+        session.close()
+        view.close()
+
+
+def _go_on(folder: Path, batch: str, spec: dict[str, Any], view: View, *, accept_code: bool) -> None:
+    """Find out whether the batch that is there is the one that is meant, and open its failures again."""
+    facts = settle_known(folder, batch, spec, accept_code=accept_code)
+    done = facts.count(JobState.SUCCEEDED)
+    view.note(f"continuing {spec['name']}: {done:,} of {facts.size:,} jobs were already done")
+    again = [int(state) for state in _AGAIN if facts.count(state)]
+    if again or facts.cancelled:
+        request(folder, "reopen", batch=batch, states=again)
+
+
+def view_of(progress: Any, title: str) -> View:
+    """Return what shows progress: see `map`. Raises UsageError."""
+    from batchd.meter import make_meter  # noqa: PLC0415  (what draws is loaded when something is drawn)
+
+    return make_meter(progress, title) if progress else SilentView()
