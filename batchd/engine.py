@@ -13,6 +13,8 @@ from concurrent import futures
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from functools import partial
+from time import monotonic
+from traceback import format_exception
 from typing import Any, ClassVar, Final, NamedTuple
 
 from batchd.client.attachment import Attachment, settle
@@ -27,7 +29,7 @@ from batchd.edge.outcomes import Outcomes, Span
 from batchd.errors import BatchdError, SupervisorError
 from batchd.formats.segment import Encoding, input_blocks, pickled_blocks
 from batchd.formats.values import are_plain, dump, load
-from batchd.joberrors import error_of, original_of
+from batchd.joberrors import JobFailed, JobUnreadable, RemoteTraceback, error_of, original_of
 from batchd.worker.calls import CALLS, Bundle, Call, mark_of, pack_bundle, pack_function
 
 _CALLS_MAX: Final = 8_192
@@ -161,10 +163,15 @@ class Engine:
             return
         answer: futures.Future[dict[str, Any]] = futures.Future()
         attachment.expect(answer)
+        if threading.current_thread() is attachment.thread:  # In a callback of a future.
+            self._ask_to_withdraw(waiting, answer)
+            until = monotonic() + _CANCEL_WAIT_S
+            while not answer.done() and monotonic() < until:
+                self._session.pump(_CANCEL_WAIT_S)
+            return
         attachment.post(lambda: self._ask_to_withdraw(waiting, answer))
-        if threading.current_thread() is not attachment.thread:
-            with suppress(Exception):  # The futures tell what became of it.
-                answer.result(_CANCEL_WAIT_S)
+        with suppress(Exception):  # The futures tell what became of it.
+            answer.result(_CANCEL_WAIT_S)
 
     def _ask_to_withdraw(self, waiting: list[JobFuture], answer: "futures.Future[dict[str, Any]]") -> None:
         indices = RangeSet((f.index, f.index + 1) for f in waiting if f.index is not None and not f.done())
@@ -204,6 +211,18 @@ class Engine:
             self.withdraw(waiting)
         if self._attachment is not None and self.pid == os.getpid():
             self._attachment.wake()
+
+    def kill(self) -> None:
+        """Take no more calls and end those that run: whatever is not done by then fails with BrokenProcessPool."""
+        with self._lock:
+            self._is_closing = True
+            self._broken = self._broken or BrokenProcessPool("the workers were killed, as they were asked to be")
+            unsent = [call.future for call in self._queue]
+            self._queue.clear()
+        for future in unsent:
+            future.give_up()
+        if self._attachment is not None and self.pid == os.getpid():
+            self._attachment.stop(at_once=True)
 
     def join(self) -> None:
         """Wait for the thread's end."""
@@ -396,8 +415,10 @@ class Engine:
                     future.set_result(load(payload))
                 except futures.InvalidStateError:
                     pass
-                except BaseException as error:
-                    _fail(future, error, "while unpickling the result")
+                except Exception as error:
+                    broken = JobUnreadable(f"the result of job {self.batch}:{index} could not be unpickled: {error}")
+                    broken.batch, broken.index, broken.__cause__ = self.batch, index, error
+                    future.set_exception(broken)
         else:
             for index, value in enumerate(span.values(), span.start):
                 self._futures.pop(index).set_result(value)
@@ -411,8 +432,9 @@ class Engine:
                 future.give_up()
                 continue
             text = self._outcomes.explain(failure.fingerprint)
-            error = original_of(failure, text) or error_of(self.batch, index, span.state, failure, text)
-            future.set_exception(error)
+            told = error_of(self.batch, index, span.state, failure, text)
+            original = original_of(failure, text) if isinstance(told, JobFailed) else None
+            future.set_exception(original or told)
 
     def _trim(self) -> None:
         """Have the journal forget what was read, when it is thrown away anyway."""
@@ -421,7 +443,7 @@ class Engine:
 
     def _on_ended(self, error: BaseException | None) -> None:
         with self._lock:
-            self._broken = error
+            self._broken = error = error or self._broken
             self._is_closing = True
             waiting = [call.future for call in self._queue] + list(self._futures.values())
             self._queue.clear()
@@ -444,6 +466,10 @@ class Engine:
 
 def _fail(future: JobFuture, error: BaseException, where: str) -> None:
     error.add_note(where)
+    text = "".join(format_exception(error))
+    # Its frames would keep the arguments of the calls beside it alive.
+    error.__traceback__ = error.__context__ = None
+    error.__cause__ = RemoteTraceback(text)
     with suppress(futures.InvalidStateError):
         future.set_exception(error)
 

@@ -37,6 +37,18 @@ class BatchNotFound(UsageError):
     """No batch, or more than one, answers to that name."""
 
 
+class InputUnreadable(BatchdError):
+    """A job's input could not be unpickled in its worker."""
+
+    exit_code = 1
+
+
+class ResultUnreadable(BatchdError):
+    """A job's result was pickled and cannot be unpickled."""
+
+    exit_code = 1
+
+
 class ResultError(BatchdError):
     """A result could not be read back or written as JSON."""
 

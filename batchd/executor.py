@@ -65,6 +65,7 @@ class Executor(futures.Executor):
             timeout_s=timeout,
             memory_bytes_max=memory_per_job,
             keep_going=True,
+            brings_workers=True,
         )
         self._engine = Engine(options, journal, name, initializer, initargs)
         self._finalizer = weakref.finalize(self, self._engine.close)
@@ -117,6 +118,18 @@ class Executor(futures.Executor):
         if wait:
             self._engine.join()
 
+    def kill_workers(self) -> None:
+        """Shut down without waiting for what runs: it is killed, and like all that was not done fails.
+
+        Its future raises BrokenProcessPool; calls that were not sent yet are cancelled. As in Python 3.14.
+        """
+        self._finalizer.detach()
+        self._engine.kill()
+
+    def terminate_workers(self) -> None:
+        """Do the same: a job that looks at `current_job().cancelled` is given a moment by either."""
+        self.kill_workers()
+
     def __reduce__(self) -> Any:
         raise TypeError("an Executor cannot be pickled: make one in the process that uses it")
 
@@ -133,14 +146,11 @@ def _results(
     try:
         while under_way:
             left_s = None if deadline is None else max(0.0, deadline - monotonic())
-            future = under_way[-1]
-            value = future.result(left_s)
-            under_way.pop()
-            del future
+            if not futures.wait([under_way[-1]], left_s).done:
+                raise TimeoutError
             for args in islice(calls, 1):
                 under_way.appendleft(executor.submit(fn, *args))
-            yield value
-            del value
+            yield under_way.pop().result()  # Held by nobody here.
     finally:
         JobFuture.cancel_all(under_way)
 

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from batchd.core.job import JobState
 from batchd.edge.stacks import cut_own_frames, split_dump, stack_of
-from batchd.errors import BatchdError
+from batchd.errors import BatchdError, InputUnreadable, ResultUnreadable
 from batchd.formats.report import Failure
 from batchd.formats.values import load
 from batchd.settings import MESSAGE_CHARS_MAX
@@ -96,6 +96,10 @@ class JobCancelled(JobError, CancelledError):
 
 class JobInterrupted(JobError):
     """A job that was running too often when the supervisor or the machine died."""
+
+
+class JobUnreadable(JobError, BrokenProcessPool):
+    """A job whose input or result could not be unpickled where it was wanted."""
 
 
 class RemoteTraceback(Exception):
@@ -233,6 +237,8 @@ def _kind_of(state: JobState, type_name: str) -> type[JobError]:
     if state is JobState.CANCELLED:
         return JobCancelled
     kinds = {kind.__name__: kind for kind in (JobCrashed, JobTimeout, JobOverMemory, JobInterrupted)}
+    if type_name in {f"{kind.__module__}.{kind.__qualname__}" for kind in (InputUnreadable, ResultUnreadable)}:
+        return JobUnreadable
     # A quarantined job without a record of how it died took its worker with it all the same.
     return kinds.get(type_name, JobCrashed if state is JobState.QUARANTINED else JobFailed)
 

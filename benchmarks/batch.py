@@ -76,7 +76,7 @@ def run_batch(
         with _session(folder, job, workers) as session:
             session.feed(_blocks(items, warm, go))
             _await_warm(session, len(warm), workers)
-            pids = _processes(folder)
+            pids = processes(folder)
             before = {pid: cpu_s(pid) for pid in pids}
             client_s = time.process_time()
             since = time.perf_counter()
@@ -107,7 +107,7 @@ def run_batch(
         )
     finally:
         go.set()  # A feed that still waits would keep its thread for ever.
-        _await_gone(folder)
+        await_gone(folder)
         shutil.rmtree(folder.parent, ignore_errors=True)
 
 
@@ -157,7 +157,7 @@ def _await_warm(session: Session, jobs: int, workers: int) -> None:
     time.sleep(_SETTLE_S)
 
 
-def _processes(folder: Path) -> list[int]:
+def processes(folder: Path) -> list[int]:
     """The supervisor first, then its children: the template and the workers."""
     supervisor = psutil.Process(int(holder_of(folder)["pid"]))
     return [supervisor.pid, *(child.pid for child in supervisor.children())]
@@ -190,7 +190,7 @@ def _sizes(journal: BatchJournal) -> tuple[int, int, int]:
         return blocks, int(txn.stat(db=journal.table(tables.OUTCOMES))["entries"]), int(txn.id())
 
 
-def _await_gone(folder: Path) -> None:
+def await_gone(folder: Path) -> None:
     """Wait for the supervisor to leave, so that it takes no time from whoever is measured next."""
     pid = holder_of(folder).get("pid")
     try:

@@ -3,10 +3,13 @@
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from benchmarks import n1_noop, n4_tail
+from benchmarks import n1_noop, n2_submit, n3_round_trip, n4_tail, n8_arrays
 from benchmarks.contest import Contest, Setting
 
 NUMBERS: Final[Mapping[str, Callable[[Setting], list[Contest]]]] = {
     "N1": n1_noop.contests,
+    "N2": n2_submit.contests,
+    "N3": n3_round_trip.contests,
     "N4": n4_tail.contests,
+    "N8": n8_arrays.contests,
 }

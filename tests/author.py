@@ -34,6 +34,8 @@ class Author:
         self.facts = BatchFacts(batch)
         self.outcomes: dict[int, tuple[JobState, Any]] = {}
         """By index: the state, and the value of a success or the message of a failure."""
+        self.notes: dict[int, bytes] = {}
+        """By index: the last checkpoint of a job that has no outcome."""
         self._random = Random(seed)
         self._sequence = 0
 
@@ -47,12 +49,18 @@ class Author:
             return [self._apply(e.Attached(facts.batch, facts.epoch + 1))]
         acts = [self._record] * 8 + [self._submit] * 3
         acts += [self._charge, self._charge, self._toggle_seal, self._detach, self._stop, self._reopen]
+        acts += [self._note] * 4
         if random.random() < 0.03:
             acts = [self._cancel]
         return [self._apply(entry) for entry in random.choice(acts)()]
 
     def _apply(self, entry: e.Entry) -> e.Entry:
         apply(self.facts, entry)
+        if isinstance(entry, e.Noted):
+            self.notes[entry.index] = entry.payload
+        elif isinstance(entry, e.Recorded):
+            gone = range(entry.first, entry.first + entry.count)
+            self.notes = {index: payload for index, payload in self.notes.items() if index not in gone}
         return entry
 
     def _submit(self) -> list[e.Entry]:
@@ -99,6 +107,10 @@ class Author:
             return []
         history = History(*(self._random.randrange(4) for _ in range(4)))
         return [e.Charged(self.facts.batch, gap[0], gap[1] - gap[0], history)]
+
+    def _note(self) -> list[e.Entry]:
+        gap = self._gap()
+        return [e.Noted(self.facts.batch, gap[0], self._random.randbytes(20))] if gap else []
 
     def _toggle_seal(self) -> list[e.Entry]:
         if self.facts.cancelled:

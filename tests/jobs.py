@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 from select import select
 from typing import Any, NoReturn
@@ -240,3 +242,164 @@ def eat(size_bytes: int) -> int:
     held[::4096] = b"x" * len(held[::4096])
     signal.pause()
     return len(held)
+
+
+# --- What a job says about itself ------------------------------------------------------------------------------
+
+
+def progress(fraction: float, path: str = "", seconds: float = 600.0) -> None:
+    batchd.current_job().progress(fraction)
+    if path:
+        announce(path, seconds)
+
+
+def log(*texts: str) -> None:
+    for text in texts:
+        batchd.current_job().log(text)
+
+
+def leave_checkpoint(value: Any, path: str = "", seconds: float = 600.0) -> Any:
+    """Leave a checkpoint; the first attempt then says so and takes long, a later one returns what it found."""
+    job = batchd.current_job()
+    if job.attempt > 1:
+        return job.last_checkpoint
+    job.checkpoint(value)
+    if path:
+        announce(path, seconds)
+    return None
+
+
+def leave_checkpoint_and_die(value: Any) -> Any:
+    job = batchd.current_job()
+    if job.attempt > 1:
+        return job.last_checkpoint
+    for number in range(20):
+        job.checkpoint(number)
+    job.checkpoint(value)
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError
+
+
+def leave_checkpoint_and_fail(value: Any) -> NoReturn:
+    """Tell in the failure what an earlier attempt left."""
+    job = batchd.current_job()
+    found = job.last_checkpoint
+    job.checkpoint(value)
+    raise ValueError(f"found {found}")
+
+
+def last_checkpoints(values: list[Any]) -> list[Any]:
+    """Leave each value, then change it; return what was found before and after each."""
+    job = batchd.current_job()
+    found = [job.last_checkpoint]
+    for value in values:
+        job.checkpoint(value)
+        value.append("changed")
+        found.append(job.last_checkpoint)
+    return found
+
+
+def leave_too_much(size_bytes: int) -> None:
+    batchd.current_job().checkpoint(bytes(size_bytes))
+
+
+def leave_after_closing_descriptors() -> None:
+    close_descriptors()
+    leave_checkpoint("never there")
+
+
+def leave_from_threads(threads: int, times: int) -> int:
+    """Leave large checkpoints from many threads at once."""
+    job = batchd.current_job()
+
+    def leave(number: int) -> None:
+        for _ in range(times):
+            job.checkpoint(bytes([number]) * 200_000)
+
+    started = [threading.Thread(target=leave, args=(number,)) for number in range(threads)]
+    for thread in started:
+        thread.start()
+    for thread in started:
+        thread.join()
+    return len(job.last_checkpoint)
+
+
+def watch(path: str, how: str, seconds: float = 600.0) -> str:
+    """Say that this job looks for its end; then return, fail or stay when it comes."""
+    job = batchd.current_job()
+    is_told = job.cancelled
+    assert not is_told
+    announce(path)
+    end = time.monotonic() + seconds
+    while not job.cancelled or how == "stay":
+        assert time.monotonic() < end, "nobody ends this"
+        select([], [], [], 0.001)
+    if how == "fail":
+        raise ValueError("was told to end")
+    return "was told to end"
+
+
+def keep_job() -> tuple[str, int, int]:
+    """Keep the job for a later one to misuse."""
+    kept[:] = [batchd.current_job()]
+    return who()
+
+
+def use_kept_job() -> list[str]:
+    return refusals(kept[0])
+
+
+kept: list[batchd.CurrentJob] = []
+
+
+def refusals(job: batchd.CurrentJob) -> list[str]:
+    """Return how each thing that a job may do is refused, '' where it is not."""
+    calls: list[Callable[[], Any]] = [
+        lambda: job.progress(0.5),
+        lambda: job.log("nothing"),
+        lambda: job.checkpoint("nothing"),
+        lambda: job.last_checkpoint,
+        lambda: job.cancelled,
+    ]
+    found = []
+    for call in calls:
+        try:
+            call()
+        except RuntimeError as error:
+            found.append(str(error))
+        else:
+            found.append("")
+    return found
+
+
+def fork_and_speak() -> list[str]:
+    """Fork a child that tries everything a job may do, and return how it was refused."""
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.write(write, "\n".join(refusals(batchd.current_job())).encode())
+        finally:
+            os._exit(0)
+    os.close(write)
+    told = os.read(read, 10_000).decode()
+    os.close(read)
+    os.waitpid(child, 0)
+    return told.split("\n")
+
+
+def return_job() -> batchd.CurrentJob:
+    return batchd.current_job()
+
+
+def leave_unreadable() -> None:
+    batchd.current_job().checkpoint(Unreadable())
+
+
+def leave_many(count: int, path: str) -> None:
+    """Leave so many checkpoints, slowly enough for many commits, then say so and take long."""
+    job = batchd.current_job()
+    for number in range(count):
+        job.checkpoint(number)
+        work(0.0005)
+    announce(path, 600)

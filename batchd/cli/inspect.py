@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from batchd.cli.cards import card_lines, input_of, is_death
 from batchd.cli.results import Unwritable, extend_path, lines
 from batchd.cli.summary import INTERRUPTED, command, command_in, count_fields, count_parts, next_steps, usage_parts
 from batchd.core.facts import BatchState
@@ -25,6 +26,7 @@ from batchd.edge.folder import journal_folder, open_folder
 from batchd.edge.journal import BatchJournal
 from batchd.edge.outcomes import Outcomes, Span
 from batchd.edge.shelf import Damaged, find_batch, list_batches
+from batchd.edge.stacks import cut_own_frames
 from batchd.errors import BatchdError, ResultError
 from batchd.formats.segment import Encoding
 from batchd.formats.values import load
@@ -329,7 +331,7 @@ def _explained(journal: BatchJournal, groups: list[FailureGroup], causes_max: in
     yield f"{title}: {' and '.join(counts)} of {facts.size:,} jobs, {causes}"
     for number, group in enumerate(groups[:causes_max], 1):
         yield ""
-        yield from _cause_lines(number, group, _input_of(journal, group.example))
+        yield from _cause_lines(number, group, _story(journal, group))
     if len(groups) > causes_max:
         yield ""
         left = sum(group.count for group in groups[causes_max:])
@@ -339,28 +341,30 @@ def _explained(journal: BatchJournal, groups: list[FailureGroup], causes_max: in
     yield f"next: {command(journal, 'retry', *options)}"
 
 
-def _input_of(journal: BatchJournal, index: int) -> str:
-    """Return one input as people read it, '' when it cannot be shown."""
-    extend_path(journal.spec)
-    try:
-        return f"{Outcomes(journal).input_value(index)!r:.200}"
-    except Exception:  # Its own code may do anything; the failure itself matters more.
-        return ""
+def _story(journal: BatchJournal, group: FailureGroup) -> Iterator[str]:
+    """What is known of a cause and of its first job."""
+    if is_death(group):
+        job = f"{journal.folder.name}:{group.example}"
+        yield from card_lines(journal, group, command_in(journal.folder.parent.parent, "rerun", job))
+        details, output = {name: value for name, value in group.details.items() if name != "attempt"}, ""
+    else:
+        told = cut_own_frames(group.traceback).rstrip() or group.message.rstrip()
+        yield from map(visible, told.splitlines())
+        if given := input_of(journal, group.example):
+            yield f"input of job {group.example}: {given}"
+        details, output = group.details, group.output.rstrip()
+    if text := _details_text(details):
+        yield f"({text})"
+    if output:
+        yield f"last output of job {group.example}:"
+        yield from (f"| {visible(line)}" for line in output.splitlines())
 
 
-def _cause_lines(number: int, group: FailureGroup, given: str) -> Iterator[str]:
+def _cause_lines(number: int, group: FailureGroup, story: Iterable[str]) -> Iterator[str]:
     jobs = "1 job" if group.count == 1 else f"{group.count:,} jobs"
     state = " · quarantined" if group.state is JobState.QUARANTINED else ""
     yield f"{number}. {group.type} · {jobs}{state}: {group.indices}"
-    told = group.traceback.rstrip() or group.message.rstrip()
-    yield from (f"   {visible(line)}" for line in told.splitlines())
-    if given:
-        yield f"   input of job {group.example}: {given}"
-    if details := _details_text(group.details):
-        yield f"   ({details})"
-    if group.output.strip():
-        yield f"   last output of job {group.example}:"
-        yield from (f"   | {visible(line)}" for line in group.output.rstrip().splitlines())
+    yield from (f"   {line}" for line in story)
 
 
 def _details_text(details: dict[str, Any]) -> str:

@@ -19,10 +19,13 @@ _VERBS = {
     "show": "batchd.cli.inspect:show",
     "results": "batchd.cli.inspect:results",
     "failures": "batchd.cli.inspect:failures",
+    "logs": "batchd.cli.logs:logs",
     "retry": "batchd.cli.run:retry",
+    "rerun": "batchd.cli.rerun:rerun",
     "cancel": "batchd.cli.steer:cancel",
     "status": "batchd.cli.steer:status",
     "scale": "batchd.cli.steer:scale",
+    "chaos": "batchd.cli.chaos:chaos",
 }
 
 
@@ -70,7 +73,10 @@ def parser() -> argparse.ArgumentParser:
     verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
     _add_run(verbs)
     _add_reading(verbs)
+    _add_logs(verbs)
     _add_steering(verbs)
+    _add_rerun(verbs)
+    _add_chaos(verbs)
     return top
 
 
@@ -145,6 +151,18 @@ def _add_reading(verbs: "_Verbs[argparse.ArgumentParser]") -> None:
             verb.add_argument("-o", "--output", metavar="FILE", help="write to a file instead of stdout")
 
 
+def _add_logs(verbs: "_Verbs[argparse.ArgumentParser]") -> None:
+    logs = _verb(verbs, "logs", "Show what a batch's jobs logged with batchd.current_job().log().")
+    logs.add_argument(
+        "batch",
+        metavar="BATCH[:INDEX]",
+        nargs="?",
+        default="last",
+        help="id, unique prefix, name, or last; INDEX: of one job only",
+    )
+    logs.add_argument("-f", "--follow", action="store_true", help="go on as long as the batch runs")
+
+
 def _add_steering(verbs: "_Verbs[argparse.ArgumentParser]") -> None:
     retry = _verb(verbs, "retry", "Run a batch's failed or quarantined jobs again.")
     retry.add_argument("batch", metavar="BATCH", help="id, unique prefix, name, or last")
@@ -158,3 +176,19 @@ def _add_steering(verbs: "_Verbs[argparse.ArgumentParser]") -> None:
     _verb(verbs, "status", "Show what runs now: each worker, its job, memory and CPU.")
     scale = _verb(verbs, "scale", "Change the number of workers while they run.")
     scale.add_argument("workers", metavar="N|+N|-N|N%|auto", help="how many, or how many more or fewer")
+
+
+def _add_rerun(verbs: "_Verbs[argparse.ArgumentParser]") -> None:
+    rerun = _verb(verbs, "rerun", "Run one job again here, in the foreground, without recording anything.")
+    rerun.add_argument("job", metavar="BATCH:INDEX", help="such as last:17; BATCH is an id, unique prefix, or name")
+    rerun.add_argument("--pdb", action="store_true", help="end in the debugger where the job raises")
+
+
+def _add_chaos(verbs: "_Verbs[argparse.ArgumentParser]") -> None:
+    text = "Kill workers and supervisors at random while a batch runs, and check that nothing is lost."
+    verb: argparse.ArgumentParser = verbs.add_parser("chaos", help=text, description=text)
+    verb.add_argument("--duration", metavar="TIME", default="30s", help="for how long to kill (%(default)s)")
+    verb.add_argument("--seed", metavar="N", type=int, help="who is killed when (drawn, and told at the end)")
+    verb.add_argument("--jobs", metavar="N", type=int, help="how many (as many as keep the workers half busy)")
+    verb.add_argument("--workers", metavar="N", type=int, help="how many (one a CPU, from 4 to 16)")
+    verb.add_argument("--json", action="store_true", help="answer in JSON, for programs")

@@ -16,7 +16,7 @@ from typing import Any
 
 from batchd.cli import summary
 from batchd.cli.results import ResultStream, extend_path
-from batchd.cli.view import ProgressNews, View, make_view
+from batchd.view import ProgressNews, View, make_view
 from batchd.client import Session, batch_id, request
 from batchd.core.events import Options
 from batchd.core.job import Allowances, JobState

@@ -43,7 +43,8 @@ def status(args: argparse.Namespace) -> int:
         doing = "idle"
         if row["batch"] is not None:
             since = f" for {format_duration(row['since_s'])}" if row["since_s"] is not None else ""
-            doing = f"{row['batch']}:{row['job']}{since}"
+            progress = f", {int(100 * row['progress'] + 1e-4)}%" if row["progress"] is not None else ""
+            doing = f"{row['batch']}:{row['job']}{since}{progress}"
         memory = format_size(row["memory_bytes"]) if row["memory_bytes"] is not None else "-"
         cpu = f"{row['cpu_s']:.1f} s CPU" if row["cpu_s"] is not None else "-"
         print(f"worker {row['worker']:<4} pid {row['pid']:<8} {memory:>8} {cpu:>12}  {doing}")

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from batchd.cli.cards import card_lines, is_death
 from batchd.core.facts import BatchState
 from batchd.core.job import JobState
 from batchd.edge.failures import OTHER, FailureGroup, group_failures
@@ -22,6 +23,8 @@ INTERRUPTED: Final = "interrupted"
 """The state of a run that left jobs undone without a rule that says so."""
 _CAUSES_MAX: Final = 5
 _TYPES_MAX: Final = 3
+_CARDS_MAX: Final = 2
+_CARD_LINES_MAX: Final = 6
 _MESSAGE_CHARS_MAX: Final = 100
 _CPU_KNOWN_S: Final = 2.0
 """CPU seconds are sampled: below this they say little."""
@@ -48,6 +51,7 @@ def summarise(
     lines = [f"{_name(journal)}: {' · '.join(parts)}", *cause_lines(journal, groups)]
     if trouble:
         lines.append(f"  the causes could not be read: {trouble}")
+    lines += (f"  {line}" for line in crash_lines(journal, groups))
     lines += reason_lines(journal, state)
     return lines + [f"{'next:' if at == 0 else '     '} {text}" for at, text in enumerate(next_steps(journal, state))]
 
@@ -163,6 +167,15 @@ def cause_lines(journal: BatchJournal, groups: list[FailureGroup]) -> Iterator[s
         yield f"  {group.count:>{width},}  {what}   (job {journal.folder.name}:{group.example})"
     if (more := len(groups) - _CAUSES_MAX) > 0:
         yield f"  and {more:,} more {'cause' if more == 1 else 'causes'}"
+
+
+def crash_lines(journal: BatchJournal, groups: list[FailureGroup]) -> Iterator[str]:
+    """The first jobs that were given up because they kept taking their workers with them, a card each."""
+    crashes = [group for group in groups if group.state is JobState.QUARANTINED and is_death(group)]
+    for group in crashes[:_CARDS_MAX]:
+        job = f"{journal.folder.name}:{group.example}"
+        rerun = command_in(journal.folder.parent.parent, "rerun", job)
+        yield from card_lines(journal, group, rerun, lines_max=_CARD_LINES_MAX)
 
 
 def reason_lines(journal: BatchJournal, state: str) -> Iterator[str]:

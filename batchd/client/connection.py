@@ -26,7 +26,7 @@ from batchd.worker.template import TAG
 _ROOT = str(Path(__file__).resolve().parents[2])
 _BOOT = f"import sys; sys.path.insert(0, {_ROOT!r}); from batchd.supervisor.__main__ import main; sys.exit(main())"
 THROWAWAY: Final = "throw-away"
-"""Third argument of a supervisor: its journal is deleted when it leaves."""
+"""Third argument of a supervisor: its journal is deleted when it leaves. Then come two descriptors for output."""
 LOG_NAME: Final = "supervisor.log"
 _LOG_BYTES_MAX = 1 << 20
 
@@ -158,10 +158,11 @@ def start_supervisor(folder: Path, *, is_throwaway: bool = False) -> str:
     if os.fstat(log_fd).st_size > _LOG_BYTES_MAX:
         os.ftruncate(log_fd, 0)
     ready, its_ready = os.pipe()
+    echo = _own_streams() if is_throwaway else []
     try:
         process = subprocess.Popen(
-            [sys.executable, "-c", _BOOT, str(folder), str(its_ready), *(THROWAWAY,) * is_throwaway],
-            pass_fds=(its_ready,),
+            [sys.executable, "-c", _BOOT, str(folder), str(its_ready), *(THROWAWAY,) * is_throwaway, *map(str, echo)],
+            pass_fds=(its_ready, *echo),
             stdin=subprocess.DEVNULL,
             stdout=log_fd,
             stderr=log_fd,
@@ -176,7 +177,7 @@ def start_supervisor(folder: Path, *, is_throwaway: bool = False) -> str:
         while data := os.read(ready, 4096):
             said += data
     finally:
-        for fd in (ready, its_ready, log_fd):
+        for fd in (ready, its_ready, log_fd, *echo):
             if fd >= 0:
                 os.close(fd)
     if said == b"ready":
@@ -190,6 +191,14 @@ def start_supervisor(folder: Path, *, is_throwaway: bool = False) -> str:
     except SupervisorError as error:  # Another one is starting, or the last one is still leaving.
         return str(error)
     raise SupervisorError(f"the supervisor said something unreadable at its start: {said[:200]!r}")
+
+
+def _own_streams() -> list[int]:
+    """Return copies of this process's stdout and stderr, for what its jobs print; none when one is closed."""
+    try:
+        return [os.dup(1), os.dup(2)]
+    except OSError:
+        return []
 
 
 def _watch(process: "subprocess.Popen[bytes]") -> None:

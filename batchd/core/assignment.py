@@ -8,8 +8,17 @@ from batchd.settings import ACK_INTERVAL_S, REST_S_MAX, STEAL_MIN_S
 
 
 def pool_size(batches: Iterable[LiveBatch], scaled: int | None) -> int:
-    """Return how many workers there should be at most: what was ordered, else the largest cap among the live."""
-    return scaled or max((batch.options.workers for batch in batches), default=0)
+    """Return how many workers there should be at most: what was ordered, else what the live batches ask for.
+
+    They share as many as the largest asks for; those of batches that bring their own come on top.
+    """
+    shared = own = 0
+    for batch in batches:
+        if batch.options.brings_workers:
+            own += batch.options.workers
+        else:
+            shared = max(shared, batch.options.workers)
+    return scaled or shared + own
 
 
 def workers_per_key(batches: Iterable[LiveBatch], size: int, shift: int = 0) -> dict[str, int]:

@@ -33,6 +33,8 @@ class CutLease:
     lease: int
     lane: int
     stop: int
+    is_ending: bool = False
+    """Tell the job that runs under the lease that it is to end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +53,8 @@ class KillWorker:
     """In words, or empty when the worker is not to blame."""
     with_stack: bool = False
     """Let it print its Python stack first."""
+    has_grace: bool = False
+    """A job that watches for its end may end by itself first."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,31 +61,34 @@ class Crew:
             spare = len(workers) - wanted.get(key, 0)
             retire = min(spare, max(surplus, missing))
             for worker in sorted(workers, key=lambda worker: len(worker.leases))[: max(0, retire)]:
-                self.retire(worker)
+                self.retire(worker, is_ending=surplus > 0)  # Whoever only makes room for another key need not hurry.
                 surplus -= 1
                 missing -= 1
 
-    def retire(self, worker: Worker) -> None:
-        """Let a worker end when it has nothing left."""
+    def retire(self, worker: Worker, *, is_ending: bool) -> None:
+        """Let a worker end when it has nothing left; with `is_ending` the job it runs is told."""
         worker.state = WorkerState.STOPPING
         for lease in worker.leases:
-            self.cut(worker, lease, lease.next)
+            self.cut(worker, lease, lease.next, is_ending=is_ending)
         if not worker.leases:
             self.orders.append(c.StopWorker(worker.number))
 
-    def kill(self, worker: Worker, kill: Kill, why: str, *, with_stack: bool = False) -> None:
+    def kill(
+        self, worker: Worker, kill: Kill, why: str, *, with_stack: bool = False, has_grace: bool = False
+    ) -> None:
         """Order a worker killed, once."""
         if worker.kill is None:
             worker.kill = kill
-            self.orders.append(c.KillWorker(worker.number, why, with_stack))
+            self.orders.append(c.KillWorker(worker.number, why, with_stack, has_grace))
 
-    def cut(self, worker: Worker, lease: Lease, stop: int) -> None:
+    def cut(self, worker: Worker, lease: Lease, stop: int, *, is_ending: bool = False) -> None:
         """Order that no job of a lease at or beyond `stop` begins; how far it got is told later (LeaseCut)."""
+        lease.is_ending |= is_ending
         if lease.is_cutting:
             lease.cut_next = stop if lease.cut_next is None else min(stop, lease.cut_next)
         elif stop < lease.stop:
             lease.is_cutting = True
-            self.orders.append(c.CutLease(worker.number, lease.number, lease.lane, stop))
+            self.orders.append(c.CutLease(worker.number, lease.number, lease.lane, stop, lease.is_ending))
 
     def grant_leases(self, now: float) -> None:
         """Give work to every worker that may take some."""

@@ -14,6 +14,8 @@ class Options:
 
     workers: int = 1
     """At most so many workers hold leases of the batch at once."""
+    brings_workers: bool = False
+    """The pool grows by them, instead of being as large as the largest batch: nobody waits for anybody else."""
     allowances: Allowances = DEFAULT_ALLOWANCES
     timeout_s: float | None = None
     memory_bytes_max: int | None = None

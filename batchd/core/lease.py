@@ -23,6 +23,8 @@ class Lease:
     is_cutting: bool = False
     cut_next: int | None = None
     """A lower limit that was asked for while a cut was under way."""
+    is_ending: bool = False
+    """Whether the job that runs under it is to end too."""
 
 
 class Reach(NamedTuple):

@@ -85,6 +85,17 @@ class RangeSet:
         """Return the lowest range, or None when the set is empty."""
         return (self._starts[0], self._stops[0]) if self._starts else None
 
+    def around(self, index: int) -> Range:
+        """Return the range that holds `index`. Raises KeyError when none does.
+
+        >>> RangeSet([(0, 10), (20, 30)]).around(25)
+        (20, 30)
+        """
+        i = bisect_right(self._stops, index)
+        if i == len(self._starts) or index < self._starts[i]:
+            raise KeyError(index)
+        return self._starts[i], self._stops[i]
+
     def overlaps(self, start: int, stop: int) -> bool:
         """Whether any index of [start, stop) is in the set."""
         return next(self.overlap(start, stop), None) is not None

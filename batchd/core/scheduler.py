@@ -221,9 +221,9 @@ class Scheduler:
             worker = self.workers[number]
             for lease in worker.leases:
                 if lease.batch == batch.facts.batch:
-                    self.crew.cut(worker, lease, lease.next)
+                    self.crew.cut(worker, lease, lease.next, is_ending=True)
             if kill:
-                self.crew.kill(worker, Kill(None, 0), "")
+                self.crew.kill(worker, Kill(None, 0), "", has_grace=True)
 
     def _finish_leaving(self, batch: LiveBatch) -> None:
         if batch.is_leaving and not batch.leases and batch.facts.is_attached:

@@ -17,6 +17,7 @@ import pwd
 import re
 import secrets
 import shlex
+import shutil
 import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -30,6 +31,8 @@ BATCHES_NAME: Final = "batches"
 _FORMAT_KEY: Final = "batchd_journal"
 _META_BYTES_MAX: Final = 1 << 16
 _TEMP_PREFIX: Final = f".{META_NAME}."
+_COPY_NAME: Final = f"{_TEMP_PREFIX}copy"
+"""Stands in a copy that is not finished; writing journal.json removes it."""
 _MOUNTINFO: Final = Path("/proc/self/mountinfo")
 _REMOTE_FILE_SYSTEMS: Final = frozenset(
     {"9p", "afs", "beegfs", "ceph", "cifs", "coda", "gfs2", "glusterfs", "gpfs", "lustre", "ncpfs", "nfs", "nfs4"}
@@ -79,6 +82,38 @@ def raise_epoch(path: Path) -> int:
         meta["epoch"] += 1
         _write_meta(folder_fd, meta)
         return int(meta["epoch"])
+
+
+def begin_copy(path: Path) -> Path:
+    """Make the folder that a copy of a journal is to go into, new or empty, and return its real path.
+
+    Until `finish_copy` it is no journal. One that was begun and not finished is begun again.
+    """
+    with _reported(path):
+        real = _resolved(path)
+        _refuse_remote(real, _MOUNTINFO)
+        _make_folder(real)
+        with _locked(real) as folder_fd:
+            names = _names_in(folder_fd)
+            _refuse_foreign(real, folder_fd)
+            if META_NAME in names:
+                raise UsageError(f"{path} holds a journal already; name a new or an empty folder for the copy.")
+            _refuse_used(real, names - ({_COPY_NAME, BATCHES_NAME} if _COPY_NAME in names else set()))
+            _refuse_writable(real, folder_fd)
+            os.close(os.open(_COPY_NAME, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600, dir_fd=folder_fd))
+            if BATCHES_NAME in names:
+                shutil.rmtree(real / BATCHES_NAME)
+            os.mkdir(BATCHES_NAME, 0o700, dir_fd=folder_fd)
+    return real
+
+
+def finish_copy(path: Path, source: Path) -> None:
+    """Make the copy at `path` a journal with an id of its own: processes and recorders are known by that."""
+    with _reported(source), _locked(source) as source_fd:
+        meta = _read_meta(source, source_fd)
+    with _reported(path), _locked(path) as folder_fd:
+        os.fsync(folder_fd)
+        _write_meta(folder_fd, {**meta, "id": secrets.token_hex(8), "copy_of": meta["id"]})
 
 
 def free_bytes(path: Path) -> int:
@@ -148,7 +183,7 @@ def _locked(path: Path) -> Iterator[int]:
 
 def _settle(path: Path, folder_fd: int, *, create: bool) -> None:
     """Find the folder safe and ours, or make it a journal. Refusals come first, and leave it as it was."""
-    names = set(os.listdir(folder_fd))
+    names = _names_in(folder_fd)
     _refuse_foreign(path, folder_fd)
     if META_NAME not in names:
         _refuse_used(path, names)  # Before any advice to change the mode of a folder that is not ours.
@@ -162,6 +197,10 @@ def _settle(path: Path, folder_fd: int, *, create: bool) -> None:
     if BATCHES_NAME not in names:  # Last: it stands for itself in a folder that is already known as a journal.
         os.mkdir(BATCHES_NAME, 0o700, dir_fd=folder_fd)
         os.fsync(folder_fd)
+
+
+def _names_in(folder_fd: int) -> set[str]:
+    return set(os.listdir(folder_fd))
 
 
 def _refuse_remote(path: Path, mountinfo: Path) -> None:

@@ -19,9 +19,11 @@ import lmdb
 from batchd.core import entries as e
 from batchd.core.facts import BatchFacts, apply
 from batchd.core.job import JobState
+from batchd.core.ranges import RangeSet
 from batchd.core.stored import copy, entry_of, facts_of, fields_of, stored_of
 from batchd.errors import BatchdError, FormatError, IllegalTransition, JournalDamaged, JournalError, JournalNewer
 from batchd.formats import tables
+from batchd.formats.joblog import LOG_NAME
 from batchd.formats.segment import Encoding, header_of, pack, pack_items
 from batchd.settings import (
     CHECKPOINT_RECORDS,
@@ -61,7 +63,8 @@ class BatchJournal:
         self.folder = folder
         if not (folder / "data.mdb").is_file():
             raise JournalError(f"there is no batch in {folder}")
-        self._env = open_environment(folder, readonly=not is_writer)
+        self._is_writer = is_writer
+        self._env = open_environment(folder) if is_writer else readers.acquire(folder)
         try:
             self._dbs = self._open_tables()
             with self._env.begin() as txn:
@@ -69,10 +72,10 @@ class BatchJournal:
                 self.spec: dict[str, Any] = json.loads(txn.get(tables.META_SPEC, db=self._dbs[tables.META]) or b"{}")
             version = int(found["format"])
         except (lmdb.Error, ValueError, KeyError, TypeError) as error:
-            self._env.close()
+            self._shut()
             raise JournalDamaged(f"{folder} does not read as a batch: {error}") from None
         if version > FORMAT_VERSION:
-            self._env.close()
+            self._shut()
             raise JournalNewer(
                 f"{folder} has format {version}, this batchd reads up to {FORMAT_VERSION}: update batchd"
             )
@@ -88,7 +91,7 @@ class BatchJournal:
         try:
             self.facts = self._load()
         except BatchdError:
-            self._env.close()  # Or nobody could open it again in this process.
+            self._shut()  # Or nobody could open it again in this process.
             raise
 
     @classmethod
@@ -113,6 +116,7 @@ class BatchJournal:
                         txn.put(tables.TASK_MARK, payload, db=dbs[tables.FUNCTIONS])
             finally:
                 env.close()
+            (draft / LOG_NAME).touch(0o600)  # Made now, for a batch's folder tells by its time when it was made.
             sync_folder(draft)
             draft.rename(folder)
             sync_folder(folder.parent)
@@ -277,18 +281,26 @@ class BatchJournal:
         )
 
     def close(self) -> None:
-        """Close the environment."""
-        self._env.close()
+        """Close the environment, or let go of one that others in this process read as well."""
+        self._shut()
+
+    def _shut(self) -> None:
+        if self._is_writer:
+            self._env.close()
+        else:
+            readers.release(self.folder)
 
     def _write(self, entries: Sequence[e.Entry]) -> None:
         generation = self.facts.generation
         outcomes: dict[int, list[e.Recorded]] = {}
         log: list[dict[str, Any]] = []
+        noted = RangeSet()
         with self._env.begin(write=True) as txn:
             for entry in entries:
                 match entry:
                     case e.Recorded():
                         outcomes.setdefault(generation, []).append(entry)
+                        self._drop_notes(txn, noted, entry)
                     case e.Explained():
                         txn.put(entry.fingerprint, entry.text, overwrite=False, db=self._dbs[tables.CAUSES])
                     case e.Defined():
@@ -297,7 +309,9 @@ class BatchJournal:
                         self._trim(txn, entry.ranges)
                     case e.Noted():
                         txn.put(tables.INDEX.pack(entry.index), entry.payload, db=self._dbs[tables.NOTES])
-                        log.append(fields_of(entry))
+                        if entry.index not in self.facts.noted:  # Or a job that leaves one each second fills the log.
+                            log.append(fields_of(entry))
+                        noted.add(entry.index, entry.index + 1)
                     case e.Submitted():
                         self._put_inputs(txn, entry)
                         log.append(fields_of(entry))
@@ -310,7 +324,6 @@ class BatchJournal:
             if log:
                 txn.put(tables.INDEX.pack(sequence), json.dumps(log).encode(), append=True, db=self._dbs[tables.LOG])
             records = sum(self._put_outcomes(txn, number, made) for number, made in outcomes.items())
-            self._drop_notes(txn, [made for each in outcomes.values() for made in each])
             is_due = self._records_since + records >= max(CHECKPOINT_RECORDS, len(self.facts.done))
             if is_due or any(isinstance(entry, e.Detached | e.Reopened | e.Trimmed) for entry in entries):
                 self._put_checkpoint(txn, entries, sequence)
@@ -328,12 +341,10 @@ class BatchJournal:
             known = tables.INDEX.pack(entry.first + at // tables.KEY_BYTES) + of_input
             txn.put(digest, known, db=self._dbs[tables.KEYS])
 
-    def _drop_notes(self, txn: lmdb.Transaction, made: list[e.Recorded]) -> None:
-        """Forget the checkpoints of jobs that have an outcome now."""
-        if not self.facts.noted:
-            return
-        for entry in made:
-            for start, stop in self.facts.noted.overlap(entry.first, entry.first + entry.count):
+    def _drop_notes(self, txn: lmdb.Transaction, new: RangeSet, made: e.Recorded) -> None:
+        """Forget the checkpoints of jobs that have an outcome now, also those that are `new` in this transaction."""
+        for noted in (self.facts.noted, new):
+            for start, stop in noted.overlap(made.first, made.first + made.count) if noted else ():
                 for index in range(start, stop):
                     txn.delete(tables.INDEX.pack(index), db=self._dbs[tables.NOTES])
 
@@ -343,11 +354,11 @@ class BatchJournal:
             cursor = txn.cursor(db=self._dbs[tables.INPUTS])
             found = cursor.set_range(tables.INDEX.pack(start))
             while found and tables.INDEX.unpack(cursor.key())[0] + _jobs_in(cursor.value()) <= stop:
-                found = cursor.delete()
+                found = cursor.delete() and bool(cursor.key())  # Deleting the last succeeds, and there is no next.
             cursor = txn.cursor(db=self._dbs[tables.OUTCOMES])
             found = cursor.set_range(tables.OUTCOME.pack(self.facts.generation, start))
             while found and tables.OUTCOME.unpack(cursor.key())[1] + _jobs_in(cursor.value()) <= stop:
-                found = cursor.delete()
+                found = cursor.delete() and bool(cursor.key())
 
     def _put_outcomes(self, txn: lmdb.Transaction, generation: int, entries: list[e.Recorded]) -> int:
         db = self._dbs[tables.OUTCOMES]
@@ -404,6 +415,38 @@ def open_environment(folder: Path, *, readonly: bool = False, sync: bool = True)
         raise JournalError(
             f"cannot map the batch in {folder}: the address space is limited; run `ulimit -v unlimited`"
         ) from None
+
+
+class _Readers:
+    """The environments this process reads: LMDB must not have the same one open twice in a process."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._open: dict[tuple[int, str], tuple[lmdb.Environment, int]] = {}
+        """By process, for a child must not use its parent's: the environment, and how many use it."""
+
+    def acquire(self, folder: Path) -> lmdb.Environment:
+        """Return the environment of a batch, opened for reading. Raises JournalError."""
+        with self._lock:
+            key = os.getpid(), os.path.realpath(folder)
+            env, users = self._open.get(key) or (open_environment(folder, readonly=True), 0)
+            self._open[key] = env, users + 1
+            return env
+
+    def release(self, folder: Path) -> None:
+        """Close the environment when nobody uses it any more."""
+        with self._lock:
+            key = os.getpid(), os.path.realpath(folder)
+            if key not in self._open:
+                return  # Opened before a fork: it is the parent's.
+            env, users = self._open.pop(key)
+            if users > 1:
+                self._open[key] = env, users - 1
+            else:
+                env.close()
+
+
+readers = _Readers()
 
 
 def sync_folder(folder: Path) -> None:

@@ -3,6 +3,8 @@
 import fcntl
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,24 @@ class SupervisorLock:
         }
         os.ftruncate(self._fd, 0)
         os.pwrite(self._fd, json.dumps(holder).encode(), 0)
+
+
+@contextmanager
+def vacant(folder: Path) -> Iterator[bool]:
+    """Yield whether no supervisor holds the journal; if so, none can start before the end of the block.
+
+    Nothing is written, so it works on a full disk.
+    """
+    fd = os.open(folder / _NAME, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+    finally:
+        os.close(fd)
 
 
 def holder_of(folder: Path) -> dict[str, Any]:

@@ -19,7 +19,9 @@ from batchd.core import commands as c
 from batchd.core import events as ev
 from batchd.core.job import JobState
 from batchd.edge.gauges import WorkerGauge
+from batchd.edge.grace import when_ended
 from batchd.edge.orphans import kill_tagged, reap_adopted
+from batchd.edge.stacks import condense
 from batchd.edge.template import Home, KeySpec, TemplateProcess, spawn
 from batchd.errors import FormatError
 from batchd.formats.frame import Frame, FrameReader
@@ -32,6 +34,7 @@ from batchd.worker.recorder import OUTPUT, STARTED, Lane, Recorder, Slot
 from batchd.worker.template import tag
 
 _READ_BYTES = 1 << 20
+_REPORTED = frozenset({JobState.SUCCEEDED, JobState.FAILED})
 
 Emit = Callable[[ev.Event], None]
 Later = Callable[[float, Callable[[], None]], None]
@@ -117,9 +120,11 @@ class Pool:
                 if (worker := self.workers.get(number)) and worker.leases_fd >= 0:
                     os.close(worker.leases_fd)
                     worker.leases_fd = -1
-            case c.KillWorker(worker=number, why=why, with_stack=with_stack):
-                if number in self.workers:
-                    self._kill(self.workers[number], why, with_stack=with_stack)
+            case c.KillWorker(worker=number, why=why, with_stack=with_stack, has_grace=has_grace):
+                if (worker := self.workers.get(number)) and has_grace:
+                    when_ended(worker.slot, self._later, lambda: self._kill(worker, why))
+                elif worker:
+                    self._kill(worker, why, with_stack=with_stack)
             case c.ForgetWorker(worker=number):
                 if number in self._held_slots:  # Or it had none: there was no free one when it was to start.
                     self._free_slots.append(self._held_slots.pop(number))
@@ -162,6 +167,7 @@ class Pool:
                     "batch": lane.batch if lane and is_running else None,
                     "job": position.index if position and is_running else None,
                     "since_s": round(monotonic() - worker.seen_at, 3) if is_running and worker.seen_at else None,
+                    "progress": worker.slot.progress(position) if position and is_running else None,
                 }
             )
         return rows
@@ -215,7 +221,6 @@ class Pool:
         slot.clear()
         worker = WorkerProcess(number, key, slot_number, slot, leases_fd, reports_fd, output_fd)
         self.workers[number] = worker
-        self._reports.register(reports_fd, EVENT_READ, lambda: self._on_reports(worker))
         fds = (leases, reports, output_fd)
         try:
             if key in self._fresh:
@@ -281,6 +286,8 @@ class Pool:
         worker.pid = pid
         worker.pidfd = os.pidfd_open(pid)
         self._selector.register(worker.pidfd, EVENT_READ, lambda: self._on_exit(worker))
+        # Not before: who is ready is given work, and the end of a worker without a pidfd is seen by nobody.
+        self._reports.register(worker.reports_fd, EVENT_READ, lambda: self._on_reports(worker))
         if worker.is_killed:
             self._kill(worker, worker.why)
 
@@ -315,6 +322,8 @@ class Pool:
         stop = order.stop
         if position is not None and position.lease == order.lease:
             stop = max(stop, position.index + 1)
+            if order.is_ending:
+                worker.slot.end(order.lease)
         elif position is not None and position.lease > order.lease:
             return  # It is over; its end was reported.
         worker.slot.settle(order.lane, stop)
@@ -359,7 +368,7 @@ class Pool:
                     return ev.CheckpointReceived(worker, lease, index, frame.body)
                 case Report.ACK:
                     lease, busy_ns, mark = ACK.unpack(frame.meta)
-                    (block,) = unpack(frame.body)
+                    (block,) = (each for each in unpack(frame.body) if each.count and each.state in _REPORTED)
                     return ev.JobsAcked(
                         worker=worker,
                         lease=lease,
@@ -420,7 +429,9 @@ class Pool:
         kind = "JobCrashed"
         if worker.why:
             kind = {"timed": "JobTimeout", "memory": "JobOverMemory"}.get(worker.why.partition(" ")[0], kind)
+        lease, index = (position.lease, position.index) if position is not None else (-1, -1)
         details: dict[str, Any] = {
+            "attempt": next((lane.attempt for lane in worker.slot.lanes() if lane.lease == lease), 0),
             "pid": worker.pid,
             "cpu_s": round(usage.ru_utime + usage.ru_stime, 3),
             "memory_peak_bytes": max(worker.memory_peak_bytes, 0) or usage.ru_maxrss * 1024,
@@ -429,9 +440,8 @@ class Pool:
             details["signal"] = os.WTERMSIG(status)
         else:
             details["exit_code"] = os.waitstatus_to_exitcode(status)
-        index = position.index if position is not None else -1
-        text = output.tail(worker.output_fd, index, worker.slot.words[OUTPUT])
-        return Failure(kind, cause, fingerprint(kind, cause), text, details)
+        text = output.tail(worker.output_fd, index, worker.slot.words[OUTPUT], bytes_max=_READ_BYTES)
+        return Failure(kind, cause, fingerprint(kind, cause), condense(text), details)
 
     def _close(self, worker: WorkerProcess) -> None:
         del self.workers[worker.number]

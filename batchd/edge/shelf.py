@@ -9,12 +9,11 @@ import faulthandler
 import os
 import resource
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from batchd.edge.folder import BATCHES_NAME, journal_folder
-from batchd.edge.journal import BatchJournal, open_environment
+from batchd.edge.journal import BatchJournal, readers
 from batchd.errors import BatchdError, BatchNotFound, JournalDamaged
 
 LAST: Final = "last"
@@ -53,7 +52,7 @@ def open_batch(folder: Path) -> BatchJournal:
 
 def list_batches(folder: Path) -> Iterator[BatchJournal | Damaged]:
     """Give the batches of the journal in `folder`; each is closed when the next one is asked for."""
-    for place in _places(folder):
+    for place in batch_folders(folder):
         try:
             journal = open_batch(place)
         except BatchdError as error:
@@ -68,21 +67,26 @@ def list_batches(folder: Path) -> Iterator[BatchJournal | Damaged]:
 
 def find_batch(folder: Path, text: str) -> BatchJournal:
     """Open the batch that `text` means: an id, a name, the start of an id, or `last`. Raises BatchNotFound."""
-    places = {place.name: place for place in _places(folder)}
+    return open_batch(find_folder(folder, text))
+
+
+def find_folder(folder: Path, text: str) -> Path:
+    """Return the folder of the batch that `text` means, also of one that cannot be read. Raises BatchNotFound."""
+    places = {place.name: place for place in batch_folders(folder)}
     if text in places:
-        return open_batch(places[text])
+        return places[text]
     known = list(_known(folder))
     if not known:
         raise BatchNotFound(
             f"there is no batch {text!r}: the journal {folder} is empty; `batchd run` makes the first"
         )
-    return open_batch(places.get(chosen := _choose(known, text, folder), folder / BATCHES_NAME / chosen))
+    return places.get(chosen := _choose(known, text, folder), folder / BATCHES_NAME / chosen)
 
 
 def is_newest(batch: Path) -> bool:
     """Whether no batch of the journal was made after the one in the folder `batch`, so that `last` means it."""
     made = batch.stat().st_mtime_ns  # A batch's files are made with its folder and never renamed.
-    return all(place == batch or place.stat().st_mtime_ns < made for place in _places(batch.parent.parent))
+    return all(place == batch or place.stat().st_mtime_ns < made for place in batch_folders(batch.parent.parent))
 
 
 def is_default(folder: Path) -> bool:
@@ -98,8 +102,11 @@ def _refuse_cut_off(folder: Path) -> None:
     data = folder / "data.mdb"
     if not data.is_file():
         return  # BatchJournal says so.
-    with closing(open_environment(folder, readonly=True)) as env:
+    env = readers.acquire(folder)
+    try:
         needed = (env.info()["last_pgno"] + 1) * env.stat()["psize"]
+    finally:
+        readers.release(folder)
     # Pages that were given back before they were ever written may be missing at the end. A child finds out.
     if data.stat().st_size < needed and not _survives_opening(folder):
         raise JournalDamaged(f"batch {folder.name} does not read back: {data} was cut off; put a copy of it back")
@@ -152,8 +159,8 @@ def _known(folder: Path) -> Iterator[_Known]:
             yield _Known(found.folder.name, name, bool(spec.get("is_named")), created)
 
 
-def _places(folder: Path) -> list[Path]:
-    """Return the batches' folders; a name that starts with a dot is a draft."""
+def batch_folders(folder: Path) -> list[Path]:
+    """Return the batches' folders; a name that starts with a dot is a draft, or on its way out."""
     try:
         with os.scandir(folder / BATCHES_NAME) as entries:
             return sorted(Path(entry) for entry in entries if entry.name[0] != "." and entry.is_dir())

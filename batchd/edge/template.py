@@ -54,6 +54,8 @@ class Home(NamedTuple):
     epoch: int
     recorder_fd: int
     lifeline_fd: int
+    echo: tuple[int, ...] = ()
+    """Descriptors for what jobs print to stdout and stderr, where somebody is to see it at once."""
 
 
 class TemplateProcess:
@@ -158,6 +160,7 @@ def spawn(
         "batches": str(home.batches),
         "journal_id": home.journal_id,
         "epoch": home.epoch,
+        "echo": home.echo,
         **extra,
     }
     config_fd = os.memfd_create("batchd-config", 0)
@@ -170,7 +173,7 @@ def spawn(
         numbers = (config_fd, door_fd, home.lifeline_fd, home.recorder_fd)
         return subprocess.Popen(
             [spec.executable, "-c", _BOOT, *map(str, numbers)],
-            pass_fds=(*numbers, *fds),
+            pass_fds=(*numbers, *home.echo, *fds),
             env=environ,
             stdin=subprocess.DEVNULL,
             stdout=log_fd,

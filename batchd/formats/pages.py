@@ -11,6 +11,7 @@ be read. This is the 0.9 format of a 64-bit machine; every number is stored in t
 """
 
 import struct
+import sys
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import Final, NamedTuple
@@ -62,6 +63,8 @@ class Header(NamedTuple):
     main: Tree
     last_page: int
     transaction: int
+    number: int
+    """The page that it was written as."""
 
 
 class Node(NamedTuple):
@@ -91,7 +94,8 @@ def header_of(page: bytes) -> Header:
     if page_bytes & (page_bytes - 1) or not HEADER_BYTES < page_bytes <= _PAGE_BYTES_MAX:
         raise FormatError(f"the header tells of pages of {page_bytes} bytes")
     last_page, transaction = _END.unpack_from(page, at + 2 * _TREE.size)
-    return Header(page_bytes, tree_of(page, at), tree_of(page, at + _TREE.size), last_page, transaction)
+    main = tree_of(page, at + _TREE.size)
+    return Header(page_bytes, tree_of(page, at), main, last_page, transaction, number_of(page))
 
 
 def tree_of(data: bytes, offset: int = 0) -> Tree:
@@ -132,8 +136,11 @@ def free_pages_of(value: bytes) -> tuple[int, ...]:
     return struct.unpack_from(f"={_PAGE_NUMBER.unpack_from(value)[0]}Q", value, 8)
 
 
-def nodes_of(page: bytes, *, is_branch: bool) -> tuple[list[Node], str]:
-    """Return what can be read of a page, and what is wrong with it: '' when nothing is."""
+def nodes_of(page: bytes, *, is_branch: bool, is_numbered: bool = False) -> tuple[list[Node], str]:
+    """Return what can be read of a page, and what is wrong with it: '' when nothing is.
+
+    Keys that are the machine's own numbers (`is_numbered`) are given in the byte order in which they compare.
+    """
     _, _, _, lower, upper = _HEAD.unpack_from(page)
     pointers = _pointers(page, lower)
     complaint = ""
@@ -148,6 +155,8 @@ def nodes_of(page: bytes, *, is_branch: bool) -> tuple[list[Node], str]:
     found = [node for node in nodes if node is not None]
     if complaint:
         found = list(_tiles(page, upper, pointers, is_branch=is_branch)) or found
+    if is_numbered and sys.byteorder == "little":
+        found = [node._replace(key=node.key[::-1]) for node in found]
     keys = [node.key for node in found][int(is_branch) :]
     if not complaint and any(a >= b for a, b in pairwise(keys)):
         complaint = "its keys are out of order"

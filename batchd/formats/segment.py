@@ -11,7 +11,7 @@ body, because the LMDB format in use has no checksums and gives a flipped byte b
 
 import pickle
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from itertools import accumulate, pairwise
@@ -60,7 +60,10 @@ class Block:
 
     def plain(self) -> list[Any]:
         """Decode a VECTOR block: runs no code."""
-        values = pickle.loads(self.body)
+        try:
+            values = pickle.loads(self.body)
+        except Exception as error:  # Of bytes that are no pickle: any.
+            raise FormatError(f"block of jobs {self.first}..: {type(error).__name__}: {error}") from None
         if not isinstance(values, list) or len(values) != self.count:
             raise FormatError(f"block of jobs {self.first}..: holds another number of values than {self.count}")
         return values
@@ -137,10 +140,14 @@ def input_blocks(items: Sequence[Any]) -> Iterator[tuple[int, bytes]]:
     if are_plain(items):
         yield from _vectors(items)
         return
+    yield from pickled_blocks(map(dump, items))
+
+
+def pickled_blocks(pickles: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
+    """Give (count, block) of items that are pickled already."""
     payloads: list[bytes] = []
     room = RECORD_BYTES_MAX - HEADER_BYTES
-    for item in items:
-        payload = dump(item)
+    for payload in pickles:
         room -= len(payload) + 4
         if payloads and room < 0:
             yield len(payloads), pack_items(0, INPUT_STATE, payloads)

@@ -9,6 +9,8 @@ import pickle
 from collections.abc import Iterable
 from typing import Any, Final
 
+from batchd.errors import InputUnreadable, ResultUnreadable
+
 PLAIN_TYPES: Final[frozenset[type]] = frozenset({int, float, str, bytes, bool, type(None)})
 _MAIN: Final = b"__main__"
 _STACK_GLOBAL: Final = b"\x93"
@@ -45,16 +47,29 @@ def dump(value: Any) -> bytes:
 
 
 def dump_checked(value: Any) -> bytes:
-    """Pickle one value and make sure that it can be read back. Raises what pickling and unpickling raise."""
+    """Pickle one value and make sure that it can be read back. Raises what pickling raises, and ResultUnreadable."""
     payload = dump(value)
     if _STACK_GLOBAL in payload and not _is_array_of_numbers(value):
-        pickle.loads(payload)
+        try:
+            pickle.loads(payload)
+        except Exception as error:
+            raise ResultUnreadable(f"could not unpickle the result: {type(error).__name__}: {error}") from error
     return payload
 
 
 def _is_array_of_numbers(value: Any) -> bool:
     """Whether it is a numpy array that holds no Python objects: reading it back would cost a copy and cannot fail."""
     return type(value).__module__ == "numpy" and not getattr(getattr(value, "dtype", None), "hasobject", True)
+
+
+def load_input(payload: bytes | memoryview) -> Any:
+    """Unpickle a job's input, in its worker. Raises InputUnreadable, or PicklingError for one that was never sent."""
+    try:
+        return pickle.loads(payload)
+    except pickle.PicklingError:
+        raise
+    except Exception as error:
+        raise InputUnreadable(f"could not unpickle the input: {type(error).__name__}: {error}") from error
 
 
 def load(payload: bytes | memoryview) -> Any:

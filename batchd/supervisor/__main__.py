@@ -1,4 +1,4 @@
-"""Start as the clients start it: with FOLDER READY_FD, and a third argument if the journal is thrown away."""
+"""Start as the clients start it: with FOLDER READY_FD [throw-away STDOUT_FD STDERR_FD]."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from pathlib import Path
 import lmdb
 
 from batchd.errors import BatchdError, JournalError, JournalFull
-from batchd.settings import WORKERS_MAX
+from batchd.settings import LINGER_S, WORKERS_MAX
 from batchd.supervisor.loop import Supervisor
 from batchd.supervisor.recovery import recover
 
@@ -24,7 +24,10 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     _allow_descriptors()
     try:
-        supervisor = Supervisor(recover(folder))
+        is_throwaway = bool(sys.argv[3:])
+        echo = tuple(int(fd) for fd in sys.argv[4:])
+        # Nobody but its process knows of a throw-away journal: when that goes, nobody else will come.
+        supervisor = Supervisor(recover(folder), linger_s=0.0 if is_throwaway else LINGER_S, echo=echo)
     except (BatchdError, TimeoutError, OSError, lmdb.Error) as error:
         known = error if isinstance(error, BatchdError) else in_words(error, folder)
         with suppress(BrokenPipeError):
@@ -34,7 +37,7 @@ def main() -> int:
         os.write(ready_fd, b"ready")
     os.close(ready_fd)
     code = supervisor.run()
-    if sys.argv[3:]:  # A throw-away journal: nobody will ask for it again.
+    if is_throwaway:
         shutil.rmtree(folder, ignore_errors=True)
     return code
 

@@ -27,7 +27,7 @@ from batchd.edge.gauges import Gauges
 from batchd.edge.journal import BatchJournal, Progress
 from batchd.edge.pool import Pool
 from batchd.edge.template import Home
-from batchd.settings import COMMIT_GAP_S, LINGER_S, PROGRESS_S, REST_S_MIN
+from batchd.settings import COMMIT_GAP_S, LINGER_S, PROGRESS_S, REST_S_MIN, START_WAIT_S
 from batchd.supervisor.clients import Clients
 from batchd.supervisor.recovery import Ground
 from batchd.supervisor.requests import Requests
@@ -39,8 +39,12 @@ _LIMIT_CHECK_S = 0.02
 class Supervisor:
     """One supervisor process."""
 
-    def __init__(self, ground: Ground) -> None:
+    def __init__(self, ground: Ground, *, linger_s: float = LINGER_S, echo: tuple[int, ...] = ()) -> None:
+        """`linger_s`: how long it waits for another client; `echo`: where jobs' output is shown (see `Home`)."""
         self.ground = ground
+        self._linger_s = START_WAIT_S
+        """Whoever started this is still on its way."""
+        self._linger_after_s = linger_s
         self.selector: BaseSelector = DefaultSelector()
         self.scheduler = Scheduler(random.random)
         self.journals: dict[str, BatchJournal] = {}
@@ -75,6 +79,7 @@ class Supervisor:
             epoch=ground.epoch,
             recorder_fd=ground.recorder.fd,
             lifeline_fd=lifeline_read,
+            echo=echo,
         )
         self.pool = Pool(self.selector, home, ground.recorder, self.emit, self.later, log_fd=2)
         self._is_resting = False
@@ -154,7 +159,7 @@ class Supervisor:
         if self.clients.is_news_waiting:
             due.append(self._next_news)
         if self._idle_since is not None:
-            due.append(self._idle_since + LINGER_S)
+            due.append(self._idle_since + self._linger_s)
         return max(0.0, min(due) - monotonic())
 
     def _commit(self) -> None:
@@ -301,11 +306,13 @@ class Supervisor:
 
     def _leave_when_idle(self) -> None:
         is_needed = self.clients.is_any and not self._is_draining
+        if self.clients.is_any:
+            self._linger_s = self._linger_after_s
         if is_needed or self.journals or self._in_flight or self._unsaved:
             self._idle_since = None
         elif self._idle_since is None:
             self._idle_since = monotonic()
-        elif monotonic() - self._idle_since >= LINGER_S or self._is_draining:
+        elif monotonic() - self._idle_since >= self._linger_s or self._is_draining:
             self._exit_code = 0
 
     def _watch_signals(self) -> None:

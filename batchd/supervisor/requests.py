@@ -19,6 +19,7 @@ from batchd.edge.control import Message
 from batchd.edge.folder import free_bytes
 from batchd.edge.journal import BatchJournal
 from batchd.edge.outcomes import Outcomes
+from batchd.edge.removal import set_aside
 from batchd.edge.template import KeySpec
 from batchd.errors import BatchdError, BatchNotFound, FormatError, JournalFull, SupervisorError, TaskError, UsageError
 from batchd.formats import tables
@@ -180,8 +181,9 @@ class Requests:
             _, count, _, length = header_of(view, at)
             segments.append(bytes(view[at : at + length]))
             jobs, at = jobs + count, at + length
-        if at != len(view):
-            raise FormatError("the last segment was cut off")
+        keys = bytes.fromhex(str(message.fields.get("keys", "")))
+        if at != len(view) or len(keys) not in {0, jobs * tables.KEY_BYTES}:
+            raise FormatError("the last segment was cut off, or there is not a key for each job")
         self._supervisor.emit(
             ev.SegmentsReceived(
                 batch=name,
@@ -190,7 +192,7 @@ class Requests:
                 client=str(message.fields["client"]),
                 sequence=int(message.fields["sequence"]),
                 checkpoint=str(message.fields["checkpoint"]),
-                keys=bytes.fromhex(str(message.fields.get("keys", ""))),
+                keys=keys,
             )
         )
         self._supervisor.after_commit(lambda: client.reply(number, self._submitted(name, message)))
@@ -203,6 +205,8 @@ class Requests:
 
     def _define(self, client: Client, number: int, message: Message) -> None:
         name, mark = self._bound(client, message), bytes.fromhex(str(message.fields["mark"]))
+        if len(mark) != len(tables.TASK_MARK):
+            raise ValueError("a mark that is none")
         self._supervisor.emit(ev.FunctionReceived(name, mark, message.body))
         self._supervisor.after_commit(lambda: client.reply(number, {}))
 
@@ -299,6 +303,24 @@ class Requests:
         ranges = tuple((state, tuple(of_state)) for state, of_state in found.items())
         return ev.ReopenRequested(name, ranges, facts.generation)
 
+    def _prune(self, client: Client, number: int, message: Message) -> None:
+        """Set a batch aside that nobody runs; whoever asked deletes what then has another name."""
+        name = str(message.fields["batch"])
+        self._folder(name)
+
+        def remove() -> None:
+            try:
+                if name in self._supervisor.journals:
+                    raise SupervisorError(f"batch {name} is running: `batchd cancel {name}` ends it")
+                aside = set_aside(self._supervisor.ground.folder, name)
+            except BatchdError as error:
+                client.refuse(number, error)
+            else:
+                client.reply(number, {"aside": aside.name})
+
+        # Behind every answer that still reads the batch.
+        self._supervisor.after_commit(remove)
+
     def _status(self, client: Client, number: int, _: Message) -> None:
         client.reply(number, self._supervisor.status())
 
@@ -366,6 +388,7 @@ _RULES: dict[str, Callable[[Requests, Client, int, Message], None]] = {
     "accept_code": Requests._accept_code,  # noqa: SLF001
     "cancel": Requests._cancel,  # noqa: SLF001
     "reopen": Requests._reopen,  # noqa: SLF001
+    "prune": Requests._prune,  # noqa: SLF001
     "status": Requests._status,  # noqa: SLF001
     "scale": Requests._scale,  # noqa: SLF001
 }

@@ -1,4 +1,4 @@
-"""The deciding core in a made-up world: a seeded simulation and a journal in memory, for tests.
+"""For tests: a made-up job around a task of yours; and the deciding core in a made-up world, a seeded simulation.
 
 Nothing here starts a process, opens a file or reads a clock. Time is simulated and all chance comes from one seed,
 so a schedule that broke something is repeated by its number.
@@ -8,7 +8,28 @@ so a schedule that broke something is repeated by its number.
 1
 """
 
-from batchd.testing.journal import MemoryJournal
-from batchd.testing.simulation import Report, Simulation
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["MemoryJournal", "Report", "Simulation"]
+__all__ = ["FakeJob", "MemoryJournal", "Report", "Simulation", "fake_job"]
+
+if TYPE_CHECKING:
+    from batchd.testing.fake import FakeJob, fake_job
+    from batchd.testing.journal import MemoryJournal
+    from batchd.testing.simulation import Report, Simulation
+
+_HOMES = {
+    "FakeJob": "batchd.testing.fake",
+    "MemoryJournal": "batchd.testing.journal",
+    "Report": "batchd.testing.simulation",
+    "Simulation": "batchd.testing.simulation",
+    "fake_job": "batchd.testing.fake",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Load a name on first use (PEP 562): a test of a task needs no simulator."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'batchd.testing' has no attribute {name!r}")
+    from importlib import import_module  # noqa: PLC0415  (the point of this function)
+
+    return getattr(import_module(_HOMES[name]), name)

@@ -5,7 +5,7 @@ It belongs to one supervisor and dies with it. The workers and their recorder sl
 
 from batchd.core import commands as c
 from batchd.core import events as ev
-from batchd.settings import CUT_WAIT_S
+from batchd.settings import CANCEL_GRACE_S, CUT_WAIT_S
 from batchd.testing.worker import Lane, SimulatedWorker
 from batchd.testing.world import World
 
@@ -33,7 +33,9 @@ class SimulatedPool:
                 self._cut(command)
             case c.StopWorker(worker=number):
                 agenda.after(self._world.delay_s, self.workers[number].close)  # Behind every lease in the pipe.
-            case c.KillWorker(worker=number, why=why):
+            case c.KillWorker(worker=number, why=why, has_grace=has_grace):
+                if has_grace and self._world.chance.random() < 0.3:  # Its job watches for this.
+                    delay_s += self._world.chance.random() * CANCEL_GRACE_S
                 agenda.after(delay_s, self._kill, self.workers[number], why)
             case c.ForgetWorker(worker=number):
                 assert self.workers.pop(number).is_dead, f"worker {number} is forgotten alive"

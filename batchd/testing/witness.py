@@ -137,6 +137,7 @@ class Witness:
         assert Counter(outcomes.values()) == Counter(facts.counts), f"the counts of {batch} are wrong"
         assert facts.size == size, f"{batch} has {facts.size} jobs, its client was promised {size}"
         assert not facts.histories, f"finished jobs of {batch} still have histories"
+        assert not facts.noted, f"finished jobs of {batch} still have checkpoints"
 
     # --- Entry by entry --------------------------------------------------------------------------------------
 
@@ -149,6 +150,9 @@ class Witness:
                 self._weigh_charge(entry, said, is_recovery=is_recovery)
             case e.Reopened():
                 self._weigh_reopening(entry)
+            case e.Noted(index=index):
+                assert (entry.batch, index) in self._stored, f"{entry} of a job that never began"
+                assert index not in self._outcomes.get(entry.batch, {}), f"{entry} comes behind the job's outcome"
             case _:
                 pass
         apply(said, entry)

@@ -150,6 +150,10 @@ class SimulatedWorker:
         if deed is Deed.HANG:
             lasts_s = 1e6 if lease.is_timed else 3.0
         self._job_began_at = world.agenda.now
+        if world.chance.random() < 0.03:
+            note = ev.CheckpointReceived(self.number, lease.lease, self._index, b"so far")
+            after_s = 1.1 * lasts_s * world.chance.random()  # A thread of the job may be too late.
+            world.agenda.after(after_s, self._leave, note)
         if deed is Deed.CRASH:
             world.agenda.after(lasts_s * world.chance.random(), self.die, "killed by SIGSEGV")
         else:
@@ -159,6 +163,10 @@ class SimulatedWorker:
         timeout_s = cast.options.timeout_s
         if timeout_s is not None and (lasts_s > timeout_s or world.chance.random() < 0.05):
             world.agenda.after(timeout_s * (1 + world.chance.random() / 10), self._observe)
+
+    def _leave(self, note: ev.CheckpointReceived) -> None:
+        if not self.is_dead:
+            self._post(note)
 
     def _observe(self) -> None:
         """The gauges sample it."""

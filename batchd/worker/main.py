@@ -14,6 +14,7 @@ from contextlib import suppress
 from fcntl import F_DUPFD_CLOEXEC, F_SETFL, F_SETOWN, F_SETSIG, fcntl
 from pathlib import Path
 from select import POLLHUP, poll
+from threading import Lock
 from time import monotonic_ns, perf_counter
 from typing import Any, NamedTuple
 
@@ -23,7 +24,7 @@ from batchd.errors import FormatError
 from batchd.formats import frame
 from batchd.formats.report import LEASE, Report
 from batchd.formats.segment import Encoding
-from batchd.formats.values import load
+from batchd.formats.values import load_input
 from batchd.settings import ACK_INTERVAL_S, TRACEBACK_CHARS_MAX
 from batchd.worker import output
 from batchd.worker.calls import Bundle, bind
@@ -41,6 +42,7 @@ from batchd.worker.recorder import (
     Slot,
     phase_word,
 )
+from batchd.worker.service import Service
 
 PROTOCOL_FD_MIN = 100
 """Protocol descriptors live up here, out of the way of code that closes or reuses the low ones."""
@@ -55,6 +57,9 @@ class Fds(NamedTuple):
     reports: int
     lifeline: int
     output: int
+    echo_out: int = -1
+    """What a job prints is written here too, -1: it is not."""
+    echo_err: int = -1
 
 
 class Worker:
@@ -66,6 +71,9 @@ class Worker:
         self._slot = slot
         self._words = slot.words
         self._inputs = JournalInputs(batches)
+        self._service = Service(slot, batches, self._inputs, self._send)
+        self._sending = Lock()
+        """A thread of a job may send a checkpoint while the loop reports."""
         self._callables: dict[str, Callable[[Any], Any]] = {}
         self._outcomes = Outcomes(self._send, self._last_output)
         self._lane = Lane(0, 0, 0, 1, False, "", 0)
@@ -97,6 +105,7 @@ class Worker:
 
     def _run_lease(self, number: int) -> None:
         lane = self._lane = self._slot.lane(number)
+        self._service.begin(lane)
         self._output_start = self._words[OUTPUT] = output.cut_back(self._fds.output)
         outcomes = self._outcomes
         outcomes.begin(lane.lease, lane.batch, lane.attempt)
@@ -171,7 +180,7 @@ class Worker:
                 return inputs.vector(block)[part], call
             if block.encoding is Encoding.EMPTY:
                 return [None] * (part.stop - part.start), call
-            return block.payloads()[part], lambda payload: call(load(payload))
+            return block.payloads()[part], lambda payload: call(load_input(payload))
         except FormatError as error:
             return [error], _raise  # A damaged segment costs its own jobs only.
 
@@ -179,13 +188,17 @@ class Worker:
         if self._is_forked:
             os._exit(0)
         try:
-            send_all(self._fds.reports, parts)
+            with self._sending:
+                send_all(self._fds.reports, parts)
         except BrokenPipeError:
             os._exit(0)  # The supervisor is gone; the lifeline says the same.
         except OSError:
+            running = phase_word(Phase.RUNNING, 0)
+            phase, place = divmod(self._words[POSITION], 1 << PHASE_SHIFT)
             if self._lane.attempt > 1:  # Each job is reported by itself, so it was the last one.
-                self._words[POSITION] &= (1 << PHASE_SHIFT) - 1
-                self._words[POSITION] |= phase_word(Phase.RUNNING, 0)
+                self._words[POSITION] = running | place
+            elif phase == running >> PHASE_SHIFT:  # With a checkpoint, and any job before it may be to blame.
+                self._words[POSITION] = phase_word(Phase.REPORTING, 0) | place
             os._exit(EXIT_DESCRIPTORS)
 
     def _index(self) -> int:
@@ -194,7 +207,7 @@ class Worker:
         return self._lane.first + (self._words[POSITION] & OFFSET_MASK)
 
     def _current_job(self) -> CurrentJob:
-        return CurrentJob(self._lane.batch, self._index(), self._lane.attempt)
+        return CurrentJob(self._lane.batch, self._index(), self._lane.attempt, self._service)
 
     def _last_output(self, index: int) -> str:
         try:
@@ -205,7 +218,7 @@ class Worker:
     def _on_fork_in_job(self) -> None:
         """Silence a child that a job forked: it may not speak for this worker, whatever it returns to."""
         self._forked_at = self._index()
-        self._is_forked = True
+        self._is_forked = self._service.is_forked = True
         for view in (*self._halves, self._words):
             view.release()  # The loop's next store raises, `run` sees why and leaves.
         for fd in (self._fds.leases, self._fds.reports):
@@ -234,15 +247,15 @@ def run(bundle: Bundle, fds: Fds, slot: Slot, batches: Path, inherited: Iterable
     try:
         if os.getsid(0) != os.getpid():  # A fresh interpreter leads its session already.
             os.setsid()
-        low, fds = fds, Fds(*(fcntl(fd, F_DUPFD_CLOEXEC, PROTOCOL_FD_MIN) for fd in fds))
+        low, fds = fds, Fds(*(fcntl(fd, F_DUPFD_CLOEXEC, PROTOCOL_FD_MIN) if fd >= 0 else -1 for fd in fds))
         hold_lifeline(fds.lifeline)
         _settle_descriptors(fds, {*low, *inherited})
         _settle_signals()
         _reseed()
         worker = Worker(bundle, fds, slot, batches)
         sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
-        sys.stdout = output.text_stream(fds.output, worker._index)  # noqa: SLF001
-        sys.stderr = output.text_stream(fds.output, worker._index)  # noqa: SLF001
+        sys.stdout = output.text_stream(fds.output, worker._index, fds.echo_out)  # noqa: SLF001
+        sys.stderr = output.text_stream(fds.output, worker._index, fds.echo_err)  # noqa: SLF001
         worker.serve()
         flush_streams()
         code = 0

@@ -22,8 +22,10 @@ _LINE_BYTES_MAX: Final = 8_192
 class StampedWriter(io.RawIOBase):
     """The raw end of a worker's sys.stdout: writes lines with the index of the job that printed them."""
 
-    def __init__(self, fd: int, index: Callable[[], int]) -> None:
+    def __init__(self, fd: int, index: Callable[[], int], echo: int = -1) -> None:
         self._fd = fd
+        self._echo = echo
+        """Where the line goes as well: the stream of a program that gave its journal no name."""
         self._index = index
         self._line = b""
         self._line_index = 0
@@ -52,15 +54,20 @@ class StampedWriter(io.RawIOBase):
         line, self._line = self._line, b""
         if line:
             os.write(self._fd, b"\x1e%d\x1f%s\x1e\x1f" % (self._line_index, line))
+            if self._echo >= 0:
+                try:
+                    os.write(self._echo, line)
+                except OSError:
+                    self._echo = -1  # Nobody reads it any more.
 
 
-def text_stream(fd: int, index: Callable[[], int]) -> io.TextIOWrapper:
+def text_stream(fd: int, index: Callable[[], int], echo: int = -1) -> io.TextIOWrapper:
     """Return a text stream over a StampedWriter, which alone holds lines back."""
-    raw: Any = StampedWriter(fd, index)  # The stubs know no raw writer of ours.
+    raw: Any = StampedWriter(fd, index, echo)  # The stubs know no raw writer of ours.
     return io.TextIOWrapper(raw, "utf-8", "backslashreplace", write_through=True)
 
 
-def tail(fd: int, index: int, since: int = 0) -> str:
+def tail(fd: int, index: int, since: int = 0, *, bytes_max: int = OUTPUT_TAIL_BYTES) -> str:
     """Return the last lines job `index` printed, with what nobody stamped, from byte `since` on.
 
     Reads at most 64 KiB of the file's end, whatever its size.
@@ -69,17 +76,17 @@ def tail(fd: int, index: int, since: int = 0) -> str:
     start = max(since if since <= size else 0, size - _READ_BYTES)  # Smaller than before: it was cut back.
     if start >= size:
         return ""
-    return select(os.pread(fd, size - start, start), index)
+    return select(os.pread(fd, size - start, start), index, bytes_max)
 
 
-def select(data: bytes, index: int) -> str:
+def select(data: bytes, index: int, bytes_max: int = OUTPUT_TAIL_BYTES) -> str:
     r"""Return the part of captured bytes that belongs to job `index` or to nobody, cut to its tail.
 
     >>> select(b"raw\n\x1e5\x1fmine\n\x1e\x1f\x1e6\x1fnot mine\n\x1e\x1f", 5)
     'raw\nmine\n'
     """
     kept = _STAMPED.sub(lambda match: match[2] if int(match[1]) == index else b"", data)
-    return kept[-OUTPUT_TAIL_BYTES:].decode("utf-8", "replace")
+    return kept[-bytes_max:].decode("utf-8", "replace")
 
 
 def cut_back(fd: int) -> int:

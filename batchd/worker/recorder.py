@@ -9,7 +9,8 @@ sees the other.
 
     file   page of 4,096 bytes: magic, boot id, journal id, epoch; then the slots
     slot   8 words: position, start of the job (monotonic ns), pid, size of the capture file at the start of the
-           lease, 4 spare; then the lanes
+           lease, how far the job says it is, lease that is to end, whether the job watches for that, 1 spare;
+           then the lanes
     lane   8 words: lease, first, limit, attempt, is_timed, batch id (2 words), reach
 """
 
@@ -37,9 +38,14 @@ POSITION: Final = 0
 STARTED: Final = 1
 PID: Final = 2
 OUTPUT: Final = 3
+PROGRESS: Final = 4
+ENDING: Final = 5
+WATCHED: Final = 6
 PHASE_SHIFT: Final = 56
 LANE_SHIFT: Final = 48
 OFFSET_MASK: Final = (1 << LANE_SHIFT) - 1
+_SAID_BITS: Final = 24
+_SAID_MAX: Final = (1 << _SAID_BITS) - 1
 
 
 class LaneWord(IntEnum):
@@ -116,6 +122,33 @@ class Slot:
         """Return the lower half of a lane's limit, the one a worker reads before each job."""
         return self._half(lane_at(number) + LaneWord.LIMIT)
 
+    def tell_progress(self, lease: int, index: int, fraction: float) -> None:
+        """Say how much of a job is done. What a job said is nobody else's: no job ever clears it."""
+        self.words[PROGRESS] = _stamped(lease, index, 1 + round(fraction * (_SAID_MAX - 1)))
+
+    def progress(self, position: Position) -> float | None:
+        """Return how much of the job at a position is done, None when it did not say."""
+        word = self.words[PROGRESS]
+        if word >> _SAID_BITS != _stamped(position.lease, position.index, 0) >> _SAID_BITS or not word & _SAID_MAX:
+            return None
+        return round(((word & _SAID_MAX) - 1) / (_SAID_MAX - 1), 6)
+
+    def end(self, lease: int) -> None:
+        """Tell the job that runs under a lease that it is to end."""
+        self.words[ENDING] = lease
+
+    def is_ending(self, lease: int) -> bool:
+        """Whether that was told."""
+        return self.words[ENDING] == lease
+
+    def watch(self, lease: int, index: int) -> None:
+        """Say that a job looks whether it is to end."""
+        self.words[WATCHED] = _stamped(lease, index, 1)
+
+    def is_watched(self, position: Position) -> bool:
+        """Whether the job at a position has looked."""
+        return self.words[WATCHED] == _stamped(position.lease, position.index, 1)
+
     def _half(self, word: int) -> memoryview:
         at = 2 * word + (sys.byteorder == "big")
         return self.words.cast("B").cast("I")[at : at + 1]
@@ -135,6 +168,14 @@ class Slot:
 def phase_word(phase: Phase, lane: int) -> int:
     """Return the constant part of a position word. Phases are stored plus one: zero means never written."""
     return (phase.value + 1) << PHASE_SHIFT | lane << LANE_SHIFT
+
+
+def _stamped(lease: int, index: int, said: int) -> int:
+    """Return one word that says `said` (24 bits) of one job only, so that a stale one is known when it is read.
+
+    A lease holds at most LEASE_JOBS_MAX jobs, so 16 bits tell them apart; 24 do so for all leases that may matter.
+    """
+    return (lease & 0xFFFFFF) << 40 | (index & 0xFFFF) << _SAID_BITS | said
 
 
 def lane_at(number: int) -> int:

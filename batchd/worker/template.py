@@ -55,7 +55,7 @@ def main() -> None:
     if "worker" in config:  # A fresh interpreter, exec'ed to be one worker.
         slot = recorder.slot(config["slot"])
         leases, reports, output = config["fds"]
-        fds = Fds(leases, reports, _own_lifeline(lifeline_fd), output)
+        fds = Fds(leases, reports, _own_lifeline(lifeline_fd), output, *config["echo"])
         run(_load(config, payload), fds, slot, Path(config["batches"]), inherited)
     door = socket.socket(fileno=socket_fd)
     try:
@@ -165,7 +165,7 @@ def _become_worker(request: dict[str, Any], fds: list[int], nest: Nest, pipe: tu
     set_tag(tag(config["journal_id"], config["epoch"], request["start"]))
     leases, reports, output = fds
     slot = nest.recorder.slot(request["slot"])
-    own = Fds(leases, reports, _own_lifeline(nest.lifeline), output)
+    own = Fds(leases, reports, _own_lifeline(nest.lifeline), output, *config["echo"])
     run(nest.bundle, own, slot, Path(config["batches"]), nest.inherited | {*pipe})
 
 

@@ -51,6 +51,11 @@ def told(journal: BatchJournal, stop: int | None = None) -> dict[int, tuple[JobS
     return found
 
 
+def notes_in(journal: BatchJournal) -> dict[int, bytes]:
+    with journal.begin() as txn:
+        return {tables.INDEX.unpack(key)[0]: bytes(note) for key, note in txn.cursor(journal.table(tables.NOTES))}
+
+
 def reopened(journal: BatchJournal) -> BatchJournal:
     journal.close()
     return BatchJournal(journal.folder, is_writer=True)
@@ -71,6 +76,7 @@ def test_memory_equals_replay_after_every_commit(
     for turn in range(40):
         journal.commit(author.commit())
         assert journal.facts == author.facts, f"seed {seed}, turn {turn}: memory"
+        assert notes_in(journal) == author.notes, f"seed {seed}, turn {turn}: checkpoints of jobs"
         if turn % 7 == 6:
             journal = reopened(journal)
         assert journal.refresh() == author.facts, f"seed {seed}, turn {turn}: replay"
@@ -87,7 +93,7 @@ def test_random_journals_are_worth_reading() -> None:
         author = Author("b", seed)
         kinds |= {type(entry) for _ in range(40) for entry in author.commit()}
         generations += author.facts.generation
-    assert len(kinds) == 11, "an entry is never written"
+    assert len(kinds) == 12, "an entry is never written"
     assert generations > 8
 
 
@@ -344,7 +350,7 @@ def test_a_batch_is_its_owners_alone(place: Path) -> None:
     finally:
         os.umask(mask)
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (place, *place.iterdir())}
-    assert modes == {"b": 0o700, "data.mdb": 0o600, "lock.mdb": 0o600}
+    assert modes == {"b": 0o700, "data.mdb": 0o600, "lock.mdb": 0o600, "log.jsonl": 0o600}
 
 
 # --- Refused ---------------------------------------------------------------------------------------------------

@@ -60,7 +60,7 @@ def test_no_input_is_lost_when_the_supervisor_dies_while_it_is_sent_again(
 
 
 def test_a_supervisor_that_keeps_dying_is_given_up(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session_module, "connect", lambda _: (_ for _ in ()).throw(SupervisorGone("dead")))
+    monkeypatch.setattr(session_module, "connect", lambda *_, **__: (_ for _ in ()).throw(SupervisorGone("dead")))
     with pytest.raises(
         SupervisorError, match=r"died 6 times without progress; its last words are in .*supervisor\.log"
     ):

@@ -112,6 +112,15 @@ class ChargesNothing(Scheduler):
         return super()._settle(batch, start, stop, history, cause, now, block, failure)
 
 
+class BelievesLateCheckpoints(Scheduler):
+    """Takes a checkpoint of a job that has an outcome already."""
+
+    def _on_checkpoint(self, event: ev.CheckpointReceived) -> None:
+        _, lease = self.crew.find(event.worker, event.lease)
+        if lease is not None:
+            self._record(e.Noted(lease.batch, event.index, event.payload))
+
+
 class NeverKills(Scheduler):
     """Orders no kill: a hanging job hangs for ever."""
 
@@ -122,7 +131,9 @@ class NeverKills(Scheduler):
 
 
 class _Merciful(Crew):
-    def kill(self, worker: Worker, kill: Kill, why: str, *, with_stack: bool = False) -> None:
+    def kill(
+        self, worker: Worker, kill: Kill, why: str, *, with_stack: bool = False, has_grace: bool = False
+    ) -> None:
         pass
 
 
@@ -143,6 +154,7 @@ class RecordsFailuresAsSuccess(Scheduler):
         CutsTooShort,
         TrustsOldReports,
         ChargesNothing,
+        BelievesLateCheckpoints,
         NeverKills,
         RecordsFailuresAsSuccess,
     ],

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from batchd.cli.view import Caption, LiveView, NotesView, PlainView, ProgressNews, SilentView, View, make_view
+from batchd.view import Caption, LiveView, NotesView, PlainView, ProgressNews, SilentView, View, make_view
 from batchd.core.job import JobState
 from batchd.settings import PROGRESS_PLAIN_S
 
@@ -264,7 +264,7 @@ def test_a_narrow_terminal_gets_no_bar(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_rich_is_loaded_only_to_draw() -> None:
     program = (
-        "import sys; from batchd.cli.view import make_view\n"
+        "import sys; from batchd.view import make_view\n"
         "make_view(quiet=False, as_json=False, title='x', total=None)\n"
         "print('rich' in sys.modules, 'lmdb' in sys.modules)"
     )

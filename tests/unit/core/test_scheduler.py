@@ -247,7 +247,7 @@ def test_a_cut_gives_back_only_what_is_certain() -> None:
     desk.tell(ev.LeaseCut(1, 3, 9))
     places = desk.scheduler.batches["b"].queued
 
-    assert asked.commands == [c.CutLease(1, 2, 1, 1), c.CutLease(1, 3, 2, 9)]
+    assert asked.commands == [c.CutLease(1, 2, 1, 1, is_ending=True), c.CutLease(1, 3, 2, 9, is_ending=True)]
     assert list(places) == [(4, 100)]
 
 
@@ -257,7 +257,7 @@ def test_a_lower_limit_asked_for_during_a_cut_is_not_forgotten() -> None:
     desk.scheduler.crew.cut(worker, worker.leases[0], 6)
     desk.tell(ev.DetachRequested("b"))
 
-    assert desk.tell(ev.LeaseCut(1, 2, 6)).commands == [c.CutLease(1, 2, 1, 1)]
+    assert desk.tell(ev.LeaseCut(1, 2, 6)).commands == [c.CutLease(1, 2, 1, 1, is_ending=True)]
 
 
 def test_a_batch_is_put_down_when_its_detachment_is_durable() -> None:
@@ -275,7 +275,7 @@ def test_a_batch_is_put_down_when_its_detachment_is_durable() -> None:
 def test_leaving_at_once_kills_without_blame() -> None:
     desk = long_lease()
 
-    assert c.KillWorker(1, "") in desk.tell(ev.DetachRequested("b", at_once=True)).commands
+    assert c.KillWorker(1, "", has_grace=True) in desk.tell(ev.DetachRequested("b", at_once=True)).commands
     assert desk.gone(Position(2, 1, Phase.RUNNING)).entries == [e.Charged("b", 1, 1, History(1)), e.Detached("b")]
 
 

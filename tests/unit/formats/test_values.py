@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from batchd.errors import ResultUnreadable
 from batchd.formats.values import are_plain, dump, dump_checked, is_plain, load
 
 
@@ -55,9 +56,9 @@ def test_what_cannot_be_pickled_raises() -> None:
 
 def test_a_checked_dump_finds_out_what_does_not_come_back() -> None:
     assert dump(Broken())
-    with pytest.raises(ValueError, match="no number"):
+    with pytest.raises(ResultUnreadable, match="no number"):
         dump_checked(Broken())
-    with pytest.raises(ValueError, match="no number"):
+    with pytest.raises(ResultUnreadable, match="no number"):
         dump_checked({"deep": [Broken()]})
 
 

@@ -63,6 +63,33 @@ def test_lanes_do_not_touch_each_other_or_the_slots_own_words(slot: Slot) -> Non
     assert bytes(slot.words[:8].cast("B")) == bytes([7]) * 64
 
 
+@pytest.mark.parametrize("fraction", [0.0, 1e-6, 0.29, 0.42, 0.5, 1.0])
+@pytest.mark.parametrize(("lease", "index"), [(1, 0), (7, 12), (2**24, 2**16), (2**40 + 3, 10**12)])
+def test_progress_is_of_one_job_of_one_lease(slot: Slot, lease: int, index: int, fraction: float) -> None:
+    here = Position(lease, index, Phase.RUNNING)
+    assert slot.progress(here) is None
+    slot.tell_progress(lease, index, fraction)
+    assert slot.progress(here) == fraction
+    assert slot.progress(Position(lease, index + 1, Phase.RUNNING)) is None
+    assert slot.progress(Position(lease + 1, index, Phase.RUNNING)) is None
+    slot.clear()
+    assert slot.progress(here) is None
+
+
+@pytest.mark.parametrize(("lease", "index"), [(1, 0), (7, 12), (2**24, 2**16)])
+def test_who_watches_and_who_is_to_end_is_said_of_one_job(slot: Slot, lease: int, index: int) -> None:
+    here = Position(lease, index, Phase.RUNNING)
+    assert (slot.is_watched(here), slot.is_ending(lease)) == (False, False)
+    slot.watch(lease, index)
+    slot.end(lease)
+    assert (slot.is_watched(here), slot.is_ending(lease)) == (True, True)
+    assert not slot.is_watched(Position(lease, index + 1, Phase.RUNNING))
+    assert not slot.is_watched(Position(lease + 1, index, Phase.RUNNING))
+    assert not slot.is_ending(lease + 1)
+    assert slot.progress(here) is None
+    assert slot.position() is None
+
+
 def test_a_lane_that_is_used_again_tells_of_its_new_lease_only(slot: Slot) -> None:
     slot.write_lane(2, lane(5, first=0, stop=50))
     slot.words[POSITION] = phase_word(Phase.IDLE, 2) | 50

@@ -1,0 +1,194 @@
+"""A job that ends its worker fails alone, at once, and says how. The standard library gives up the whole pool."""
+
+import os
+import pickle
+import signal
+from collections.abc import Callable
+from concurrent.futures import Executor
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import batchd
+from tests.commands import dead, until
+from tests.contract.calls import (
+    WAIT_S,
+    Door,
+    KillsItsPickler,
+    KillsItsReader,
+    Unreadable,
+    crash_elsewhere,
+    fail,
+    kill_myself,
+    leave,
+    made_by,
+    notes,
+    read_null,
+    sign_and_end,
+    square,
+    square_or_crash,
+    survive_from,
+)
+
+
+@pytest.fixture
+def executor(make_ours: Any) -> Any:
+    """One worker: whoever dies, the next job needs another."""
+    return make_ours(1)
+
+
+def crash_of(executor: Executor, call: Callable[..., Any], *args: Any) -> Any:
+    """Return what a job that ends its worker is told to have done."""
+    error = executor.submit(call, *args).exception(WAIT_S)
+    assert isinstance(error, batchd.JobCrashed)
+    return error
+
+
+@pytest.mark.parametrize(
+    ("end", "args", "number", "code"),
+    [
+        (leave, (3,), None, 3),
+        (leave, (0,), None, 0),
+        (kill_myself, (signal.SIGKILL,), signal.SIGKILL, None),
+        (kill_myself, (signal.SIGTERM,), signal.SIGTERM, None),
+        (read_null, (), signal.SIGSEGV, None),
+        (os.abort, (), signal.SIGABRT, None),
+    ],
+    ids=["exit 3", "exit 0", "SIGKILL", "SIGTERM", "SIGSEGV", "abort"],
+)
+def test_a_crash_is_told_exactly(
+    executor: Executor, tmp_path: Path, end: Any, args: tuple[Any, ...], number: int | None, code: int | None
+) -> None:
+    before = executor.submit(square, 2)
+    error = crash_of(executor, sign_and_end, str(tmp_path / "signed"), end, *args)
+    after = executor.submit(square, 3)
+
+    assert issubclass(type(error), BrokenProcessPool)
+    assert (before.result(WAIT_S), after.result(WAIT_S)) == (4, 9)
+    assert len(notes(tmp_path / "signed")) == 1  # Not run again.
+    pid, batch, index, attempt = notes(tmp_path / "signed")[0].split()
+    assert (error.pid, error.batch) == (int(pid), batch)
+    assert (error.index, error.attempt) == (int(index), int(attempt))
+    assert error.attempt == 1
+    assert error.signal == number
+    if code is not None:
+        assert error.exitcode == code
+    assert "the last words" in error.output
+
+
+def test_the_message_names_the_end(executor: Executor) -> None:
+    assert "SIGKILL" in str(crash_of(executor, kill_myself, signal.SIGKILL))
+    assert "7" in str(crash_of(executor, leave, 7))
+
+
+def test_a_crash_can_be_passed_on(executor: Executor) -> None:
+    error = crash_of(executor, leave, 3)
+    copy = pickle.loads(pickle.dumps(error))
+    assert type(copy) is batchd.JobCrashed
+    assert (str(copy), copy.exitcode, copy.pid, copy.index) == (str(error), 3, error.pid, error.index)
+
+
+def test_a_crash_in_an_executor_within_a_job_comes_out(executor: Executor) -> None:
+    error = executor.submit(crash_elsewhere).exception(WAIT_S)
+    assert isinstance(error, batchd.JobCrashed)
+    assert error.signal == signal.SIGKILL
+    assert executor.submit(square, 3).result(WAIT_S) == 9
+
+
+def test_neighbours_of_a_crash_all_have_their_results(make_ours: Any, tmp_path: Path) -> None:
+    executor = make_ours(2)
+    jobs = {x: executor.submit(square_or_crash, x, 50, str(tmp_path / "crashed")) for x in range(100)}
+    errors = {x: type(error) for x, job in jobs.items() if (error := job.exception(WAIT_S))}
+    assert errors == {50: batchd.JobCrashed}
+    assert [job.result(0) for x, job in jobs.items() if x != 50] == [x * x for x in jobs if x != 50]
+    assert notes(tmp_path / "crashed") == ["50"]
+
+
+def test_a_job_in_another_worker_hears_nothing_of_a_crash(make_ours: Any, door: Door) -> None:
+    executor = make_ours(2)
+    slow = executor.submit(door.enter, "slow")
+    until(door.came, "the slow job runs")
+    crash_of(executor, kill_myself, signal.SIGKILL)
+    assert not slow.done()
+    door.open()
+    assert slow.result(WAIT_S) == "slow"
+    assert door.came() == ["slow"]
+
+
+def test_a_dozen_crashes_do_not_end_the_executor(executor: Executor) -> None:
+    jobs = [executor.submit(leave, 3) for _ in range(12)] + [executor.submit(square, 3)]
+    assert [type(job.exception(WAIT_S)) for job in jobs] == [batchd.JobCrashed] * 12 + [type(None)]
+    assert jobs[-1].result(0) == 9
+
+
+def test_a_worker_killed_from_outside_costs_the_job_it_ran(executor: Executor, door: Door) -> None:
+    pid = executor.submit(os.getpid).result(WAIT_S)
+    job = executor.submit(door.enter)
+    until(door.came, "the job runs")
+    os.kill(pid, signal.SIGKILL)
+    error = job.exception(WAIT_S)
+    assert isinstance(error, batchd.JobCrashed)
+    assert (error.signal, error.pid) == (signal.SIGKILL, pid)
+    assert executor.submit(square, 3).result(WAIT_S) == 9
+
+
+def test_an_idle_worker_killed_from_outside_costs_nothing(executor: Executor) -> None:
+    pid = executor.submit(os.getpid).result(WAIT_S)
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: dead(pid), "the worker is dead")
+    assert executor.submit(square, 3).result(WAIT_S) == 9
+
+
+def test_map_raises_a_crash_at_its_place(executor: Executor, tmp_path: Path) -> None:
+    found = executor.map(square_or_crash, range(1, 5), [3] * 4, [str(tmp_path / "crashed")] * 4)
+    assert (next(found), next(found)) == (1, 4)
+    with pytest.raises(batchd.JobCrashed):
+        next(found)
+
+
+@pytest.mark.parametrize(
+    ("call", "args"),
+    [(id, (KillsItsReader(),)), (made_by, (KillsItsPickler,))],
+    ids=["its input is read", "its result is written"],
+)
+def test_a_crash_while_a_value_travels_is_the_jobs(executor: Executor, call: Any, args: tuple[Any, ...]) -> None:
+    assert crash_of(executor, call, *args).signal == signal.SIGKILL
+    assert executor.submit(square, 3).result(WAIT_S) == 9
+
+
+@pytest.mark.parametrize(
+    ("call", "args"), [(id, (Unreadable(),)), (made_by, (Unreadable,))], ids=["an input", "a result"]
+)
+def test_a_value_that_does_not_read_back_fails_its_job_alone(
+    executor: Executor, call: Any, args: tuple[Any, ...]
+) -> None:
+    before, bad, after = executor.submit(square, 2), executor.submit(call, *args), executor.submit(square, 3)
+    error = bad.exception(WAIT_S)
+    assert error is not None
+    assert "cannot be read back" in f"{error} {error.__cause__}"
+    assert (before.result(WAIT_S), after.result(WAIT_S)) == (4, 9)
+
+
+def test_an_initializer_that_raises_is_named(make_ours: Any) -> None:
+    error = make_ours(1, initializer=fail, initargs=(ValueError, "no start")).submit(square, 2).exception(WAIT_S)
+    assert isinstance(error, BrokenProcessPool)
+    assert "no start" in f"{error} {error.__cause__}"
+
+
+# --- crashes_max -------------------------------------------------------------------------------------------------
+
+
+def test_a_job_may_crash_more_often(make_ours: Any, tmp_path: Path) -> None:
+    path = str(tmp_path / "attempts")
+    error = crash_of(make_ours(1, crashes_max=2), survive_from, path, 9, leave, 3)
+    assert error.attempt == 2
+    assert notes(path) == ["1", "2"]
+
+
+def test_a_job_may_survive_a_crash(make_ours: Any, tmp_path: Path) -> None:
+    path = str(tmp_path / "attempts")
+    job = make_ours(1, crashes_max=2).submit(survive_from, path, 2, kill_myself, signal.SIGKILL)
+    assert job.result(WAIT_S) == 2
+    assert notes(path) == ["1", "2"]
