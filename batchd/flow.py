@@ -25,6 +25,10 @@ from batchd.view import ProgressNews, View
 
 WINDOW: Final = 131_072
 """Jobs between the last result taken and the last input read, unless the caller says otherwise."""
+WINDOW_BYTES: Final = 256 << 20
+"""What inputs and results of those jobs may take on disk, as far as earlier ones tell."""
+_WINDOW_UNKNOWN: Final = 256
+"""Jobs, as long as nobody knows how large results are."""
 _PUMP_S: Final = 1.0
 
 
@@ -46,7 +50,7 @@ class Flow:
         self._plan = plan
         self._view = view
         self._trimming = Trimming() if is_throwaway else None
-        self._window = plan.window or WINDOW
+        self._read_jobs = self._read_bytes = 0
         self._due: deque[Range] = deque()
         """Jobs whose results are to be given, in the order of the input."""
         self._ahead = 0
@@ -79,6 +83,16 @@ class Flow:
             journal.close()
 
     # --- In ----------------------------------------------------------------------------------------------------
+
+    @property
+    def _window(self) -> int:
+        """How many jobs may lie between the last result taken and the last input read."""
+        if self._plan.window is not None:
+            return self._plan.window
+        if not self._read_jobs:
+            return _WINDOW_UNKNOWN
+        each = (self._read_bytes // self._read_jobs) + self._input.bytes_per_item
+        return max(_WINDOW_UNKNOWN // 4, min(WINDOW, WINDOW_BYTES // max(1, each)))
 
     @property
     def _may_pull(self) -> bool:
@@ -154,6 +168,8 @@ class Flow:
             yield error
 
     def _forget(self, span: Span) -> None:
+        self._read_jobs += span.stop - span.start
+        self._read_bytes += len(span.block.body) * (span.stop - span.start) // span.block.count
         if self._trimming is None:
             return
         self._trimming.add(span.start, span.stop, len(span.block.body))

@@ -53,6 +53,8 @@ class PlainInput:
         self.is_over = False
         self.skipped = 0
         """Items that the batch had been given before."""
+        self.bytes_per_item = 0
+        """Of the last items that were submitted."""
         self.door = door
         self._hash = blake2b(digest_size=16) if keep_digest else None
         self._size = 0
@@ -106,7 +108,9 @@ class PlainInput:
             self.door.unseal()
         checkpoint = json.dumps({"digest": self._hash.hexdigest()}) if self._hash is not None else ""
         blocks = input_blocks(items) if pickles is None else pickled_blocks(pickles)
-        self.door.submit(b"".join(block for _, block in blocks), checkpoint)
+        body = b"".join(block for _, block in blocks)
+        self.bytes_per_item = len(body) // len(items)
+        self.door.submit(body, checkpoint)
 
 
 class KeyedInput:
@@ -117,6 +121,8 @@ class KeyedInput:
         self.is_over = False
         self.skipped = 0
         """Items that have a job already."""
+        self.bytes_per_item = 0
+        """Of the last items that were submitted."""
         self.door = door
         self._key = key
         self._fresh: dict[bytes, tuple[int, bytes]] = {}
@@ -160,6 +166,7 @@ class KeyedInput:
                 self._fresh.pop(key[:KEY_DIGEST_BYTES], None)
 
         body = b"".join(block for _, block in pickled_blocks(payloads))
+        self.bytes_per_item = len(body) // len(payloads)
         self.door.submit(body, keys=b"".join(keys), then=then)
 
 

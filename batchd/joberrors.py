@@ -141,6 +141,8 @@ def error_of(
     if isinstance(error, JobFailed):
         error.traceback = traceback_of(failure, traceback_text)
         error.__cause__ = original_of(failure, traceback_text) or RemoteTraceback(error.traceback)
+    if isinstance(error, JobUnreadable):
+        error.__cause__ = RemoteTraceback(traceback_of(failure, traceback_text))
     error.args = (_heading(error),)
     return error
 

@@ -25,6 +25,8 @@ _VERBS = {
     "cancel": "batchd.cli.steer:cancel",
     "status": "batchd.cli.steer:status",
     "scale": "batchd.cli.steer:scale",
+    "prune": "batchd.cli.prune:prune",
+    "journal": "batchd.cli.journal:journal",
     "chaos": "batchd.cli.chaos:chaos",
 }
 
@@ -76,6 +78,7 @@ def parser() -> argparse.ArgumentParser:
     _add_logs(verbs)
     _add_steering(verbs)
     _add_rerun(verbs)
+    _add_keeping(verbs)
     _add_chaos(verbs)
     return top
 
@@ -182,6 +185,35 @@ def _add_rerun(verbs: "_Verbs[argparse.ArgumentParser]") -> None:
     rerun = _verb(verbs, "rerun", "Run one job again here, in the foreground, without recording anything.")
     rerun.add_argument("job", metavar="BATCH:INDEX", help="such as last:17; BATCH is an id, unique prefix, or name")
     rerun.add_argument("--pdb", action="store_true", help="end in the debugger where the job raises")
+
+
+def _add_keeping(verbs: "_Verbs[argparse.ArgumentParser]") -> None:
+    prune = _verb(verbs, "prune", "Remove batches and give their space back; one goes only if everything agrees.")
+    prune.add_argument("batch", metavar="BATCH", nargs="*", help="id, unique prefix, name, or last")
+    prune.add_argument("--older-than", metavar="TIME", help="not written for this long, like 30d")
+    prune.add_argument(
+        "--state",
+        metavar="STATE",
+        action="append",
+        default=[],
+        help="finished, cancelled, stopped, interrupted, damaged, or all; several with commas "
+        "(without names: finished,cancelled)",
+    )
+    prune.add_argument("--keep", metavar="N", type=int, help="keep the N that changed last")
+    prune.add_argument("--max-size", metavar="SIZE", help="the oldest, until the journal is no larger, like 10G")
+    prune.add_argument("--dry-run", action="store_true", help="only show what would be removed")
+    prune.add_argument("-y", "--yes", action="store_true", help="do not ask")
+    text = "Look after the journal itself: find damage, bring out what can be had, copy all of it."
+    acts = verbs.add_parser("journal", help=text, description=text).add_subparsers(
+        dest="act", required=True, metavar="ACT"
+    )
+    check = _verb(acts, "check", "Read every record and name what is damaged; exit code 3 if anything is.")
+    check.add_argument("batch", metavar="BATCH", nargs="?", help="id, unique prefix, name, or last (all of them)")
+    salvage = _verb(acts, "salvage", "Bring out all that can be read of a batch, however damaged.")
+    salvage.add_argument("batch", metavar="BATCH", help="id, unique prefix, name, or last")
+    salvage.add_argument("--to", metavar="DIR", required=True, help="a new or empty folder for the files")
+    backup = _verb(acts, "backup", "Copy the journal, also while it is used; the copy is a journal of its own.")
+    backup.add_argument("to", metavar="DIR", help="a new or empty folder")
 
 
 def _add_chaos(verbs: "_Verbs[argparse.ArgumentParser]") -> None:

@@ -29,7 +29,7 @@ from batchd.edge.template import KeySpec
 from batchd.errors import FormatError, TaskError, UsageError
 from batchd.formats import tables
 from batchd.formats.segment import Block, Encoding
-from batchd.formats.values import load
+from batchd.formats.values import load_input
 from batchd.units import format_duration
 from batchd.worker.calls import Bundle, bind, load_bundle
 from batchd.worker.context import CurrentJob, provide
@@ -219,7 +219,7 @@ def _input(job: _Job) -> Any:
     at = job.index - job.first
     if job.block.encoding is Encoding.EMPTY:
         return None
-    return job.block.plain()[at] if job.block.encoding is Encoding.VECTOR else load(job.block.payloads()[at])
+    return job.block.plain()[at] if job.block.encoding is Encoding.VECTOR else load_input(job.block.payloads()[at])
 
 
 def _function(folder: Path, mark: bytes) -> bytes:
