@@ -20,6 +20,7 @@ __all__ = [
     "JobInterrupted",
     "JobOverMemory",
     "JobTimeout",
+    "JobUnreadable",
     "__version__",
     "current_job",
     "map",
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
         JobInterrupted,
         JobOverMemory,
         JobTimeout,
+        JobUnreadable,
     )
     from batchd.mapping import map, starmap  # noqa: A004
     from batchd.worker.context import CurrentJob, current_job
@@ -60,6 +62,7 @@ _HOMES = {
     "JobInterrupted": "batchd.joberrors",
     "JobOverMemory": "batchd.joberrors",
     "JobTimeout": "batchd.joberrors",
+    "JobUnreadable": "batchd.joberrors",
 }
 
 

@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 from batchd.batch import Batch
+from batchd.client.reading import error_at
 from batchd.client.session import Session, batch_id
 from batchd.client.world import code_digest, library_folder, library_key, library_spec, name_of, settle_known
 from batchd.core.events import Options
@@ -24,7 +25,6 @@ from batchd.edge.shelf import Damaged, find_batch, list_batches
 from batchd.engine import Engine, JobFuture
 from batchd.errors import BatchNotFound, UsageError
 from batchd.intake import KeyedInput, PlainInput
-from batchd.joberrors import error_of
 from batchd.mapping import Key, key_function
 from batchd.worker.calls import ONE, Bundle, pack_bundle
 
@@ -374,5 +374,5 @@ def _record(journal: BatchJournal, index: int) -> JobRecord:
     if span.state is JobState.SUCCEEDED:
         return JobRecord(f"{batch}:{index}", state, span.values()[0])
     ((_, failure),) = span.failures()
-    error = error_of(batch, index, span.state, failure, outcomes.explain(failure.fingerprint))
+    error = error_at(journal, outcomes, index, span.state, failure)
     return JobRecord(f"{batch}:{index}", state, error)

@@ -11,6 +11,7 @@ from typing import Any, Final, NamedTuple
 
 from batchd.client.attachment import Attachment
 from batchd.client.connection import checked, request
+from batchd.client.reading import values_of
 from batchd.client.session import Session
 from batchd.client.world import stored_key
 from batchd.core.events import Options
@@ -18,12 +19,9 @@ from batchd.core.job import JobState
 from batchd.core.ranges import RangeSet
 from batchd.edge.failures import FailureGroup, group_failures
 from batchd.edge.journal import BatchJournal
-from batchd.edge.outcomes import Outcomes, Span
+from batchd.edge.outcomes import Outcomes
 from batchd.errors import BatchdError, SupervisorError, UsageError
-from batchd.formats.segment import Encoding
-from batchd.formats.values import load
 from batchd.intake import PULL_MAX, KeyedInput, PlainInput
-from batchd.joberrors import JobError, error_of
 from batchd.settings import SUBMIT_WINDOW_BYTES
 
 _LOOK_S: Final = 0.1
@@ -145,7 +143,7 @@ class Batch:
                 for start, stop in self._due(done, given, size, ordered=ordered and not is_over):
                     given.add(start, stop)
                     for span in outcomes.spans(RangeSet([(start, stop)]), journal.facts.generation):
-                        yield from self._values(outcomes, span, on_error)
+                        yield from values_of(span, journal, outcomes, on_error)
                 if is_over:
                     return
                 with self._changed:
@@ -276,18 +274,6 @@ class Batch:
                 at = high
             if ordered and at < stop:
                 return
-
-    def _values(self, outcomes: Outcomes, span: Span, on_error: str) -> Iterator[Any]:
-        if span.state is JobState.SUCCEEDED:
-            is_items = span.block.encoding is Encoding.ITEMS
-            yield from (load(payload) for payload in span.payloads()) if is_items else span.values()
-            return
-        for index, failure in span.failures():
-            error: JobError = error_of(self.id, index, span.state, failure, outcomes.explain(failure.fingerprint))
-            if on_error == "raise":
-                raise error
-            if on_error == "return":
-                yield error
 
     def _ask(self, do: str, **fields: Any) -> dict[str, Any]:
         if self._is_live and self._attachment is not None:

@@ -18,6 +18,7 @@ from traceback import format_exception
 from typing import Any, ClassVar, Final, NamedTuple
 
 from batchd.client.attachment import Attachment, settle
+from batchd.client.reading import error_at
 from batchd.client.session import Session, batch_id
 from batchd.client.trimming import Trimming
 from batchd.client.world import check_python, library_folder, library_key, library_spec, modules_of, name_of
@@ -29,7 +30,7 @@ from batchd.edge.outcomes import Outcomes, Span
 from batchd.errors import BatchdError, SupervisorError
 from batchd.formats.segment import Encoding, input_blocks, pickled_blocks
 from batchd.formats.values import are_plain, dump, load
-from batchd.joberrors import JobFailed, JobUnreadable, RemoteTraceback, error_of, original_of
+from batchd.joberrors import JobFailed, JobUnreadable, RemoteTraceback
 from batchd.worker.calls import CALLS, Bundle, Call, mark_of, pack_bundle, pack_function
 
 _CALLS_MAX: Final = 8_192
@@ -426,15 +427,15 @@ class Engine:
 
     def _take_failures(self, span: Span) -> None:
         assert self._outcomes is not None
+        assert self._journal is not None
         for index, failure in span.failures():
             future = self._futures.pop(index)
             if span.state is JobState.CANCELLED:
                 future.give_up()
                 continue
-            text = self._outcomes.explain(failure.fingerprint)
-            told = error_of(self.batch, index, span.state, failure, text)
-            original = original_of(failure, text) if isinstance(told, JobFailed) else None
-            future.set_exception(original or told)
+            told = error_at(self._journal, self._outcomes, index, span.state, failure)
+            original = told.__cause__ if isinstance(told, JobFailed) else None
+            future.set_exception(told if original is None or isinstance(original, RemoteTraceback) else original)
 
     def _trim(self) -> None:
         """Have the journal forget what was read, when it is thrown away anyway."""

@@ -10,17 +10,14 @@ from collections.abc import Callable, Iterator
 from time import perf_counter
 from typing import Any, Final, NamedTuple
 
+from batchd.client.reading import values_of
 from batchd.client.session import Session
 from batchd.client.trimming import Trimming
-from batchd.core.job import JobState
 from batchd.core.ranges import Range, RangeSet
 from batchd.edge.journal import BatchJournal
 from batchd.edge.outcomes import Outcomes, Span
-from batchd.errors import BatchdError, TaskError
-from batchd.formats.segment import Encoding
-from batchd.formats.values import load
+from batchd.errors import TaskError
 from batchd.intake import PULL_MAX, PULL_S, KeyedInput, PlainInput
-from batchd.joberrors import error_of
 from batchd.view import ProgressNews, View
 
 WINDOW: Final = 131_072
@@ -75,7 +72,7 @@ class Flow:
                 for start, stop in ready:
                     generation = session.progress["generation"]
                     for span in outcomes.spans(RangeSet([(start, stop)]), generation):
-                        yield from self._values(outcomes, span)
+                        yield from values_of(span, journal, outcomes, self._plan.on_error)
                         self._forget(span)
                 self._pump(0.0 if ready or self._may_pull else _PUMP_S)
             self._finish()
@@ -148,24 +145,6 @@ class Flow:
             self._due = deque(waiting) if found else self._due
         self._ahead -= sum(stop - start for start, stop in found)
         return found
-
-    def _values(self, outcomes: Outcomes, span: Span) -> Iterator[Any]:
-        if span.state is not JobState.SUCCEEDED:
-            for index, failure in span.failures():
-                text = outcomes.explain(failure.fingerprint)
-                error = error_of(self._session.batch, index, span.state, failure, text)
-                yield from self._failed(error)
-        elif span.block.encoding is Encoding.ITEMS:
-            for payload in span.payloads():
-                yield load(payload)
-        else:
-            yield from span.values()
-
-    def _failed(self, error: BatchdError) -> Iterator[Any]:
-        if self._plan.on_error == "raise":
-            raise error
-        if self._plan.on_error == "return":
-            yield error
 
     def _forget(self, span: Span) -> None:
         self._read_jobs += span.stop - span.start

@@ -174,3 +174,26 @@ def odd_values(x: int) -> Any:
 def slow_square_of_text(line: str) -> int:
     mark()
     return int(line) ** 2
+
+
+def talks(x: int) -> int:
+    """Log, say that it is at 42 %, and wait until the test lets it go on."""
+    job = batchd.current_job()
+    job.log(f"begin {x}")
+    job.progress(0.42)
+    mark()
+    while not Path(os.environ["MARKS"]).with_name("go").exists():
+        threading.Event().wait(0.01)
+    job.log(f"end {x}\nin \x1b[31mtwo lines")
+    return x
+
+
+def counts_on(x: int) -> tuple[int, int]:
+    """Count to 10 with a checkpoint each; the first attempt is killed half way. Return (attempt, where it began)."""
+    job = batchd.current_job()
+    began = job.last_checkpoint or 0
+    for step in range(began, 10):
+        if step == 5 and job.attempt == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        job.checkpoint(step + 1)
+    return job.attempt, began

@@ -41,6 +41,6 @@ def input_of(journal: BatchJournal, index: int) -> str:
 
     extend_path(journal.spec)
     try:
-        return input_text(journal.spec, Outcomes(journal).input_value(index))
+        return input_text(journal.spec, Outcomes(journal).input_value(index, harmless=True))
     except Exception:  # Its own code may do anything; the failure itself matters more.
         return ""

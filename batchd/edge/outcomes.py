@@ -10,7 +10,8 @@ from batchd.edge.journal import BatchJournal
 from batchd.errors import FormatError, JournalDamaged
 from batchd.formats import tables
 from batchd.formats.report import Failure
-from batchd.formats.segment import Block, unpack
+from batchd.formats.segment import Block, Encoding, unpack
+from batchd.formats.values import load, runs_code
 
 
 class Span(NamedTuple):
@@ -113,8 +114,11 @@ class Outcomes:
             text = txn.get(fingerprint, db=self._journal.table(tables.CAUSES))
         return bytes(text).decode("utf-8", "replace") if text else ""
 
-    def input_value(self, index: int) -> Any:
-        """Decode one job's input, for people to look at. May run the user's code."""
+    def input_value(self, index: int, *, harmless: bool = False) -> Any:
+        """Decode one job's input, for people to look at.
+
+        That may run the user's code, which may do anything; with `harmless` it raises FormatError instead.
+        """
         with self._journal.begin() as txn:
             cursor = txn.cursor(db=self._journal.table(tables.INPUTS))
             key = tables.INDEX.pack(index)
@@ -122,4 +126,9 @@ class Outcomes:
                 raise JournalDamaged(f"batch {self._journal.folder.name}: no input for job {index}")
             first, record = tables.INDEX.unpack(cursor.key())[0], bytes(cursor.value())
         block = next(unpack(record))
-        return block.values()[index - first]
+        if block.encoding is not Encoding.ITEMS:
+            return block.values()[index - first]
+        payload = block.payloads()[index - first]
+        if harmless and runs_code(payload):
+            raise FormatError(f"the input of job {index} cannot be read without running code")
+        return load(payload)

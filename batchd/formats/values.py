@@ -62,6 +62,15 @@ def _is_array_of_numbers(value: Any) -> bool:
     return type(value).__module__ == "numpy" and not getattr(getattr(value, "dtype", None), "hasobject", True)
 
 
+def runs_code(payload: bytes | memoryview) -> bool:
+    """Whether unpickling what `dump` made may run code: only what names some can.
+
+    >>> runs_code(dump([1, {"a": (2.5, None)}])), runs_code(dump(print))
+    (False, True)
+    """
+    return _STACK_GLOBAL in bytes(payload)
+
+
 def load_input(payload: bytes | memoryview) -> Any:
     """Unpickle a job's input, in its worker. Raises InputUnreadable, or PicklingError for one that was never sent."""
     try:

@@ -1,7 +1,8 @@
 """For tests: a made-up job around a task of yours; and the deciding core in a made-up world, a seeded simulation.
 
-Nothing here starts a process, opens a file or reads a clock. Time is simulated and all chance comes from one seed,
-so a schedule that broke something is repeated by its number.
+Nothing named here starts a process, opens a file or reads a clock. Time is simulated and all chance comes from one
+seed, so a schedule that broke something is repeated by its number. The opposite stands in chaos.py: a real batch
+whose processes are killed, and audit.py, which judges what became of it.
 
 >>> from batchd.testing import Simulation
 >>> Simulation(seed=1).run().seed

@@ -24,6 +24,7 @@ from batchd.joberrors import (
     JobInterrupted,
     JobOverMemory,
     JobTimeout,
+    JobUnreadable,
     RemoteTraceback,
     card,
     error_of,
@@ -56,6 +57,7 @@ CANCELLED = Failure("Cancelled", "cancelled", b"")
 FAILED = Failure(
     "ValueError", "no such colour", b"", "reading\n", {"attempt": 3}, pickle.dumps(ValueError("no such colour"))
 )
+UNREADABLE = Failure("batchd.errors.InputUnreadable", "could not unpickle the input: KeyError: 3", b"")
 EVERY = [
     (JobState.QUARANTINED, CRASH, JobCrashed, BrokenProcessPool),
     (JobState.FAILED, TIMEOUT, JobTimeout, TimeoutError),
@@ -63,6 +65,7 @@ EVERY = [
     (JobState.QUARANTINED, INTERRUPTED, JobInterrupted, JobError),
     (JobState.CANCELLED, CANCELLED, JobCancelled, concurrent.futures.CancelledError),
     (JobState.FAILED, FAILED, JobFailed, JobError),
+    (JobState.FAILED, UNREADABLE, JobUnreadable, BrokenProcessPool),
 ]
 
 
@@ -199,6 +202,13 @@ def test_what_does_not_read_back_leaves_the_traceback(payload: bytes) -> None:
     assert type(error) is JobFailed
     assert isinstance(error.__cause__, RemoteTraceback)
     assert TRACEBACK in str(error.__cause__)
+
+
+def test_a_value_that_did_not_read_back_has_the_traceback_too() -> None:
+    error = error_of("abc", 3, JobState.FAILED, UNREADABLE, "Traceback:\nbatchd.errors.InputUnreadable: of another\n")
+    assert str(error) == "job abc:3: could not unpickle the input: KeyError: 3"
+    assert isinstance(error.__cause__, RemoteTraceback)
+    assert "InputUnreadable: could not unpickle the input: KeyError: 3" in str(error.__cause__)
 
 
 def test_a_traceback_is_shown_without_batchds_own_frames() -> None:

@@ -1,0 +1,43 @@
+"""Reading outcomes as Python values and errors: what a span of the journal means to whoever asked for it."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from batchd.core.job import JobState
+from batchd.edge.journal import BatchJournal
+from batchd.edge.outcomes import Outcomes, Span
+from batchd.errors import BatchdError
+from batchd.formats.report import Failure
+from batchd.formats.segment import Encoding
+from batchd.formats.values import load
+from batchd.joberrors import JobError, error_of, input_text, rerun_command
+
+
+def values_of(span: Span, journal: BatchJournal, outcomes: Outcomes, on_error: str) -> Iterator[Any]:
+    """Give the results of a span's jobs. Raises JobError for one that failed; `on_error` as in `batchd.map`."""
+    if span.state is not JobState.SUCCEEDED:
+        for index, failure in span.failures():
+            error = error_at(journal, outcomes, index, span.state, failure)
+            if on_error == "raise":
+                raise error
+            if on_error == "return":
+                yield error
+    elif span.block.encoding is Encoding.ITEMS:
+        for payload in span.payloads():
+            yield load(payload)
+    else:
+        yield from span.values()
+
+
+def error_at(journal: BatchJournal, outcomes: Outcomes, index: int, state: JobState, failure: Failure) -> JobError:
+    """Return the error of a job with all that its journal knows: for a death, its input and how to run it again."""
+    batch, spec = journal.folder.name, journal.spec
+    given = rerun = ""
+    if "pid" in failure.details:  # A death that was seen.
+        try:
+            given = input_text(spec, outcomes.input_value(index, harmless=True))
+        except BatchdError:  # What killed the worker may be what reads it.
+            given = ""
+        if not spec.get("is_throwaway"):
+            rerun = rerun_command(journal.folder.parent.parent, batch, index)
+    return error_of(batch, index, state, failure, outcomes.explain(failure.fingerprint), given, rerun=rerun)

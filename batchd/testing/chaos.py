@@ -1,0 +1,388 @@
+"""Chaos: runs a real batch in a journal of its own, kills its processes at seeded moments, then has it audited.
+
+Nothing here is simulated and nothing here says what is right (audit.py does). The one idea: what is killed are the
+processes that the journal itself names (the holder of its lock, whoever carries its tag), each pinned by a pidfd and
+looked at once more before the signal leaves, so that no other process of this machine can be meant.
+
+The kills come from outside, so the allowances that protect a batch from its own jobs must not be used up by them:
+crashes are allowed without end, and after STRIKES_MAX kills nobody is killed before another outcome is durable.
+"""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from enum import Enum
+from importlib import import_module
+from pathlib import Path
+from select import POLLIN, poll
+from threading import Thread
+from time import monotonic
+from typing import IO, Final, NamedTuple
+
+from batchd.edge.folder import journal_id, open_folder
+from batchd.edge.journal import BatchJournal
+from batchd.edge.lock import holder_of
+from batchd.edge.orphans import tagged
+from batchd.errors import BatchdError
+from batchd.supervisor.recovery import recorder_path
+from batchd.testing.audit import Auditor, Findings, Ledger, check_log, read_ledger
+from batchd.worker.template import TAG
+
+TASK: Final = "batchd.examples.chaos:run"
+JOBS_PER_WORKER_S: Final = 100
+"""Jobs given per second and worker: half of what a worker could do, so that kills meet both work and waiting."""
+STRIKES_MAX: Final = 3
+"""Kills without progress in between; the smallest allowance of the product that they use up is five."""
+STUCK_S: Final = 120.0
+"""Longer than any job waits that was killed again and again."""
+GIVE_UPS_MAX: Final = 3
+"""A command that ends so often by itself is not started again."""
+_STRIKE_S: Final = 0.12
+_BURST_S: Final = 0.01
+_FEED_S: Final = 0.02
+_SETTLE_S: Final = 0.1
+_TEMPLATE_WORKER: Final = b".00000000"
+_ROOT: Final = str(Path(__file__).resolve().parents[2])
+
+
+class Target(Enum):
+    """Who is killed. The values are what people read."""
+
+    WORKER = "workers"
+    SUPERVISOR = "supervisors"
+    TEMPLATE = "templates"
+    """The process that workers are forked from."""
+    CLIENT = "commands"
+    """`batchd run` itself; the same command is started again, as its user would."""
+
+
+_SHARES: Final = {Target.WORKER: 70, Target.SUPERVISOR: 13, Target.TEMPLATE: 10, Target.CLIENT: 7}
+
+
+class Strike(NamedTuple):
+    """One kill as the seed has it: so long after the one before, whom, and which of those there are (0 to 1)."""
+
+    delay_s: float
+    target: Target
+    which: float
+
+
+def strikes(seed: int) -> Iterator[Strike]:
+    """Give the kills of a seed, without end.
+
+    >>> [next(strikes(seed)) for seed in (1, 1, 2)].count(next(strikes(1)))
+    2
+    """
+    dice = random.Random(seed)  # noqa: S311  (it must be repeatable)
+    targets, weights = list(_SHARES), list(_SHARES.values())
+    while True:
+        in_burst = dice.random() < 0.25
+        delay_s = dice.uniform(0.0, _BURST_S) if in_burst else dice.expovariate(1 / _STRIKE_S)
+        yield Strike(delay_s, dice.choices(targets, weights)[0], dice.random())
+
+
+@dataclass(slots=True)
+class Report:
+    """What happened, for people and programs."""
+
+    seed: int
+    duration_s: float
+    jobs: int
+    workers: int
+    kills: Counter[Target] = field(default_factory=Counter)
+    done: int = 0
+    elapsed_s: float = 0.0
+    executions: int = 0
+    retries: int = 0
+    replays: int = 0
+    findings: Findings = field(default_factory=Findings)
+
+
+class Chaos:
+    """One run of it, in a folder that must be new."""
+
+    def __init__(self, folder: Path, report: Report, show: Callable[[Report], None]) -> None:
+        self.report = report
+        self._folder = folder
+        self._journal = open_folder(folder / "journal")
+        self._id = journal_id(self._journal)
+        self._ledger = folder / "ledger"
+        self._log = folder / "run.log"
+        for file in (self._ledger, self._log):
+            file.touch(0o600)
+        self._out = folder / "results.jsonl"
+        self._show = show
+        self._plan = strikes(report.seed)
+        self._began_at = monotonic()
+        self._client: subprocess.Popen[bytes] | None = None
+
+    def run(self) -> Report:
+        """Run, kill, let it finish, audit. Whatever happens, nothing of it is left running."""
+        report = self.report
+        try:
+            self._start()
+            self._strike_until(self._began_at + report.duration_s)
+            self._finish()
+            report.elapsed_s = monotonic() - self._began_at
+            self._check_left_behind()
+            self._audit()
+        finally:
+            self._end()
+        return report
+
+    # --- The command -------------------------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        """Start the command that runs the batch, and give it its whole input from the beginning."""
+        command = [
+            *(sys.executable, "-m", "batchd", "run", TASK, "-", "--name", "chaos"),
+            *("--arg", f"ledger={self._ledger}", "--out", str(self._out), "--workers", str(self.report.workers)),
+            *("--retries", "1", "--max-crashes", "1000000000", "--journal", str(self._journal)),
+        ]
+        paths = [_ROOT, *filter(None, [os.environ.get("PYTHONPATH")])]
+        with self._log.open("ab") as log:
+            self._client = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                cwd=self._folder,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "TERM": "dumb"},
+                start_new_session=True,  # Ctrl-C is for whoever watches: it must not stop the batch first.
+            )
+        assert self._client.stdin is not None
+        Feeder(self._client.stdin, self.report.jobs, self._began_at, self.report.duration_s)
+
+    @property
+    def _command(self) -> "subprocess.Popen[bytes]":
+        assert self._client is not None
+        return self._client
+
+    def _finish(self) -> None:
+        """Wait until the command ends by itself, unless nothing moves any more."""
+        done, since = -1, monotonic()
+        while self._command.poll() is None:
+            if (now_done := self._progress()) != done:
+                done, since = now_done, monotonic()
+            if monotonic() - since > STUCK_S:
+                self.report.findings.add("broken_off", f"no progress for {STUCK_S:.0f} s at {done} jobs done")
+                return
+            self._show(self.report)
+            with suppress(subprocess.TimeoutExpired):
+                self._command.wait(0.1)
+        self._progress()
+        code = self._command.returncode
+        expected = 1 if any(_is_refused(index) for index in range(self.report.jobs)) else 0
+        if code != expected:
+            self.report.findings.add("broken_off", f"the command ended with {code}, not {expected}: {self._words()}")
+
+    def _words(self) -> str:
+        lines = self._log.read_text("utf-8", "replace").splitlines()
+        return " | ".join(lines[-3:])
+
+    def _progress(self) -> int:
+        """Return how many outcomes are durable; jobs that were never given count as none."""
+        for batch in (self._journal / "batches").glob("[!.]*"):
+            with suppress(BatchdError):
+                journal = BatchJournal(batch)
+                self.report.done = max(self.report.done, journal.facts.done.size)
+                journal.close()
+        return self.report.done
+
+    # --- Killing -----------------------------------------------------------------------------------------------
+
+    def _strike_until(self, deadline: float) -> None:
+        count = 0
+        for strike in self._plan:
+            if count >= STRIKES_MAX:
+                self._await_progress(deadline)
+                count = 0
+            wait(min(strike.delay_s, deadline - monotonic()))
+            if monotonic() >= deadline:
+                return
+            if (code := self._command.poll()) is not None:
+                self.report.findings.add("broken_off", f"the command gave up with {code}: {self._words()}")
+                if self.report.findings.counts["broken_off"] == GIVE_UPS_MAX:
+                    return
+                self._start()
+            if self._strike(strike):
+                count += 1
+                self.report.kills[strike.target] += 1
+                self._note(strike.target)
+            self._show(self.report)
+
+    def _note(self, target: Target) -> None:
+        """Write down a kill, and how much had run when it was done: the ledger has no clock."""
+        where = f"{monotonic() - self._began_at:.3f} s, byte {self._ledger.stat().st_size} of the ledger"
+        with (self._folder / "kills").open("a", encoding="ascii") as file:
+            file.write(f"{target.name.lower()}: {where}\n")
+
+    def _await_progress(self, deadline: float) -> None:
+        """Wait for an outcome that was not even on its way when the last one was killed."""
+        wait(_SETTLE_S)
+        done = self._progress()
+        while self._progress() == done and monotonic() < deadline and self._command.poll() is None:
+            self._show(self.report)
+            wait(_FEED_S)
+
+    def _strike(self, strike: Strike) -> bool:
+        """Kill whom the strike means; return whether there was somebody."""
+        if strike.target is Target.CLIENT:
+            self._command.kill()
+            self._command.wait()
+            self._start()
+            return True
+        if strike.target is Target.SUPERVISOR:
+            return self._kill_supervisor()
+        workers, templates = self._processes()
+        if not workers:  # Without workers a template may still be importing, and a task that dies then is refused.
+            return False
+        chosen = workers if strike.target is Target.WORKER else templates
+        return bool(chosen) and self._kill_tagged(chosen[int(strike.which * len(chosen))])
+
+    def _kill_supervisor(self) -> bool:
+        pid = holder_of(self._journal).get("pid", 0)
+        return isinstance(pid, int) and pid > 0 and kill(pid, "cmdline", os.fsencode(self._journal), exact=True)
+
+    def _kill_tagged(self, pid: int) -> bool:
+        return kill(pid, "environ", f"{TAG}={self._id:.16}.".encode())
+
+    def _processes(self) -> tuple[list[int], list[int]]:
+        """Return (workers, templates)."""
+        workers: list[int] = []
+        templates: list[int] = []
+        for pid in sorted(tagged(self._id)):
+            found = entries_of(pid, "environ")
+            tags = [entry for entry in found if entry.startswith(f"{TAG}=".encode())]
+            if tags:
+                (templates if tags[0].endswith(_TEMPLATE_WORKER) else workers).append(pid)
+        return workers, templates
+
+    # --- The end -----------------------------------------------------------------------------------------------
+
+    def _check_left_behind(self) -> None:
+        """A moment after the command, nothing of the batch may be left."""
+        deadline = monotonic() + 5.0
+        place = recorder_path(self._journal, self._id)
+        while (left := self._left()) or place.exists():
+            if monotonic() > deadline:
+                for pid in left:
+                    self.report.findings.add(
+                        "left_behind", f"process {pid}: {b' '.join(entries_of(pid, 'cmdline'))!r}"
+                    )
+                if place.exists():
+                    self.report.findings.add("left_behind", str(place))
+                return
+            wait(_FEED_S)
+
+    def _left(self) -> list[int]:
+        pid = holder_of(self._journal).get("pid", 0)
+        is_alive = isinstance(pid, int) and os.fsencode(self._journal) in entries_of(pid, "cmdline")
+        return [*([pid] if is_alive else []), *tagged(self._id)]
+
+    def _audit(self) -> None:
+        report = self.report
+        with self._ledger.open(encoding="ascii") as lines:
+            ledger = Ledger(read_ledger(lines), report.findings)
+        report.executions, report.retries, report.replays = ledger.executions, ledger.retries, ledger.replays
+        auditor = Auditor(report.jobs, import_module("batchd.examples.chaos").answer_of, ledger, report.findings)
+        batches = list((self._journal / "batches").glob("[!.]*"))
+        if len(batches) != 1:
+            report.findings.add("lost", f"the batch: there are {len(batches)} in the journal")
+        for batch in batches:
+            try:
+                journal = BatchJournal(batch)
+                auditor.check_journal(journal)
+                journal.close()
+            except BatchdError as error:
+                report.findings.add("lost", str(error))
+        if (log := self._journal / "supervisor.log").exists():
+            with log.open(encoding="utf-8", errors="replace") as lines:
+                check_log(lines, report.findings)
+        if self._out.exists():
+            with self._out.open(encoding="utf-8") as lines:
+                auditor.check_results(lines)
+        else:
+            report.findings.add("results_wrong", "there is no results file")
+
+    def _end(self) -> None:
+        """End what is still there: nothing on the good way."""
+        if self._client is not None:
+            self._client.kill()
+            self._client.wait()
+        self._kill_supervisor()
+        for pid in list(tagged(self._id)):
+            self._kill_tagged(pid)
+        recorder_path(self._journal, self._id).unlink(missing_ok=True)
+
+
+class Feeder:
+    """Writes the input, job by job as it is due, in a thread of its own: a reader that is killed must not stop us."""
+
+    def __init__(self, pipe: IO[bytes], jobs: int, began_at: float, duration_s: float) -> None:
+        self._pipe, self._jobs, self._began_at, self._duration_s = pipe, jobs, began_at, duration_s
+        self.thread = Thread(target=self._run, name="feeder", daemon=True)
+        self.thread.start()
+
+    def _run(self) -> None:
+        given = 0
+        with suppress(OSError), self._pipe:
+            while given < self._jobs:
+                due = min(self._jobs, int(self._jobs * (monotonic() - self._began_at) / self._duration_s))
+                self._pipe.write(b"".join(b"%d\n" % index for index in range(given, due)))
+                self._pipe.flush()
+                given = due
+                wait(_FEED_S)
+
+
+def kill(pid: int, what: str, needle: bytes, *, exact: bool = False) -> bool:
+    """SIGKILL the process if its `cmdline` or `environ` has an entry that starts with (or is) `needle`."""
+    try:
+        pidfd = os.pidfd_open(pid)
+    except OSError:
+        return False
+    try:
+        # Only now: from here on the number cannot come to mean another process.
+        found = entries_of(pid, what)
+        if not any(entry == needle if exact else entry.startswith(needle) for entry in found):
+            return False
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        watch = poll()
+        watch.register(pidfd, POLLIN)
+        watch.poll(1000)
+    except OSError:
+        return False
+    finally:
+        os.close(pidfd)
+    return True
+
+
+def entries_of(pid: int, what: str) -> list[bytes]:
+    """Return a process's arguments (`cmdline`) or environment (`environ`), nothing when it is gone."""
+    try:
+        return Path(f"/proc/{pid}/{what}").read_bytes().split(b"\0")
+    except OSError:
+        return []
+
+
+def wait(seconds: float) -> None:
+    """Let the others run."""
+    if seconds > 0:
+        time.sleep(seconds)
+
+
+def _is_refused(index: int) -> bool:
+    return bool(import_module("batchd.examples.chaos").is_refused(index))
+
+
+def remove(folder: Path) -> None:
+    """Delete what a run left, as far as it can be deleted."""
+    shutil.rmtree(folder, ignore_errors=True)
