@@ -13,7 +13,15 @@ from typing import Any, NamedTuple, Self
 from batchd.batch import Batch
 from batchd.client.reading import error_at
 from batchd.client.session import Session, batch_id
-from batchd.client.world import code_digest, library_folder, library_key, library_spec, name_of, settle_known
+from batchd.client.world import (
+    code_digest,
+    library_folder,
+    library_key,
+    library_spec,
+    name_of,
+    pack_task,
+    settle_known,
+)
 from batchd.core.events import Options
 from batchd.core.job import Allowances, JobState
 from batchd.core.ranges import RangeSet
@@ -26,7 +34,7 @@ from batchd.engine import Engine, JobFuture
 from batchd.errors import BatchNotFound, UsageError
 from batchd.intake import KeyedInput, PlainInput
 from batchd.mapping import Key, key_function
-from batchd.worker.calls import ONE, Bundle, pack_bundle
+from batchd.worker.calls import ONE
 
 
 class BatchInfo(NamedTuple):
@@ -101,13 +109,18 @@ class Client:
         timeout: float | None = None,
         crashes_max: int = 3,
     ) -> None:
-        """`queue` is the batch that `submit` hands jobs to; the other options are those of its jobs."""
+        """`queue` is the batch that `submit` hands jobs to; the other options are those of its jobs.
+
+        What earlier clients left in the queue is run from now on.
+        """
         self._folder, _ = library_folder(journal if journal is not None else journal_folder(None, os.environ), queue)
         self._workers = workers
         self._pid = os.getpid()
         self._batches: list[Batch] = []
         options = self._options(workers, retries, timeout, crashes_max)
         self._queue = Engine(options, self._folder, queue, is_queue=True)
+        if self._is_any_left():
+            self._queue.take_up()
 
     # --- Jobs one by one ---------------------------------------------------------------------------------------
 
@@ -164,10 +177,13 @@ class Client:
             is_throwaway=False,
         )
         identity = batch_id(["name", name] if name else ["batch", os.urandom(16).hex()])
+        for earlier in self._batches:
+            if earlier.id == identity:
+                earlier.close()  # Or this process would stand in its own way.
         if (self._folder / "batches" / identity).exists():
             settle_known(self._folder, identity, spec, accept_code=accept_code)
         batch = Batch(self._folder, identity, options)
-        payload = pack_bundle(Bundle(fn))
+        payload = pack_task(fn)
 
         def make() -> Session:
             return Session(
@@ -182,7 +198,7 @@ class Client:
             )
 
         key_of = key_function(key)
-        batch.open(make, lambda door: KeyedInput(door, key_of) if key_of else PlainInput(door, keep_digest=True))
+        batch.open(make, lambda door: KeyedInput(door, key_of) if key_of else PlainInput(door))
         self._batches.append(batch)
         batch.add(items)
         if seal:
@@ -208,7 +224,7 @@ class Client:
         """Let go of everything: running jobs may finish unless `at_once`, the rest stays in the journal."""
         if self._pid != os.getpid():
             return
-        self._queue.close()
+        self._queue.close(at_once=at_once)
         for batch in self._batches:
             batch.close(at_once=at_once)
         self._queue.join()
@@ -225,6 +241,15 @@ class Client:
         raise TypeError("a Client cannot be pickled: make one in the process that uses it")
 
     # --- Small things ------------------------------------------------------------------------------------------
+
+    def _is_any_left(self) -> bool:
+        """Whether the queue holds jobs without an outcome."""
+        place = self._folder / "batches" / self._queue.batch
+        if not place.exists():
+            return False
+        journal = BatchJournal(place)
+        journal.close()
+        return journal.facts.done.size < journal.facts.size
 
     def _hand_over(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> JobFuture:
         return self._queue.submit(fn, args, kwargs)
@@ -256,6 +281,10 @@ class Client:
     def _options(
         workers: int | str, retries: int, timeout: float | None, crashes_max: int, *, keep_going: bool = True
     ) -> Options:
+        if retries < 0 or crashes_max < 1:
+            raise UsageError("retries must be 0 or more, crashes_max 1 or more")
+        if timeout is not None and timeout <= 0:
+            raise UsageError("timeout must be more than 0")
         return Options(
             workers=parse_workers(str(workers), cpus_usable()),
             allowances=Allowances(retries=retries, crashes_max=crashes_max),

@@ -4,9 +4,12 @@ Input goes in through an intake (intake.py), what is done is read from the journ
 kept going by a thread of its own (client/attachment.py); one that it only looks at costs a file.
 """
 
+import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from time import monotonic
+from time import sleep as pause
 from typing import Any, Final, NamedTuple
 
 from batchd.client.attachment import Attachment
@@ -20,13 +23,13 @@ from batchd.core.ranges import RangeSet
 from batchd.edge.failures import FailureGroup, group_failures
 from batchd.edge.journal import BatchJournal
 from batchd.edge.outcomes import Outcomes
-from batchd.errors import BatchdError, SupervisorError, UsageError
+from batchd.errors import BatchBusy, BatchdError, UsageError
 from batchd.intake import PULL_MAX, KeyedInput, PlainInput
+from batchd.mapping import Key, key_function
 from batchd.settings import SUBMIT_WINDOW_BYTES
 
 _LOOK_S: Final = 0.1
 """A batch that another process runs is looked at this often."""
-_OVER: Final = frozenset({"finished", "stopped", "cancelled"})
 
 
 class Standing(NamedTuple):
@@ -57,9 +60,17 @@ class Batch:
         self._options = options
         self._attachment: Attachment | None = None
         self._intake: PlainInput | KeyedInput | None = None
+        self._source: BatchJournal | None = None
+        """What the intake holds its input against."""
         self._changed = threading.Condition()
+        self._running = threading.RLock()
+        """Held while this object takes the batch up."""
         self._done = RangeSet()
+        self._turns = 0
+        """How often something happened."""
+        self._generation = 0
         self._is_opened = False
+        self._pid = os.getpid()
 
     def __repr__(self) -> str:
         return f"<Batch {self.id} in {self._folder}>"
@@ -71,7 +82,7 @@ class Batch:
 
     # --- Giving ------------------------------------------------------------------------------------------------
 
-    def add(self, items: Iterable[Any], *, key: Callable[[Any], Any] | None = None) -> int:
+    def add(self, items: Iterable[Any], *, key: Key | None = None) -> int:
         """Add a job per item and return how many were added, when they are on disk.
 
         The batch stays open, or is opened again. Raises BatchdError, and what iterating raises: what was added
@@ -79,7 +90,8 @@ class Batch:
         """
         door = _Door(self._run())
         if self._intake is None:
-            self._begin(PlainInput(door, keep_digest=True) if key is None else KeyedInput(door, key), is_handle=True)
+            key_of = key_function(key)
+            self._begin(KeyedInput(door, key_of) if key_of else PlainInput(door), is_handle=True)
         intake = self._intake
         assert intake is not None
         intake.door = door
@@ -112,42 +124,61 @@ class Batch:
         return _standing(made.size, made.done, made.counts, made.state, made.reason)
 
     def wait(self, timeout: float | None = None) -> Standing:
-        """Return how the batch stands when every job given so far is done, or it was stopped or cancelled.
+        """Return how the batch stands when every job given so far is done or cancelled, or the batch was stopped.
 
         Runs the batch if nobody does. Raises TimeoutError after `timeout` seconds, BatchdError.
         """
-        try:
-            self._run()
-        except SupervisorError:
-            pass  # Another process runs it.
-        with self._changed:
-            if not self._changed.wait_for(self._is_over, timeout) if self._is_live else not self._look(timeout):
+        self._check_process()
+        deadline = None if timeout is None else monotonic() + timeout
+        while (standing := self.progress()).done < standing.size:
+            left_s = None if deadline is None else max(0.0, deadline - monotonic())
+            try:
+                attachment = self._run()
+            except BatchBusy:  # Another process runs it.
+                pause(_LOOK_S if left_s is None else min(_LOOK_S, left_s))
+            else:
+                with self._changed:
+                    self._changed.wait_for(self._is_over, left_s)
+                if attachment.error is not None:
+                    raise attachment.error
+                if self._is_over():
+                    break
+            if left_s == 0.0:
                 raise TimeoutError(f"batch {self.id} is not done after {timeout} s")
-        if self._attachment is not None and self._attachment.error is not None:
-            raise self._attachment.error
         return self.progress()
 
     def results(self, *, ordered: bool = True, on_error: str = "raise") -> Iterator[Any]:
         """Give the results of the jobs given so far, as they come if this process runs the batch.
 
-        Of a batch that nobody runs: of the jobs that are done. `on_error` as in `batchd.map`. Raises JobError.
+        Of a batch that this process does not run: of the jobs that are done. `on_error` as in `batchd.map`.
+        Raises JobError, BatchdError.
         """
+        self._check_process()
+        attachment = self._attachment
         journal = BatchJournal(self._folder / "batches" / self.id)
         try:
             outcomes = Outcomes(journal)
             given = RangeSet()
             while True:
-                is_over = self._is_over()  # Before what is done is looked at, or the last would be missed.
-                done = self._done_now(journal)
+                turns, is_over = (
+                    self._turns,
+                    self._is_over(),
+                )  # Before what is done is looked at, or it would be missed.
+                done = journal.refresh().done if is_over else self._done
                 size = self.progress().size
                 for start, stop in self._due(done, given, size, ordered=ordered and not is_over):
                     given.add(start, stop)
-                    for span in outcomes.spans(RangeSet([(start, stop)]), journal.facts.generation):
+                    for span in outcomes.spans(
+                        RangeSet([(start, stop)]), max(journal.facts.generation, self._generation)
+                    ):
                         yield from values_of(span, journal, outcomes, on_error)
+                if is_over and attachment is not None and attachment.error is not None:
+                    raise attachment.error
                 if is_over:
                     return
                 with self._changed:
-                    self._changed.wait_for(lambda: self._done.size > given.size or self._is_over())
+                    while self._turns == turns and not self._is_over():
+                        self._changed.wait()
         finally:
             journal.close()
 
@@ -173,9 +204,14 @@ class Batch:
 
     def close(self, *, at_once: bool = False) -> None:
         """Let go of the batch. What runs may finish, unless `at_once`; the rest stays in the journal."""
+        if self._pid != os.getpid():
+            return
         if self._attachment is not None:
             self._attachment.stop(at_once=at_once)
             self._attachment.thread.join()
+        if self._source is not None:
+            self._source.close()
+            self._source = self._intake = None
 
     # --- What it stands on -------------------------------------------------------------------------------------
 
@@ -192,7 +228,7 @@ class Batch:
             self._intake = None
             raise UsageError(f"batch {self.id} tells its jobs by a key: give key=, and to no other batch")
         intake.begin(journal, is_known=is_handle)
-        journal.close()
+        self._source = journal
 
     def _attach(self, make: Callable[[], Session]) -> Attachment:
         made = self._attachment = Attachment(
@@ -207,22 +243,32 @@ class Batch:
         return made
 
     def _run(self) -> Attachment:
-        """Have the batch run by this process, as its journal says. Raises SupervisorError when another does."""
-        if self._is_live and self._attachment is not None:
-            return self._attachment
-        self._is_opened = False
-        return self._attach(self._session)
+        """Have the batch run by this process, as its journal says. Raises BatchBusy when another does."""
+        self._check_process()
+        with self._running:
+            if self._is_live and self._attachment is not None:
+                return self._attachment
+            self._is_opened = False
+            return self._attach(self._session)
+
+    def _check_process(self) -> None:
+        if self._pid != os.getpid():
+            raise RuntimeError(
+                f"this Batch belongs to process {self._pid}, from which this process ({os.getpid()}) was forked: "
+                "find it with a Client made here"
+            )
 
     def _session(self) -> Session:
-        key_spec, digest = self._read(lambda journal: (stored_key(journal), journal.spec["digest"]))
+        key_spec, spec = self._read(lambda journal: (stored_key(journal), journal.spec))
         return Session(
             self._folder,
             self.id,
             spec=None,
             options=self._options,
             key_spec=key_spec,
-            digest=digest,
+            digest=spec["digest"],
             note=lambda _: None,
+            is_shared=spec["input"].get("kind") == "queue",
             follows=True,
         )
 
@@ -236,31 +282,27 @@ class Batch:
 
     def _on_turn(self) -> None:
         with self._changed:
+            self._turns += 1
             if self._is_opened and self._attachment is not None:
-                self._done = self._attachment.session.recorded.copy()
+                self._done = self._told(self._attachment.session)
             self._changed.notify_all()
+
+    def _told(self, session: Session) -> RangeSet:
+        """Return which jobs are done, as far as the session was told."""
+        generation = session.progress["generation"]
+        if generation != self._generation:  # What was done has been reopened.
+            self._generation = generation
+            session.recorded = self._read(lambda journal: journal.facts.done)
+        return session.recorded.copy()
 
     def _is_over(self) -> bool:
         if not self._is_live:
             return True
         standing = self.progress()
-        return standing.state in _OVER or standing.done == standing.size
-
-    def _look(self, timeout: float | None) -> bool:
-        """Wait for what another process runs; return whether it is done."""
-        left_s = timeout
-        while (standing := self.progress()).state not in _OVER and standing.done < standing.size:
-            if left_s is not None and left_s <= 0:
-                return False
-            self._changed.wait(_LOOK_S if left_s is None else min(_LOOK_S, left_s))
-            left_s = None if left_s is None else left_s - _LOOK_S
-        return True
+        return standing.state == "stopped" or standing.done == standing.size
 
     def _jobs_known(self) -> int:
         return int(self._read(lambda journal: journal.facts.size))
-
-    def _done_now(self, journal: BatchJournal) -> RangeSet:
-        return journal.refresh().done
 
     @staticmethod
     def _due(done: RangeSet, given: RangeSet, size: int, *, ordered: bool) -> Iterator[tuple[int, int]]:

@@ -120,7 +120,7 @@ class Engine:
         self._journal: BatchJournal | None = None
         self._outcomes: Outcomes | None = None
         self._is_throwaway = False
-        self._is_closing = False
+        self._is_closing = self._is_urgent = False
         self._is_settled = threading.Event()
         """Nothing is queued and everything sent was answered."""
         self._broken: BaseException | None = None
@@ -203,10 +203,17 @@ class Engine:
         if self._broken is not None:
             raise BrokenProcessPool(str(self._broken)) from self._broken
 
-    def close(self, *, cancel: bool = False) -> None:
-        """Take no more calls; the thread ends when those it has are done."""
+    def take_up(self) -> None:
+        """Have what is in a queue already run."""
+        with self._lock:
+            if self._attachment is None:
+                self._attachment = self._attach(None)
+
+    def close(self, *, cancel: bool = False, at_once: bool = False) -> None:
+        """Take no more calls; the thread ends when those it has are done. `at_once`: what a queue runs is cut off."""
         with self._lock:
             self._is_closing = True
+            self._is_urgent |= at_once
             waiting = [call.future for call in self._queue] + list(self._futures.values()) if cancel else []
         if waiting:
             self.withdraw(waiting)
@@ -232,12 +239,13 @@ class Engine:
 
     def _check_process(self) -> None:
         if self.pid != os.getpid():
+            kind = "Client" if self._is_queue else "Executor"
             raise RuntimeError(
-                f"this Executor belongs to process {self.pid}, from which this process ({os.getpid()}) was forked: "
+                f"this {kind} belongs to process {self.pid}, from which this process ({os.getpid()}) was forked: "
                 "make one here"
             )
 
-    def _attach(self, fn: Callable[..., Any]) -> Attachment:
+    def _attach(self, fn: Callable[..., Any] | None) -> Attachment:
         made = Attachment(
             lambda: self._make_session(fn), self.batch, opened=self._on_opened, turn=self._turn, ended=self._on_ended
         )
@@ -247,15 +255,15 @@ class Engine:
 
     # --- The thread --------------------------------------------------------------------------------------------
 
-    def _make_session(self, fn: Callable[..., Any]) -> Session:
+    def _make_session(self, fn: Callable[..., Any] | None) -> Session:
         journal, name = self._place
         folder, self._is_throwaway = library_folder(journal, name)
         spec = library_spec(
-            name or f"executor of {name_of(fn)}",
+            name or f"executor of {name_of(fn or len)}",
             is_named=name is not None,
             task="(calls)",
             call=CALLS,
-            kind="calls",
+            kind="queue" if self._is_queue else "calls",
             digest="",
             is_throwaway=self._is_throwaway,
         )
@@ -303,7 +311,7 @@ class Engine:
         if is_over and self._attachment is not None:
             if not (self._is_throwaway or self._is_queue or session.progress["is_sealed"]):
                 session.post("seal", b"", None)
-            self._attachment.stop(at_once=self._is_throwaway)
+            self._attachment.stop(at_once=self._is_throwaway or self._is_urgent)
 
     def _send(self) -> None:
         session = self._session
@@ -317,7 +325,7 @@ class Engine:
                 session.submit(b"".join(blocks), then=partial(self._on_accepted, sent))
             else:
                 self._number(sent, self._size)
-                session.submit(b"".join(blocks))
+                session.submit_blocks(blocks)
 
     def _number(self, sent: list[JobFuture], first: int) -> None:
         with self._lock:

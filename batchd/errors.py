@@ -87,6 +87,10 @@ class SupervisorMismatch(SupervisorError):
     """A supervisor of another batchd version holds the journal."""
 
 
+class BatchBusy(SupervisorError):
+    """Another client has the batch open."""
+
+
 class FormatError(BatchdError):
     """Bytes do not follow batchd's formats; the message says which record and why."""
 

@@ -27,6 +27,9 @@ WINDOW_BYTES: Final = 256 << 20
 _WINDOW_UNKNOWN: Final = 256
 """Jobs, as long as nobody knows how large results are."""
 _PUMP_S: Final = 1.0
+_REST_SHARE: Final = 0.1
+"""After slow input, results are waited for by this share of the time that the input took."""
+_REST_S_MAX: Final = 0.05
 
 
 class Plan(NamedTuple):
@@ -52,8 +55,8 @@ class Flow:
         """Jobs whose results are to be given, in the order of the input."""
         self._ahead = 0
         """How many those are."""
-        keep_digest = not is_throwaway
-        self._input = KeyedInput(session, plan.key) if plan.key else PlainInput(session, keep_digest=keep_digest)
+        self._resting_until = 0.0
+        self._input = KeyedInput(session, plan.key) if plan.key else PlainInput(session)
         self._input.items = items
 
     def results(self) -> Iterator[Any]:
@@ -74,7 +77,8 @@ class Flow:
                     for span in outcomes.spans(RangeSet([(start, stop)]), generation):
                         yield from values_of(span, journal, outcomes, self._plan.on_error)
                         self._forget(span)
-                self._pump(0.0 if ready or self._may_pull else _PUMP_S)
+                rest_s = self._resting_until - perf_counter() if self._may_pull else _PUMP_S
+                self._pump(0.0 if ready else max(0.0, rest_s))
             self._finish()
         finally:
             journal.close()
@@ -97,12 +101,16 @@ class Flow:
 
     def _pull(self) -> None:
         """Read some input, as far as the window allows."""
-        until = perf_counter() + PULL_S
-        while self._may_pull and perf_counter() < until:
+        since = perf_counter()
+        if self._due and since < self._resting_until:
+            return
+        while self._may_pull and perf_counter() - since < PULL_S:
             for start, stop in self._input.pull(min(PULL_MAX, self._window - self._ahead)):
                 self._ahead += stop - start
                 follows = bool(self._due) and self._due[-1][1] == start
                 self._due.append((self._due.pop()[0] if follows else start, stop))
+        if (took_s := perf_counter() - since) > 2 * PULL_S:  # Results may be ready long before slow input comes.
+            self._resting_until = since + took_s + min(_REST_S_MAX, took_s * _REST_SHARE)
 
     def _pump(self, timeout_s: float) -> None:
         session = self._session
@@ -114,6 +122,8 @@ class Flow:
 
     def _finish(self) -> None:
         session = self._session
+        if self._plan.key and self._input.skipped:
+            self._view.note(f"{self._input.skipped:,} items have not changed since an earlier call, and did not run")
         if not session.progress["is_sealed"]:
             session.post("seal", b"", None)
         session.leave(at_once=False)
@@ -138,11 +148,9 @@ class Flow:
                     self._due.appendleft((end, stop))
                     break
         else:
-            waiting = RangeSet(self._due)
-            found = [part for each in waiting for part in recorded.overlap(*each)]
-            for part in found:
-                waiting.remove(*part)
-            self._due = deque(waiting) if found else self._due
+            found = [part for each in self._due for part in recorded.overlap(*each)]
+            if found:
+                self._due = deque(part for each in self._due for part in recorded.gaps(*each))
         self._ahead -= sum(stop - start for start, stop in found)
         return found
 

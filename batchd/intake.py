@@ -1,12 +1,12 @@
 """The intake: items in, jobs out. What a batch was given before is not submitted again.
 
-Items are read in the caller's thread and encoded here. Jobs are known by their place in the input, which a digest
-then vouches for, or by a key.
+Items are read in the caller's thread and encoded here. Jobs are known by their place in the input, and then what was
+given before is held against the journal, or by a key.
 """
 
-import json
 import marshal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from hashlib import blake2b
 from itertools import islice
 from pickle import PicklingError
@@ -15,10 +15,11 @@ from typing import Any, Final, NoReturn, Protocol
 
 from batchd.core.ranges import Range
 from batchd.edge.journal import BatchJournal
+from batchd.edge.outcomes import Outcomes
 from batchd.errors import InputChanged
-from batchd.formats.segment import input_blocks, pickled_blocks
+from batchd.formats.segment import Encoding, input_blocks, pickled_blocks
 from batchd.formats.tables import KEY_DIGEST_BYTES
-from batchd.formats.values import are_plain, dump
+from batchd.formats.values import are_plain, dump, load, runs_code
 
 PULL_S: Final = 0.002
 """Reading input goes on for about this long before results are looked at again."""
@@ -46,9 +47,9 @@ class Door(Protocol):
 
 
 class PlainInput:
-    """Input whose jobs are known by their place. A durable batch remembers a digest of what it was given."""
+    """Input whose jobs are known by their place. What the batch was given before is held against its journal."""
 
-    def __init__(self, door: Door, *, keep_digest: bool) -> None:
+    def __init__(self, door: Door) -> None:
         self.items: Iterator[Any] = iter(())
         self.is_over = False
         self.skipped = 0
@@ -56,61 +57,94 @@ class PlainInput:
         self.bytes_per_item = 0
         """Of the last items that were submitted."""
         self.door = door
-        self._hash = blake2b(digest_size=16) if keep_digest else None
         self._size = 0
-        self._step = 1
 
     def begin(self, journal: BatchJournal, *, is_known: bool = False) -> None:
         """Take in what the batch holds. It is read again, and refused if it is not the same, unless `is_known`."""
-        known = json.loads(journal.facts.checkpoint or "{}")
         self._known = journal.facts.size
-        self._known_digest = known.get("digest", "")
-        if is_known and self._known:  # Nothing vouches for the whole any more.
-            self._size, self._hash = self._known, None
+        self._given = _Given(journal)
+        if is_known:
+            self._size = self._known
 
     def pull(self, count: int) -> list[Range]:
         """Read up to `count` items, or as many as come soon, and submit them; return their jobs."""
         start = self._size
         is_known = start < self._known
-        wanted = min(count, self._step, self._known - start) if is_known else min(count, self._step)
-        since = perf_counter()
-        items = list(islice(self.items, wanted))
-        # Slow items are not waited for in groups.
-        self._step = min(PULL_MAX, 2 * self._step) if perf_counter() - since < PULL_S else max(1, self._step // 2)
+        items, self.is_over = read_soon(self.items, min(count, self._known - start) if is_known else count)
         self._size += len(items)
-        if not items:
-            self.is_over = True
-            if is_known:
-                raise InputChanged(
-                    f"the input ends after {start:,} items, and the batch was given {self._known:,}: "
-                    "use another name for other input, or key="
-                )
-            return []
-        pickles = None if are_plain(items) else [pickled(item) for item in items]
-        if self._hash is not None:
-            self._hash.update(marshal.dumps(tuple(items), 2)[5:] if pickles is None else b"".join(pickles))
         if is_known:
+            self._given.compare(start, items)
             self.skipped += len(items)
-            self._check_known()
-        else:
-            self._submit(items, pickles)
-        return [(start, self._size)]
-
-    def _check_known(self) -> None:
-        if self._size == self._known and self._hash is not None and self._hash.hexdigest() != self._known_digest:
+        if self.is_over and self._size < self._known:
             raise InputChanged(
-                f"the first {self._known:,} items are not those the batch was given before: use another name for "
-                "other input, or key= to tell items by something that stays"
+                f"the input ends after {self._size:,} items, and the batch was given {self._known:,}: "
+                "use another name for other input, or key="
             )
+        if items and not is_known:
+            self._submit(items)
+        return [(start, self._size)] if items else []
 
-    def _submit(self, items: list[Any], pickles: list[bytes] | None) -> None:
+    def _submit(self, items: list[Any]) -> None:
         if self.door.progress["is_sealed"]:
             self.door.unseal()
-        checkpoint = json.dumps({"digest": self._hash.hexdigest()}) if self._hash is not None else ""
-        blocks = input_blocks(items) if pickles is None else pickled_blocks(pickles)
+        blocks = input_blocks(items) if are_plain(items) else pickled_blocks(map(pickled, items))
         body = b"".join(block for _, block in blocks)
         self.bytes_per_item = len(body) // len(items)
-        self.door.submit(body, checkpoint)
+        self.door.submit(body)
+
+
+class _Given:
+    """The inputs that a batch has, for holding others against them."""
+
+    def __init__(self, journal: BatchJournal) -> None:
+        self._outcomes = Outcomes(journal)
+        self._first = self._stop = 0
+        self._inputs: Sequence[Any] = ()
+        """Of jobs [first, stop), one record: values, or pickles."""
+        self._is_pickled = False
+
+    def compare(self, start: int, items: list[Any]) -> None:
+        """Raise InputChanged unless these are the inputs of the jobs from `start` on."""
+        at = start
+        while at < start + len(items):
+            if not self._first <= at < self._stop:
+                self._read(at)
+            known = self._inputs[at - self._first :]
+            mine = items[at - start : at - start + len(known)]
+            is_same = _is_pickle_of if self._is_pickled else _is_plainly
+            if self._is_pickled or not _are_plainly(known[: len(mine)], mine):
+                for index, (one, other) in enumerate(zip(known, mine, strict=False), at):
+                    if not is_same(one, other):
+                        raise InputChanged(
+                            f"item {index:,} of the input is not what the batch was given before: use another name "
+                            "for other input, or key= to tell items by something that stays"
+                        )
+            at += len(mine)
+
+    def _read(self, index: int) -> None:
+        self._first, block = self._outcomes.input_block(index)
+        self._stop = self._first + block.count
+        self._is_pickled = block.encoding is Encoding.ITEMS
+        self._inputs = block.payloads() if self._is_pickled else block.values()
+
+
+def _are_plainly(known: Sequence[Any], items: Sequence[Any]) -> bool:
+    return are_plain(items) and marshal.dumps(tuple(known), 2) == marshal.dumps(tuple(items), 2)
+
+
+def _is_plainly(known: Any, item: Any) -> bool:
+    return _are_plainly([known], [item])
+
+
+def _is_pickle_of(payload: bytes | memoryview, item: Any) -> bool:
+    """Whether a pickle is the item's. Equal values may have several: sets come in any order."""
+    if pickled(item) == payload:
+        return True
+    try:
+        known = load(payload)
+        return type(known) is type(item) and bool(known == item)
+    except Exception:
+        return False
 
 
 class KeyedInput:
@@ -135,8 +169,7 @@ class KeyedInput:
 
     def pull(self, count: int) -> list[Range]:
         """Read up to `count` items and submit those that are new; return the jobs of all of them."""
-        items = list(islice(self.items, min(count, 512)))
-        self.is_over = not items
+        items, self.is_over = read_soon(self.items, min(count, 512))
         jobs: list[Range] = []
         payloads: list[bytes] = []
         keys: list[bytes] = []
@@ -158,12 +191,14 @@ class KeyedInput:
         return jobs
 
     def _submit(self, payloads: list[bytes], keys: list[bytes]) -> None:
+        indices = range(self._size - len(keys), self._size)
         if self.door.progress["is_sealed"]:
             self.door.unseal()
 
         def then(_: dict[str, Any]) -> None:
-            for key in keys:
-                self._fresh.pop(key[:KEY_DIGEST_BYTES], None)
+            for key, index in zip(keys, indices, strict=True):  # Unless its job has changed once more meanwhile.
+                if self._fresh.get(key[:KEY_DIGEST_BYTES], (-1, b""))[0] == index:
+                    del self._fresh[key[:KEY_DIGEST_BYTES]]
 
         body = b"".join(block for _, block in pickled_blocks(payloads))
         self.bytes_per_item = len(body) // len(payloads)
@@ -171,13 +206,33 @@ class KeyedInput:
 
 
 def key_digests(key: Any, item: Any, payload: bytes) -> tuple[bytes, bytes]:
-    """Return (digest of a job's key, digest of its input)."""
-    of_key = blake2b(_encoded(key, None), digest_size=KEY_DIGEST_BYTES).digest()
+    """Return (digest of a job's key, digest of its input): the same for equal values in every process.
+
+    >>> a, b = "a b".split(), "a b".split()
+    >>> key_digests({*a}, [a, a], dump([a, a])) == key_digests({*a[::-1]}, [a, b], dump([a, b]))
+    True
+    """
+    of_key = blake2b(_encoded(key, dump(key)), digest_size=KEY_DIGEST_BYTES).digest()
     return of_key, blake2b(_encoded(item, payload), digest_size=8).digest()
 
 
-def _encoded(value: Any, payload: bytes | None) -> bytes:
-    return marshal.dumps(value, 2) if are_plain([value]) else payload if payload is not None else dump(value)
+def _encoded(value: Any, payload: bytes) -> bytes:
+    """Return bytes that tell a value: unlike a pickle neither the order of a set nor what is one object shows."""
+    if not runs_code(payload):
+        with suppress(ValueError):  # Too deep, or made of subclasses.
+            return marshal.dumps(value, 2)
+    return payload
+
+
+def read_soon(items: Iterator[Any], count: int) -> tuple[list[Any], bool]:
+    """Return (up to `count` items, as many as come soon; whether these were the last)."""
+    found = []
+    until = perf_counter() + PULL_S
+    for item in islice(items, count):
+        found.append(item)
+        if perf_counter() > until:  # Slow items are not waited for in groups.
+            return found, False
+    return found, len(found) < count
 
 
 def pickled(item: Any) -> bytes:
@@ -185,7 +240,41 @@ def pickled(item: Any) -> bytes:
     try:
         return dump(item)
     except Exception as error:
-        return dump(Unsendable(f"the input is a {type(item).__qualname__} that does not pickle: {error}"))
+        path, culprit = culprit_of(item, "item")
+        return dump(Unsendable(f"{path} is a {type(culprit).__qualname__}, which does not pickle: {error}"))
+
+
+def culprit_of(value: Any, path: str) -> tuple[str, Any]:
+    """Return (where it is, what it is) of the part that makes a value not pickle.
+
+    >>> culprit_of({"a": [1, (n for n in "abc")]}, "item")[0]
+    "item['a'][1]"
+    """
+    seen = {id(value)}
+    while True:
+        for name, part in _parts_of(value):
+            if id(part) not in seen and not _does_pickle(part):
+                path, value = path + name, part
+                seen.add(id(part))
+                break
+        else:
+            return path, value
+
+
+def _parts_of(value: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        yield from ((f"[{key!r:.80}]", part) for key, part in value.items())
+    elif isinstance(value, list | tuple):
+        yield from ((f"[{at}]", part) for at, part in enumerate(value))
+    yield from ((f".{name}", part) for name, part in getattr(value, "__dict__", {}).items())
+
+
+def _does_pickle(value: Any) -> bool:
+    try:
+        dump(value)
+    except Exception:
+        return False
+    return True
 
 
 class Unsendable:

@@ -3,11 +3,10 @@
 What a call means is settled here: its function, its batch, its options. What flows through it is in flow.py.
 """
 
-import functools
 import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar, cast
 
 from batchd.client.connection import request
 from batchd.client.session import Session, batch_id
@@ -17,6 +16,7 @@ from batchd.client.world import (
     library_key,
     library_spec,
     name_of,
+    pack_task,
     settle_known,
 )
 from batchd.core.events import Options
@@ -24,8 +24,8 @@ from batchd.core.job import Allowances, JobState
 from batchd.edge.gauges import cpus_usable, parse_workers
 from batchd.errors import UsageError
 from batchd.flow import Flow, Plan
-from batchd.view import SilentView, View
-from batchd.worker.calls import ONE, STAR, Bundle, pack_bundle
+from batchd.view import View
+from batchd.worker.calls import ONE, STAR
 
 T = TypeVar("T")
 OnError = Literal["raise", "return", "skip"]
@@ -72,12 +72,13 @@ def map(  # noqa: A001  (named after what it stands in for)
     """
     if not iterables:
         raise TypeError("map() must have at least one iterable.")
-    items: Iterable[Any] = iterables[0] if len(iterables) == 1 else zip(*iterables, strict=False)
-    call = ONE if len(iterables) == 1 else STAR
+    is_star = len(iterables) > 1 or isinstance(fn, _Star)
+    fn = fn.function if isinstance(fn, _Star) else fn
+    items = zip(*iterables, strict=False) if len(iterables) > 1 else iter(iterables[0])
     options = _options(workers, retries, timeout, crashes_max, keep_going=on_error != "raise")
     plan = Plan(ordered=ordered, on_error=on_error, key=key_function(key), window=buffersize, progress=progress)
     _check(fn, plan, is_durable=journal is not None or name is not None, key=key)
-    return _results(fn, items, call, options, plan, journal, name, accept_code=accept_code)
+    return _results(fn, items, STAR if is_star else ONE, options, plan, journal, name, accept_code=accept_code)
 
 
 def starmap(fn: Callable[..., T], iterable: Iterable[Iterable[Any]], /, **options: Any) -> Iterator[T]:
@@ -86,11 +87,13 @@ def starmap(fn: Callable[..., T], iterable: Iterable[Iterable[Any]], /, **option
     >>> list(starmap(pow, [(2, 5), (3, 2)], workers=1))
     [32, 9]
     """
-    return map(functools.partial(_spread, fn), (tuple(arguments) for arguments in iterable), **options)
+    return map(cast("Callable[..., T]", _Star(fn)), (tuple(arguments) for arguments in iterable), **options)
 
 
-def _spread(fn: Callable[..., T], arguments: tuple[Any, ...]) -> T:
-    return fn(*arguments)
+class _Star(NamedTuple):
+    """Marks a function that is called with each item spread."""
+
+    function: Callable[..., Any]
 
 
 def key_function(key: Key | None) -> Callable[[Any], Any] | None:
@@ -103,7 +106,10 @@ def key_function(key: Key | None) -> Callable[[Any], Any] | None:
         return key
 
     def field(item: Any) -> Any:
-        return item[key] if hasattr(item, "__getitem__") else getattr(item, key)
+        try:
+            return item[key]
+        except TypeError:  # A named tuple, or nothing that has fields.
+            return getattr(item, key)
 
     return field
 
@@ -136,7 +142,7 @@ def _options(
 
 def _results(
     fn: Callable[..., T],
-    items: Iterable[Any],
+    items: Iterator[Any],
     call: str,
     options: Options,
     plan: Plan,
@@ -145,6 +151,7 @@ def _results(
     *,
     accept_code: bool,
 ) -> Iterator[T]:
+    packed = pack_task(fn)
     folder, is_throwaway = library_folder(journal, name)
     digest = code_digest(fn)
     spec = library_spec(
@@ -169,13 +176,13 @@ def _results(
         batch,
         spec=spec,
         options=options,
-        key_spec=library_key(pack_bundle(Bundle(fn))),
+        key_spec=library_key(packed),
         digest=digest,
         note=view.note,
         follows=True,
     )
     try:
-        yield from Flow(session, iter(items), plan, view, is_throwaway=is_throwaway).results()
+        yield from Flow(session, items, plan, view, is_throwaway=is_throwaway).results()
     finally:
         session.close()
         view.close()
@@ -188,11 +195,11 @@ def _go_on(folder: Path, batch: str, spec: dict[str, Any], view: View, *, accept
     view.note(f"continuing {spec['name']}: {done:,} of {facts.size:,} jobs were already done")
     again = [int(state) for state in _AGAIN if facts.count(state)]
     if again or facts.cancelled:
-        request(folder, "reopen", batch=batch, states=again)
+        request(folder, "reopen", batch=batch, states=again, if_idle=True)
 
 
 def view_of(progress: Any, title: str) -> View:
     """Return what shows progress: see `map`. Raises UsageError."""
     from batchd.meter import make_meter  # noqa: PLC0415  (what draws is loaded when something is drawn)
 
-    return make_meter(progress, title) if progress else SilentView()
+    return make_meter(progress, title)

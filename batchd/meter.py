@@ -5,6 +5,7 @@ Only how it is shown is decided here; the live line itself is that of `batchd ru
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from batchd.errors import UsageError
@@ -12,49 +13,75 @@ from batchd.view import NotesView, ProgressNews, SilentView, View, make_view
 
 
 def make_meter(progress: Any, title: str) -> View:
-    """Return the view for `progress`: "auto", True, "tqdm" or tqdm itself, or a function of a dict.
+    """Return the view for `progress`: "auto", True, "tqdm", tqdm itself or a bar of it, or a function of a dict.
 
     Raises UsageError for anything else.
     """
-    if progress == "auto":
-        return make_view(quiet=not sys.stderr.isatty(), as_json=False, title=title, total=None)
-    if progress is True:
-        return make_view(quiet=False, as_json=False, title=title, total=None)
-    if progress == "tqdm":
+    if progress is None or (isinstance(progress, int | str) and not progress):
+        return SilentView()
+    if progress is True or (isinstance(progress, str) and progress == "auto"):  # A bar compares with bars only.
+        quiet = progress is not True and not sys.stderr.isatty()
+        return make_view(quiet=quiet, as_json=False, title=title, total=None)
+    if isinstance(progress, str) and progress == "tqdm":
         from tqdm.auto import tqdm  # noqa: PLC0415  (the user's own, asked for by name)
 
         progress = tqdm
-    if isinstance(progress, type) and hasattr(progress, "update") and hasattr(progress, "set_postfix"):
-        return TqdmView(progress(desc=title, unit="job"))
+    if _is_of_tqdm(progress):
+        return _of_tqdm(progress, title)
     if callable(progress):
         return ToldView(progress)
-    if not progress:
-        return SilentView()
     raise UsageError(f'progress={progress!r}: it is "auto", True, False, "tqdm", tqdm.tqdm or a function')
 
 
-class TqdmView(NotesView):
-    """A bar of tqdm's, which draws as the user has set it up."""
+def _is_of_tqdm(progress: Any) -> bool:
+    """Whether it is tqdm, in one of its many forms, or one of its bars, or what makes one."""
+    made = progress.func if isinstance(progress, partial) else progress
+    return hasattr(made, "update") and hasattr(made, "set_postfix")
 
-    def __init__(self, bar: Any) -> None:
+
+def _of_tqdm(progress: Any, title: str) -> View:
+    if not isinstance(progress, type | partial):
+        return TqdmView(progress, is_own=False)
+    given = progress.keywords if isinstance(progress, partial) else {}
+    own = {name: value for name, value in (("desc", title), ("unit", "job")) if name not in given}
+    return TqdmView(progress(**own), is_own=True)
+
+
+class TqdmView(NotesView):
+    """A bar of tqdm's, which draws as the user has set it up. One that the user made is left open."""
+
+    def __init__(self, bar: Any, *, is_own: bool) -> None:
         super().__init__(sys.stderr)
         self._bar = bar
+        self._is_own = is_own
+        self._done: int | None = None
+        """How many the bar was told of; None before the first news."""
 
     def update(self, progress: ProgressNews) -> None:
         """Move the bar."""
-        if progress.is_sealed:
-            self._bar.total = progress.size
+        bar = self._bar
+        if self._done is None:
+            self._done = progress.done if self._is_own else 0
+            if self._done:  # By an earlier call: it says nothing about the rate of this one.
+                bar.initial = bar.n = bar.last_print_n = self._done
         if progress.failed:
-            self._bar.set_postfix(failed=progress.failed, refresh=False)
-        self._bar.update(progress.done - self._bar.n)
+            bar.set_postfix(failed=progress.failed, refresh=False)
+        bar.update(progress.done - self._done)
+        self._done = progress.done
+        if progress.is_sealed and bar.total != progress.size and (self._is_own or bar.total is None):
+            bar.total = progress.size
+            bar.refresh()
 
     def note(self, text: str) -> None:
-        """Write above the bar."""
-        self._bar.write(f"batchd: {text}", file=sys.stderr)
+        """Write above the bar, where it is drawn."""
+        self._bar.write(f"batchd: {text}", file=getattr(self._bar, "fp", sys.stderr))
 
     def close(self) -> None:
         """Leave the bar as it stands."""
-        self._bar.close()
+        if self._is_own:
+            self._bar.close()
+        else:
+            self._bar.refresh()
 
 
 class ToldView(NotesView):

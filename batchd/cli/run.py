@@ -7,7 +7,7 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from itertools import chain
@@ -16,7 +16,6 @@ from typing import Any
 
 from batchd.cli import summary
 from batchd.cli.results import ResultStream, extend_path
-from batchd.view import ProgressNews, View, make_view
 from batchd.client import Session, batch_id, request
 from batchd.core.events import Options
 from batchd.core.job import Allowances, JobState
@@ -28,6 +27,7 @@ from batchd.edge.template import KeySpec
 from batchd.errors import BatchdError, CodeChanged, UsageError
 from batchd.sources import Block, Checkpoint, Source, open_source
 from batchd.units import parse_duration, parse_share, parse_size
+from batchd.view import ProgressNews, View, make_view
 from batchd.worker import task as tasks
 
 _PUMP_S = 0.25
@@ -53,18 +53,18 @@ def run(args: argparse.Namespace) -> int:
     runner = Runner(folder, batch, args, options, key_spec)
     known = read_known(folder, batch)
     if known is None:
-        return runner.run(spec, source.blocks(), already_done=0, skipped=lambda: source.skipped)
+        return runner.run(spec, source.blocks(), already_done=0, source=source)
     check_same(known["spec"], spec, args, batch)
     accept_code(folder, batch, known["spec"], spec["digest"])
     if known["is_cancelled"]:
         raise UsageError(
             f"batch {batch} was cancelled: `batchd retry {batch} --cancelled` runs what is left, --new starts again"
         )
-    checkpoint = Checkpoint.from_json(json.loads(known["checkpoint"])) if known["checkpoint"] else None
-    blocks = source.blocks(checkpoint)
+    behind = known["checkpoint"]
+    blocks = source.blocks(checkpoint_of(behind))
     if is_stream(spec) and not known["is_finished"]:  # It may come slowly: what is left runs meanwhile.
         runner.note(f"continuing {batch}: {known['done']:,} of {known['size']:,} jobs were already done")
-        return runner.run(spec, blocks, already_done=known["done"], skipped=lambda: source.skipped)
+        return runner.run(spec, blocks, already_done=known["done"], source=source, behind=behind)
     first = next(blocks, None)  # Reads the earlier input again: refuses it if it changed.
     if first is None and known["is_finished"]:
         return runner.report_finished(known["size"])
@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
     if first is None and known["is_sealed"]:
         rest = None
     runner.note(f"continuing {batch}: {known['done']:,} of {known['size']:,} jobs were already done")
-    return runner.run(spec, rest, already_done=known["done"], skipped=lambda: source.skipped)
+    return runner.run(spec, rest, already_done=known["done"], source=source, behind=behind)
 
 
 def retry(args: argparse.Namespace) -> int:
@@ -139,12 +139,10 @@ class Runner:
         blocks: Iterator[Block] | None,
         *,
         already_done: int,
-        skipped: Callable[[], int] = int,
+        source: Source | None = None,
+        behind: str = "",
     ) -> int:
-        """Run the batch to its end, or to an interruption; return the exit code.
-
-        `skipped` tells how much of the input could not be read and was left out.
-        """
+        """Run the batch to its end, or to an interruption; return the exit code. `blocks` begin `behind` that."""
         self._open_stream()
         session = Session(
             self._folder,
@@ -164,7 +162,10 @@ class Runner:
                 title = spec.get("name") or self._batch
                 total = session.progress["size"] if blocks is None else None
                 self._view = make_view(quiet=self._args.quiet, as_json=self._args.json, title=title, total=total)
-                if blocks is not None:
+                if source is not None and blocks is not None:
+                    now = session.progress["checkpoint"]
+                    if now != behind:  # A command that was killed had more on its way than could be seen until now.
+                        blocks = source.blocks(checkpoint_of(now))
                     session.feed(blocks)
                 self._follow(session, wake_fd)
         except BaseException:
@@ -175,8 +176,8 @@ class Runner:
             if self._view is not None:
                 self._view.close()
                 self._view = None
-        if skipped():
-            self.note(f"{skipped():,} pieces of the input could not be read and were skipped (--skip-bad-input)")
+        if source is not None and source.skipped:
+            self.note(f"{source.skipped:,} pieces of the input could not be read and were skipped (--skip-bad-input)")
         return self._finish(session, already_done, used_before)
 
     def report_finished(self, size: int) -> int:
@@ -436,6 +437,11 @@ def read_known(folder: Path, batch: str) -> dict[str, Any] | None:
     }
     journal.close()
     return known
+
+
+def checkpoint_of(text: str) -> Checkpoint | None:
+    """Return a reader checkpoint as the journal has it, None when nothing was read yet."""
+    return Checkpoint.from_json(json.loads(text)) if text else None
 
 
 def check_same(known: dict[str, Any], spec: dict[str, Any], args: argparse.Namespace, batch: str) -> None:

@@ -29,6 +29,7 @@ THROWAWAY: Final = "throw-away"
 """Third argument of a supervisor: its journal is deleted when it leaves. Then come two descriptors for output."""
 LOG_NAME: Final = "supervisor.log"
 _LOG_BYTES_MAX = 1 << 20
+_JOINED_BYTES_MAX = 1 << 16
 
 
 class SupervisorGone(Exception):
@@ -49,8 +50,10 @@ class Connection:
         self._number += 1
         head = control.encode(control.REQUEST, {"do": do, "number": self._number, **fields}, len(body))
         try:
-            self.socket.sendall(head)
-            if body:
+            if len(body) < _JOINED_BYTES_MAX:  # In one piece, or the supervisor wakes up twice.
+                self.socket.sendall(head + body)
+            else:
+                self.socket.sendall(head)
                 self.socket.sendall(body)
         except OSError as error:
             raise SupervisorGone(str(error)) from None

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from hashlib import blake2b
+from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -23,7 +24,7 @@ from batchd.edge import control, lock
 from batchd.edge.template import KeySpec
 from batchd.errors import SupervisorError
 from batchd.formats.segment import input_blocks
-from batchd.settings import SUBMIT_WINDOW_BYTES, SUPERVISOR_RESTARTS_MAX
+from batchd.settings import RECORD_BYTES_MAX, SUBMIT_WINDOW_BYTES, SUPERVISOR_RESTARTS_MAX
 
 
 def batch_id(identity: Any) -> str:
@@ -245,6 +246,12 @@ class Session:
             fields["keys"] = keys.hex()
         self.post("submit", body, then, **fields)
 
+    def submit_blocks(self, blocks: Sequence[bytes]) -> None:
+        """Add the jobs of input blocks: small ones together, large ones by themselves, which saves copying them."""
+        for is_large, group in groupby(blocks, lambda block: len(block) > RECORD_BYTES_MAX):
+            for body in group if is_large else (b"".join(group),):
+                self.submit(body)
+
     def define(self, mark: bytes, payload: bytes) -> None:
         """Send a callable that jobs name by its mark."""
         self.post("define", payload, None, mark=mark.hex())
@@ -316,20 +323,20 @@ class Session:
     def _take_messages(self) -> None:
         assert self._connection is not None
         for kind, fields, _ in self._connection.messages():
-            if kind == control.REPLY:
-                pending = self._pending.pop(int(fields.get("number", 0)), None)
-                self._unacked_bytes -= len(pending.body) if pending else 0
-                if pending is not None and pending.then is not None:
-                    pending.then(fields)
-                else:
-                    checked(fields)
-            elif fields.get("batch") != self.batch:
+            if kind != control.REPLY and fields.get("batch") != self.batch:
                 continue
-            elif fields.get("is_put_down"):
-                self.is_put_down = True
             if fields.get("told", 0) > self.progress.get("told", 0):
                 self.progress = fields
             self._take_recorded(fields)
+            if kind != control.REPLY:
+                self.is_put_down |= bool(fields.get("is_put_down"))
+                continue
+            pending = self._pending.pop(int(fields.get("number", 0)), None)
+            self._unacked_bytes -= len(pending.body) if pending else 0
+            if pending is not None and pending.then is not None:
+                pending.then(fields)
+            else:
+                checked(fields)
 
     def _take_recorded(self, fields: dict[str, Any]) -> None:
         for start, stop in fields.get("recorded", ()):

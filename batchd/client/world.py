@@ -22,6 +22,8 @@ from batchd.edge.journal import BatchJournal
 from batchd.edge.template import KeySpec
 from batchd.errors import CodeChanged, UsageError
 from batchd.formats.tables import TASK_MARK
+from batchd.formats.values import is_plain
+from batchd.worker.calls import Bundle, pack_bundle
 
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 
@@ -126,17 +128,40 @@ def name_of(function: Callable[..., Any]) -> str:
     return str(getattr(function, "__qualname__", type(function).__qualname__))
 
 
+def pack_task(function: Callable[..., Any]) -> bytes:
+    """Return the bundle of a batch whose jobs are calls of one function. Raises what pickling raises."""
+    try:
+        return pack_bundle(Bundle(function))
+    except Exception as error:
+        error.add_note(f"while pickling the function {name_of(function)}")
+        raise
+
+
 def code_digest(function: Callable[..., Any]) -> str:
     """Return a digest that changes when the function's own code does; what it calls is not looked into.
 
     >>> code_digest(lambda x: x + 1) == code_digest(lambda x: x + 1) != code_digest(lambda x: x + 2)
     True
     """
-    while isinstance(function, partial):
-        function = function.func
-    code = getattr(getattr(function, "__func__", function), "__code__", None)
-    parts = _parts_of(code) if code is not None else [name_of(function)]
+    parts: list[str] = []
+    found: Any = function
+    while found is not None:
+        if isinstance(found, partial):
+            parts += _plainly(*found.args, *sorted(found.keywords.items()))
+            found = found.func
+            continue
+        found = getattr(found, "__func__", found)
+        made = found if hasattr(found, "__code__") else type(found).__call__
+        code = getattr(made, "__code__", None)
+        parts += _parts_of(code) if code is not None else [name_of(found)]
+        parts += _plainly(*(getattr(made, "__defaults__", None) or ()))
+        found = getattr(found, "__wrapped__", None)  # What a decorator hides.
     return blake2b("\0".join(parts).encode(errors="replace"), digest_size=16).hexdigest()
+
+
+def _plainly(*values: object) -> list[str]:
+    """Return values as text, where that says no more than what they are: no address, no order of a set."""
+    return [repr(value) if is_plain(value) else type(value).__qualname__ for value in values]
 
 
 def _parts_of(code: types.CodeType) -> list[str]:
@@ -151,7 +176,7 @@ def _constant(value: object) -> str:
     return repr(sorted(map(repr, value))) if isinstance(value, frozenset) else repr(value)
 
 
-def modules_of(function: Callable[..., Any]) -> tuple[str, ...]:
+def modules_of(function: Callable[..., Any] | None) -> tuple[str, ...]:
     """Return the modules worth importing before the workers are made: the function's own, or those it names."""
     module = getattr(function, "__module__", None)
     if module not in {None, "__main__", "builtins"}:

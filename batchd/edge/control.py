@@ -121,7 +121,11 @@ class Line:
 
     def read(self) -> list[Message] | None:
         """Return what came in, None at the end. Raises FormatError."""
+        room = self._reader.room
         try:
+            if room is not None:
+                size = self.socket.recv_into(room)
+                return list(decode(self._reader.filled(size))) if size else None
             data = self.socket.recv(_READ_BYTES)
         except BlockingIOError:
             return []

@@ -465,7 +465,7 @@ def join(entries: Iterable[e.Recorded]) -> Iterator[tuple[int, bytes]]:
     for entry in sorted(entries, key=lambda entry: entry.first):
         block = entry.block or _block_of(entry)
         if parts and (entry.first != stop or size + len(block) > RECORD_BYTES_MAX):
-            yield start, b"".join(parts)
+            yield start, _joined(parts)
             parts = []
         if not parts:
             start, size = entry.first, 0
@@ -473,7 +473,12 @@ def join(entries: Iterable[e.Recorded]) -> Iterator[tuple[int, bytes]]:
         size += len(block)
         stop = entry.first + entry.count
     if parts:
-        yield start, b"".join(parts)
+        yield start, _joined(parts)
+
+
+def _joined(parts: list[bytes]) -> bytes:
+    """One record of blocks; a large one stands alone, and is not copied."""
+    return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 def _block_of(entry: e.Recorded) -> bytes:

@@ -119,16 +119,20 @@ class Outcomes:
 
         That may run the user's code, which may do anything; with `harmless` it raises FormatError instead.
         """
-        with self._journal.begin() as txn:
-            cursor = txn.cursor(db=self._journal.table(tables.INPUTS))
-            key = tables.INDEX.pack(index)
-            if (not cursor.set_range(key) or cursor.key() != key) and not cursor.prev():
-                raise JournalDamaged(f"batch {self._journal.folder.name}: no input for job {index}")
-            first, record = tables.INDEX.unpack(cursor.key())[0], bytes(cursor.value())
-        block = next(unpack(record))
+        first, block = self.input_block(index)
         if block.encoding is not Encoding.ITEMS:
             return block.values()[index - first]
         payload = block.payloads()[index - first]
         if harmless and runs_code(payload):
             raise FormatError(f"the input of job {index} cannot be read without running code")
         return load(payload)
+
+    def input_block(self, index: int) -> tuple[int, Block]:
+        """Return the block that holds a job's input, and the block's first job. Raises JournalDamaged."""
+        with self._journal.begin() as txn:
+            cursor = txn.cursor(db=self._journal.table(tables.INPUTS))
+            key = tables.INDEX.pack(index)
+            if (not cursor.set_range(key) or cursor.key() != key) and not cursor.prev():
+                raise JournalDamaged(f"batch {self._journal.folder.name}: no input for job {index}")
+            first, record = tables.INDEX.unpack(cursor.key())[0], bytes(cursor.value())
+        return first, next(unpack(record))

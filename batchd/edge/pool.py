@@ -7,10 +7,10 @@ Nothing is decided here. The law of a death: see the exit (pidfd), read the pipe
 import os
 import signal
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from fcntl import F_GETFL, F_SETFL, fcntl
+from fcntl import F_GETFL, F_SETFL, F_SETPIPE_SZ, fcntl
 from selectors import EVENT_READ, BaseSelector, EpollSelector
 from time import monotonic, monotonic_ns
 from typing import Any
@@ -18,6 +18,7 @@ from typing import Any
 from batchd.core import commands as c
 from batchd.core import events as ev
 from batchd.core.job import JobState
+from batchd.edge.exits import describe
 from batchd.edge.gauges import WorkerGauge
 from batchd.edge.grace import when_ended
 from batchd.edge.orphans import kill_tagged, reap_adopted
@@ -29,11 +30,12 @@ from batchd.formats.report import ACK, ENDED, LEASE, NO_FINGERPRINT, Failure, Re
 from batchd.formats.segment import unpack
 from batchd.settings import CUT_WAIT_S, STACK_DUMP_S
 from batchd.worker import output
-from batchd.worker.main import EXIT_DESCRIPTORS
 from batchd.worker.recorder import OUTPUT, STARTED, Lane, Recorder, Slot
 from batchd.worker.template import tag
 
 _READ_BYTES = 1 << 20
+_PIPE_BYTES = 1 << 20
+"""Of the pipe of a worker that reports much: it then sleeps less often in the middle of a report."""
 _REPORTED = frozenset({JobState.SUCCEEDED, JobState.FAILED})
 
 Emit = Callable[[ev.Event], None]
@@ -52,6 +54,8 @@ class WorkerProcess:
     reports_fd: int
     output_fd: int
     reader: FrameReader = field(default_factory=FrameReader)
+    is_wordy: bool = False
+    """Whether its reports have been larger than its pipe: it stands still while they are not read."""
     pid: int = 0
     pidfd: int = -1
     why: str = ""
@@ -171,6 +175,11 @@ class Pool:
                 }
             )
         return rows
+
+    @property
+    def may_rest(self) -> bool:
+        """Whether reports fit their pipes, so that nobody stands still while they are left unread."""
+        return not any(worker.is_wordy for worker in self.workers.values())
 
     def leave_reports(self, wait_s: float, then: Callable[[], None]) -> None:
         """Let reports wait in their pipes for `wait_s`, then take them in and call `then`."""
@@ -333,17 +342,24 @@ class Pool:
         if worker.number not in self.workers:
             return  # Its exit was found ready together with this, came first, and closed the pipe.
         try:
+            if (room := worker.reader.room) is not None and (size := os.readv(worker.reports_fd, [room])):
+                self._take_in(worker, worker.reader.filled(size))
+                return
             data = os.read(worker.reports_fd, _READ_BYTES)
         except BlockingIOError:
             return
         if not data:
             self._reports.unregister(worker.reports_fd)  # Its exit, which pidfd shows, decides.
             return
-        self._take_in(worker, data)
+        self._take_in(worker, worker.reader.feed(data))
+        if worker.reader.room is not None and not worker.is_wordy:
+            worker.is_wordy = True
+            with suppress(OSError):  # Not allowed to have more: it only takes longer.
+                fcntl(worker.reports_fd, F_SETPIPE_SZ, _PIPE_BYTES)
 
-    def _take_in(self, worker: WorkerProcess, data: bytes) -> None:
+    def _take_in(self, worker: WorkerProcess, frames: Iterable[Frame]) -> None:
         try:
-            for frame in worker.reader.feed(data):
+            for frame in frames:
                 self._emit(self._event_of(worker.number, worker.key, frame))
         except FormatError as error:
             worker.reader = FrameReader()
@@ -421,7 +437,7 @@ class Pool:
         """Read what it sent, to EAGAIN: a grandchild may hold the pipe open for ever."""
         with suppress(BlockingIOError):
             while data := os.read(worker.reports_fd, _READ_BYTES):
-                self._take_in(worker, data)
+                self._take_in(worker, worker.reader.feed(data))
 
     def _failure_of(
         self, worker: WorkerProcess, position: ev.Position | None, cause: str, status: int, usage: Any
@@ -479,21 +495,3 @@ def _descriptors() -> list[int]:
     os.set_blocking(reports_fd, False)
     os.set_blocking(leases_fd, False)
     return fds
-
-
-def describe(status: int) -> str:
-    """Say in words how a process ended, from its wait status.
-
-    >>> describe(11), describe(3 << 8)
-    ('killed by SIGSEGV', 'exited with code 3 before finishing')
-    """
-    if os.WIFSIGNALED(status):
-        number = os.WTERMSIG(status)
-        try:
-            return f"killed by {signal.Signals(number).name}"
-        except ValueError:
-            return f"killed by signal {number}"
-    code = os.waitstatus_to_exitcode(status)
-    if code == EXIT_DESCRIPTORS:
-        return "closed descriptors it did not open"
-    return f"exited with code {code} before finishing"

@@ -9,7 +9,7 @@ A torn frame (its sender was killed while writing) is one that never becomes who
 
 import struct
 from collections.abc import Iterator
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, cast
 from zlib import crc32
 
 from batchd.errors import FormatError
@@ -20,6 +20,8 @@ _HEADER: Final = struct.Struct("<4sIII")
 _CRC: Final = struct.Struct("<I")
 HEADER_BYTES: Final = _HEADER.size + _CRC.size
 BODY_BYTES_MAX: Final = VALUE_BYTES_MAX + (1 << 20)
+LARGE_BYTES_MIN: Final = 1 << 18
+"""A body of this size is received where it will lie; smaller ones are copied there."""
 
 
 class Frame(NamedTuple):
@@ -28,6 +30,7 @@ class Frame(NamedTuple):
     kind: int
     meta: bytes
     body: bytes
+    """A bytearray that nobody else has when it is large: it was received where it lies."""
 
 
 def encode(kind: int, meta: bytes, body_bytes: int = 0) -> bytes:
@@ -48,33 +51,66 @@ class FrameReader:
     def __init__(self, body_bytes_max: int = BODY_BYTES_MAX) -> None:
         self._buffer = bytearray()
         self._body_bytes_max = body_bytes_max
+        self._large: Frame | None = None
+        """A frame whose body is still coming in."""
+        self._room = memoryview(b"")
 
     @property
     def is_between_frames(self) -> bool:
         """Whether every byte so far belonged to a whole frame."""
-        return not self._buffer
+        return not self._buffer and self._large is None
+
+    @property
+    def room(self) -> memoryview | None:
+        """Where the rest of a large body belongs, for whoever can receive it right there; None between such."""
+        return self._room if self._large is not None else None
+
+    def filled(self, size: int) -> Iterator[Frame]:
+        """Take in that `size` bytes were put into `room`."""
+        self._room = self._room[size:]
+        if self._large is not None and not self._room:
+            whole, self._large = self._large, None
+            yield whole
 
     def feed(self, data: bytes) -> Iterator[Frame]:
         """Take in bytes and give the frames they complete. Raises FormatError on anything that is no frame."""
+        if self._large is not None:
+            size = min(len(data), len(self._room))
+            self._room[:size] = data[:size]
+            yield from self.filled(size)
+            data = data[size:]
         buffer = self._buffer
         buffer += data
         at = 0
         try:
             while len(buffer) - at >= HEADER_BYTES:
                 frame_bytes = self._check(at)
-                if len(buffer) - at < frame_bytes:
-                    break
-                _, kind, meta_bytes, _ = _HEADER.unpack_from(buffer, at)
+                _, kind, meta_bytes, body_bytes = _HEADER.unpack_from(buffer, at)
                 meta_at = at + HEADER_BYTES
+                is_whole = len(buffer) - at >= frame_bytes
+                if not is_whole and (body_bytes < LARGE_BYTES_MIN or len(buffer) < meta_at + meta_bytes):
+                    break
                 meta = bytes(buffer[meta_at : meta_at + meta_bytes])
                 (crc,) = _CRC.unpack_from(buffer, at + _HEADER.size)
                 if crc != crc32(meta, crc32(buffer[at : at + _HEADER.size])):
                     raise FormatError(f"frame of kind {kind}: checksum does not match")
+                if not is_whole:
+                    self._begin_large(kind, meta, body_bytes, memoryview(buffer)[meta_at + meta_bytes :])
+                    at = len(buffer)
+                    break
                 body = bytes(memoryview(buffer)[meta_at + meta_bytes : at + frame_bytes])
                 at += frame_bytes
                 yield Frame(kind, meta, body)
         finally:
             del buffer[:at]
+
+    def _begin_large(self, kind: int, meta: bytes, body_bytes: int, begun: memoryview) -> None:
+        body = bytearray(body_bytes)  # The kernel gives it as it is filled: an announcement alone costs nothing.
+        self._large = Frame(kind, meta, cast("bytes", body))
+        self._room = memoryview(body)
+        self._room[: len(begun)] = begun
+        self._room = self._room[len(begun) :]
+        begun.release()  # Or the buffer it lies in could not be cut.
 
     def _check(self, at: int) -> int:
         magic, kind, meta_bytes, body_bytes = _HEADER.unpack_from(self._buffer, at)

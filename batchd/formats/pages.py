@@ -149,10 +149,10 @@ def nodes_of(page: bytes, *, is_branch: bool, is_numbered: bool = False) -> tupl
     nodes = [_node(page, offset, is_branch=is_branch) for offset in pointers]
     if not complaint and None in nodes:
         complaint = "an entry points outside of it"
-    sizes = [_size(page, offset, is_branch=is_branch) for offset in pointers]
-    if not complaint and (min(pointers) != upper or sum(sizes) != len(page) - upper):
-        complaint = "its entries do not fill it"
     found = [node for node in nodes if node is not None]
+    filled = sum(_size_of(node, is_branch=is_branch) for node in found)
+    if not complaint and (min(pointers) != upper or filled != len(page) - upper):
+        complaint = "its entries do not fill it"
     if complaint:
         found = list(_tiles(page, upper, pointers, is_branch=is_branch)) or found
     if is_numbered and sys.byteorder == "little":
@@ -183,10 +183,11 @@ def _tiles(page: bytes, upper: int, pointers: list[int], *, is_branch: bool) -> 
     offsets: list[int] = []
     at = upper
     while at < len(page):
-        if (size := _size(page, at, is_branch=is_branch)) == 0:
+        node = _node(page, at, is_branch=is_branch)
+        if node is None:
             return
         offsets.append(at)
-        at += size
+        at += _size_of(node, is_branch=is_branch)
     if at != len(page):
         return
     rank = {offset: number for number, offset in enumerate(pointers)}
@@ -199,11 +200,8 @@ def _tiles(page: bytes, upper: int, pointers: list[int], *, is_branch: bool) -> 
     yield from (node for _, node in whole)
 
 
-def _size(page: bytes, offset: int, *, is_branch: bool) -> int:
-    """Return the bytes of the entry at `offset`, 0 when it does not fit the page."""
-    node = _node(page, offset, is_branch=is_branch)
-    if node is None:
-        return 0
+def _size_of(node: Node, *, is_branch: bool) -> int:
+    """Return the bytes that an entry takes in its page."""
     stored = 0 if is_branch else _PAGE_NUMBER.size if node.page != NO_PAGE else node.length
     return (_NODE.size + len(node.key) + stored + 1) & ~1
 

@@ -80,10 +80,13 @@ class Block:
         return [data[a:b] for a, b in zip((0, *ends), ends, strict=False)]
 
 
-def pack(first: int, count: int, state: int, encoding: Encoding, body: bytes = b"") -> bytes:
-    """Return a block of an encoded body."""
-    header = _HEADER.pack(MAGIC, encoding, state, count, first, len(body))
-    return b"".join((header, _CRC.pack(crc32(body, crc32(header))), body))
+def pack(first: int, count: int, state: int, encoding: Encoding, *body: bytes) -> bytes:
+    """Return a block of an encoded body, which may come in parts: a large one is copied once."""
+    header = _HEADER.pack(MAGIC, encoding, state, count, first, sum(map(len, body)))
+    crc = crc32(header)
+    for part in body:
+        crc = crc32(part, crc)
+    return b"".join((header, _CRC.pack(crc), *body))
 
 
 def pack_vector(first: int, state: int, values: Sequence[Any]) -> bytes:
@@ -96,6 +99,8 @@ def pack_vector(first: int, state: int, values: Sequence[Any]) -> bytes:
 def pack_items(first: int, state: int, payloads: Sequence[bytes]) -> bytes:
     """Return a block of values that were pickled one by one."""
     ends = struct.pack(f"<{len(payloads)}I", *accumulate(map(len, payloads)))
+    if len(payloads) == 1:  # A large value stands alone.
+        return pack(first, 1, state, Encoding.ITEMS, ends, payloads[0])
     return pack(first, len(payloads), state, Encoding.ITEMS, b"".join((ends, *payloads)))
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from typing import Any, Final
 
 from batchd.errors import InputUnreadable, ResultUnreadable
+from batchd.formats.buffers import dump_apart, join
 
 PLAIN_TYPES: Final[frozenset[type]] = frozenset({int, float, str, bytes, bool, type(None)})
 _MAIN: Final = b"__main__"
@@ -35,9 +36,9 @@ def are_plain(values: Iterable[object]) -> bool:
 def dump(value: Any) -> bytes:
     """Pickle one value, through cloudpickle what the standard pickle cannot name. Raises what pickling raises."""
     try:
-        payload = pickle.dumps(value, 5)
-        if _MAIN not in payload:  # Another process has another __main__: what is defined there goes by value.
-            return payload
+        head, buffers = dump_apart(value)
+        if _MAIN not in head:  # Another process has another __main__: what is defined there goes by value.
+            return join(value, head, buffers) if buffers else head
     except Exception:  # noqa: S110  (tried again below)
         pass
     import cloudpickle  # noqa: PLC0415  (30 ms, needed by few)

@@ -5,7 +5,7 @@ they ask for is in requests.py.
 """
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from selectors import EVENT_READ, EVENT_WRITE, BaseSelector
 from typing import Any, Protocol
 
@@ -119,8 +119,10 @@ class Clients:
             for batch in client.bound & news:
                 self._tell(client, batch)
 
-    def mark_recorded(self, batch: str, ranges: Iterable[Range]) -> None:
+    def mark_recorded(self, batch: str, ranges: Sequence[Range]) -> None:
         """Have those who follow the batch told which outcomes are durable now, before anything else is said."""
+        if not ranges:
+            return  # What else there is can wait for the news.
         for client in self._clients:
             untold = client.untold.get(batch)
             if untold is None:

@@ -241,7 +241,7 @@ class Supervisor:
 
     def _rest(self) -> None:
         """Leave reports unread for a moment when everybody is busy for longer: fewer, larger turns."""
-        if self._is_resting:
+        if self._is_resting or not self.pool.may_rest:
             return
         wait_s = rest_s(self.scheduler.workers.values(), self.scheduler.batches)
         if wait_s >= REST_S_MIN:

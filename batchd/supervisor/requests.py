@@ -21,7 +21,16 @@ from batchd.edge.journal import BatchJournal
 from batchd.edge.outcomes import Outcomes
 from batchd.edge.removal import set_aside
 from batchd.edge.template import KeySpec
-from batchd.errors import BatchdError, BatchNotFound, FormatError, JournalFull, SupervisorError, TaskError, UsageError
+from batchd.errors import (
+    BatchBusy,
+    BatchdError,
+    BatchNotFound,
+    FormatError,
+    JournalFull,
+    SupervisorError,
+    TaskError,
+    UsageError,
+)
 from batchd.formats import tables
 from batchd.formats.segment import header_of
 from batchd.settings import CUT_WAIT_S, DISK_RESERVE_BYTES, OPEN_BATCHES_MAX, WORKERS_MAX
@@ -53,7 +62,7 @@ class _Opening(NamedTuple):
             spec=fields.get("spec"),
             options=_options(fields["options"]),
             key=str(fields["key"]),
-            key_spec=_key_spec(fields["key_spec"], message.body),
+            key_spec=_key_spec(fields["key_spec"], bytes(message.body)),
             is_shared=bool(fields.get("is_shared")),
             follows=bool(fields.get("follows")),
             is_eager=bool(fields.get("is_eager")),
@@ -131,7 +140,7 @@ class Requests:
             raise SupervisorError(self._clients.refusal)
         owner = self._clients.owner(name)
         if owner is not None and not (is_shared and name in self._clients.shared):
-            raise SupervisorError(f"batch {name} is being run by process {owner.line.pid}: `batchd status` shows it")
+            raise BatchBusy(f"batch {name} is being run by process {owner.line.pid}: `batchd status` shows it")
         if len(self._supervisor.journals) >= OPEN_BATCHES_MAX:
             raise SupervisorError(f"{OPEN_BATCHES_MAX} batches are open, which is the limit: wait for one to finish")
 
@@ -179,7 +188,8 @@ class Requests:
         view, at, jobs = memoryview(message.body), 0, 0
         while at < len(view):
             _, count, _, length = header_of(view, at)
-            segments.append(bytes(view[at : at + length]))
+            is_all = at == 0 and length == len(view)  # As of a large value: it is not copied.
+            segments.append(message.body if is_all else bytes(view[at : at + length]))
             jobs, at = jobs + count, at + length
         keys = bytes.fromhex(str(message.fields.get("keys", "")))
         if at != len(view) or len(keys) not in {0, jobs * tables.KEY_BYTES}:
@@ -198,10 +208,11 @@ class Requests:
         self._supervisor.after_commit(lambda: client.reply(number, self._submitted(name, message)))
 
     def _submitted(self, name: str, message: Message) -> dict[str, Any]:
-        """Return where the client's last submission begins, for clients that share a batch."""
+        """Return how the batch stands, and where the client's last submission begins, for clients that share it."""
         facts = self._supervisor.journals[name].snapshot()
         sequence, first = facts.sequences.get(str(message.fields["client"]), (0, 0))
-        return {"first": first} if sequence == message.fields["sequence"] else {}
+        found = {"first": first} if sequence == message.fields["sequence"] else {}
+        return {**self._clients.progress(name), **found}
 
     def _define(self, client: Client, number: int, message: Message) -> None:
         name, mark = self._bound(client, message), bytes.fromhex(str(message.fields["mark"]))
@@ -285,6 +296,8 @@ class Requests:
         name = str(message.fields["batch"])
         supervisor = self._supervisor
         was_live = name in supervisor.journals
+        if message.fields.get("if_idle"):
+            self._check_free(name, is_shared=False)
         if not was_live:
             self._attach(name, _Opening(name))
         supervisor.emit(event_of(name))

@@ -47,8 +47,11 @@ GIVE_UPS_MAX: Final = 3
 """A command that ends so often by itself is not started again."""
 _STRIKE_S: Final = 0.12
 _BURST_S: Final = 0.01
+_PAUSE_SHARE: Final = 0.15
+_PAUSES_S: Final = (0.02, 0.1, 0.5, 1.0)
 _FEED_S: Final = 0.02
 _SETTLE_S: Final = 0.1
+_DEATH_S: Final = 1.0
 _TEMPLATE_WORKER: Final = b".00000000"
 _ROOT: Final = str(Path(__file__).resolve().parents[2])
 
@@ -73,6 +76,8 @@ class Strike(NamedTuple):
     delay_s: float
     target: Target
     which: float
+    pause_s: float
+    """For how long the process is only stopped, 0 when it is killed: a pause shows what deaths hurry past."""
 
 
 def strikes(seed: int) -> Iterator[Strike]:
@@ -86,7 +91,8 @@ def strikes(seed: int) -> Iterator[Strike]:
     while True:
         in_burst = dice.random() < 0.25
         delay_s = dice.uniform(0.0, _BURST_S) if in_burst else dice.expovariate(1 / _STRIKE_S)
-        yield Strike(delay_s, dice.choices(targets, weights)[0], dice.random())
+        pause_s = dice.choice(_PAUSES_S) if dice.random() < _PAUSE_SHARE else 0.0
+        yield Strike(delay_s, dice.choices(targets, weights)[0], dice.random(), pause_s)
 
 
 @dataclass(slots=True)
@@ -98,6 +104,7 @@ class Report:
     jobs: int
     workers: int
     kills: Counter[Target] = field(default_factory=Counter)
+    pauses: int = 0
     done: int = 0
     elapsed_s: float = 0.0
     executions: int = 0
@@ -123,6 +130,8 @@ class Chaos:
         self._plan = strikes(report.seed)
         self._began_at = monotonic()
         self._client: subprocess.Popen[bytes] | None = None
+        self._stopped: list[tuple[float, int]] = []
+        """When a process that was stopped is to go on, and its pidfd."""
 
     def run(self) -> Report:
         """Run, kill, let it finish, audit. Whatever happens, nothing of it is left running."""
@@ -205,55 +214,88 @@ class Chaos:
             if count >= STRIKES_MAX:
                 self._await_progress(deadline)
                 count = 0
-            wait(min(strike.delay_s, deadline - monotonic()))
+            self._wait(min(strike.delay_s, deadline - monotonic()))
             if monotonic() >= deadline:
-                return
+                break
             if (code := self._command.poll()) is not None:
                 self.report.findings.add("broken_off", f"the command gave up with {code}: {self._words()}")
                 if self.report.findings.counts["broken_off"] == GIVE_UPS_MAX:
-                    return
+                    break
                 self._start()
             if self._strike(strike):
-                count += 1
-                self.report.kills[strike.target] += 1
-                self._note(strike.target)
+                count += not strike.pause_s
+                self._note(strike)
             self._show(self.report)
+        self._resume(float("inf"))
 
-    def _note(self, target: Target) -> None:
-        """Write down a kill, and how much had run when it was done: the ledger has no clock."""
-        where = f"{monotonic() - self._began_at:.3f} s, byte {self._ledger.stat().st_size} of the ledger"
+    def _wait(self, seconds: float) -> None:
+        """Let the others run; let those go on that were stopped for long enough."""
+        until = monotonic() + seconds
+        while (now := monotonic()) < until:
+            self._resume(now)
+            wait(min([until, *(due for due, _ in self._stopped)]) - now)
+        self._resume(now)
+
+    def _resume(self, now: float) -> None:
+        for due, pidfd in self._stopped:
+            if due <= now:
+                send(pidfd, signal.SIGCONT)
+                os.close(pidfd)
+        self._stopped = [(due, pidfd) for due, pidfd in self._stopped if due > now]
+
+    def _note(self, strike: Strike) -> None:
+        """Count and write down a strike, and how much had run when it was done: the ledger has no clock."""
+        if strike.pause_s:
+            self.report.pauses += 1
+        else:
+            self.report.kills[strike.target] += 1
+        what = f"stopped for {strike.pause_s} s" if strike.pause_s else "killed"
+        where = f"at {monotonic() - self._began_at:.3f} s, byte {self._ledger.stat().st_size} of the ledger"
         with (self._folder / "kills").open("a", encoding="ascii") as file:
-            file.write(f"{target.name.lower()}: {where}\n")
+            file.write(f"{strike.target.name.lower()} {what} {where}\n")
 
     def _await_progress(self, deadline: float) -> None:
         """Wait for an outcome that was not even on its way when the last one was killed."""
-        wait(_SETTLE_S)
+        self._wait(_SETTLE_S)
         done = self._progress()
         while self._progress() == done and monotonic() < deadline and self._command.poll() is None:
             self._show(self.report)
-            wait(_FEED_S)
+            self._wait(_FEED_S)
 
     def _strike(self, strike: Strike) -> bool:
-        """Kill whom the strike means; return whether there was somebody."""
+        """Kill or stop whom the strike means; return whether there was somebody."""
+        pidfd = self._pinned(strike)
+        if pidfd < 0:
+            return False
+        if strike.pause_s:
+            send(pidfd, signal.SIGSTOP)
+            self._stopped.append((monotonic() + strike.pause_s, pidfd))
+            return True
+        kill(pidfd)
         if strike.target is Target.CLIENT:
-            self._command.kill()
             self._command.wait()
             self._start()
-            return True
+        return True
+
+    def _pinned(self, strike: Strike) -> int:
+        """Return a pidfd of the process that the strike means, -1 when there is none."""
+        if strike.target is Target.CLIENT:
+            return os.pidfd_open(self._command.pid)  # Nobody else collects it, so it is nobody else's number.
         if strike.target is Target.SUPERVISOR:
-            return self._kill_supervisor()
+            return self._supervisor()
         workers, templates = self._processes()
         if not workers:  # Without workers a template may still be importing, and a task that dies then is refused.
-            return False
+            return -1
         chosen = workers if strike.target is Target.WORKER else templates
-        return bool(chosen) and self._kill_tagged(chosen[int(strike.which * len(chosen))])
+        return self._tagged(chosen[int(strike.which * len(chosen))]) if chosen else -1
 
-    def _kill_supervisor(self) -> bool:
+    def _supervisor(self) -> int:
         pid = holder_of(self._journal).get("pid", 0)
-        return isinstance(pid, int) and pid > 0 and kill(pid, "cmdline", os.fsencode(self._journal), exact=True)
+        is_number = isinstance(pid, int) and pid > 0
+        return pinned(pid, "cmdline", os.fsencode(self._journal), is_whole=True) if is_number else -1
 
-    def _kill_tagged(self, pid: int) -> bool:
-        return kill(pid, "environ", f"{TAG}={self._id:.16}.".encode())
+    def _tagged(self, pid: int) -> int:
+        return pinned(pid, "environ", f"{TAG}={self._id:.16}.".encode())
 
     def _processes(self) -> tuple[list[int], list[int]]:
         """Return (workers, templates)."""
@@ -315,12 +357,13 @@ class Chaos:
 
     def _end(self) -> None:
         """End what is still there: nothing on the good way."""
+        self._resume(float("inf"))
         if self._client is not None:
             self._client.kill()
             self._client.wait()
-        self._kill_supervisor()
-        for pid in list(tagged(self._id)):
-            self._kill_tagged(pid)
+        for pidfd in (self._supervisor(), *map(self._tagged, list(tagged(self._id)))):
+            if pidfd >= 0:
+                kill(pidfd)
         recorder_path(self._journal, self._id).unlink(missing_ok=True)
 
 
@@ -343,26 +386,36 @@ class Feeder:
                 wait(_FEED_S)
 
 
-def kill(pid: int, what: str, needle: bytes, *, exact: bool = False) -> bool:
-    """SIGKILL the process if its `cmdline` or `environ` has an entry that starts with (or is) `needle`."""
+def pinned(pid: int, what: str, needle: bytes, *, is_whole: bool = False) -> int:
+    """Return a pidfd of the process if its `cmdline` or `environ` has an entry that starts with `needle`, else -1.
+
+    With `is_whole` the entry must be just that.
+    """
     try:
         pidfd = os.pidfd_open(pid)
     except OSError:
-        return False
-    try:
-        # Only now: from here on the number cannot come to mean another process.
-        found = entries_of(pid, what)
-        if not any(entry == needle if exact else entry.startswith(needle) for entry in found):
-            return False
-        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-        watch = poll()
-        watch.register(pidfd, POLLIN)
-        watch.poll(1000)
-    except OSError:
-        return False
-    finally:
-        os.close(pidfd)
-    return True
+        return -1
+    # Only now: from here on the number cannot come to mean another process.
+    found = entries_of(pid, what)
+    if any(entry == needle if is_whole else entry.startswith(needle) for entry in found):
+        return pidfd
+    os.close(pidfd)
+    return -1
+
+
+def kill(pidfd: int) -> None:
+    """SIGKILL a process, see it dead and close its pidfd."""
+    send(pidfd, signal.SIGKILL)
+    watch = poll()
+    watch.register(pidfd, POLLIN)
+    watch.poll(_DEATH_S * 1000)
+    os.close(pidfd)
+
+
+def send(pidfd: int, number: signal.Signals) -> None:
+    """Send a signal to a process, if it is still there."""
+    with suppress(ProcessLookupError):
+        signal.pidfd_send_signal(pidfd, number)
 
 
 def entries_of(pid: int, what: str) -> list[bytes]:

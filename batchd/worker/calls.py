@@ -14,7 +14,7 @@ from hashlib import blake2b
 from typing import Any, Final, NamedTuple
 
 from batchd.errors import TaskError
-from batchd.formats.values import load
+from batchd.worker.mainglobals import load_function
 
 ONE: Final = "one"
 """The task is called with the item, and with the batch's constant arguments."""
@@ -71,7 +71,7 @@ def load_bundle(payload: bytes) -> Bundle:
     3
     """
     try:
-        bundle = Bundle(*load(payload))
+        bundle = Bundle(*load_function(payload))
     except BaseException as error:
         text = "".join(traceback.format_exception(error))
         raise TaskError(f"the task could not be unpickled in a worker; its own traceback:\n{text.rstrip()}") from None
@@ -111,5 +111,5 @@ class _Calls:
         mark, args, kwargs = item
         found = self._known.get(mark)
         if found is None:
-            found = self._known[mark] = load(self._function(mark))
+            found = self._known[mark] = load_function(self._function(mark))
         return found(*args, **kwargs) if kwargs else found(*args)

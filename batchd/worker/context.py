@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from batchd.errors import ResultUnreadable
 from batchd.formats.values import dump_checked, load
 from batchd.settings import CHECKPOINT_BYTES_MAX
 
@@ -77,8 +78,8 @@ class CurrentJob:
         """Leave something for the next attempt, should this one be cut off. Only the last one counts.
 
         It is pickled and sent at once, so it outlives this worker, whatever kills it; some milliseconds later it is
-        durable and outlives the machine. The job's outcome removes it. More than 64 MiB are refused with ValueError:
-        write those to a file and leave its path.
+        durable and outlives the machine. The job's outcome removes it. What does not read back, or takes over 64 MiB,
+        is refused with ValueError: write such things to a file and leave its path.
 
         >>> from batchd.testing import fake_job
         >>> with fake_job() as fake:
@@ -86,7 +87,11 @@ class CurrentJob:
         >>> fake.checkpoints
         [{'row': 1000}]
         """
-        payload = dump_checked(value)
+        try:
+            payload = dump_checked(value)
+        except ResultUnreadable as error:
+            cause = error.__cause__
+            raise ValueError(f"the checkpoint cannot be read back: {type(cause).__name__}: {cause}") from cause
         if len(payload) > CHECKPOINT_BYTES_MAX:
             raise ValueError(
                 f"the checkpoint takes {len(payload):,} bytes; at most {CHECKPOINT_BYTES_MAX:,} are kept: "

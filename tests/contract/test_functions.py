@@ -156,3 +156,45 @@ def test_functions_and_classes_of_a_program_run(tmp_path: Path, way: str) -> Non
         check=False,
     )
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, TOLD, "")
+
+
+GLOBALS = """
+import batchd
+
+MODEL, FACTOR, CALLS = None, 2, 0
+
+
+def prepare(model):
+    global MODEL
+    MODEL = model
+
+
+def work(number):
+    global CALLS
+    CALLS += 1
+    return MODEL * number * FACTOR, CALLS
+
+
+with batchd.Executor(1, initializer=prepare, initargs=(7,)) as executor:
+    print(list(executor.map(work, [1, 2])))
+    FACTOR = 10
+
+    def again(number):
+        return MODEL * number * FACTOR, CALLS
+
+    print(executor.submit(again, 1).result(), (MODEL, CALLS))
+"""
+
+
+def test_functions_of_a_program_share_their_globals_in_a_worker(tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(GLOBALS)
+    ended = subprocess.run(
+        [sys.executable, "program.py"],
+        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert ended.stdout == "[(14, 1), (28, 2)]\n(70, 2) (None, 0)\n", ended.stderr

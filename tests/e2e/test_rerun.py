@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import re
 import select
 import signal
 import subprocess
@@ -167,7 +168,8 @@ def test_a_job_that_raises_shows_its_own_frames_only(worked: Desk) -> None:
     before = snapshot(worked)
     ran = worked.run("rerun", "last:1")
     assert (ran.returncode, ran.stdout) == (1, "hello from 1\n")
-    assert remarks(ran)[0].endswith(":1, attempt 1: raised ValueError: no such colour")
+    # Its first outcome may not have been reported yet when its neighbour crashed: then it ran twice.
+    assert re.search(r":1, attempt [12]: raised ValueError: no such colour$", remarks(ran)[0])
     shown = ran.stderr[ran.stderr.index("Traceback") :].splitlines()
     assert shown[1] == f'  File "{worked.folder}/jobs.py", line 13, in work'
     assert shown[-2:][0] == "ValueError: no such colour"
@@ -229,7 +231,7 @@ def test_programs_are_answered_in_json(worked: Desk, index: int, code: int) -> N
     hello, answer = ran.stdout.splitlines()
     told = json.loads(answer)
     assert (ran.returncode, hello) == (code, f"hello from {index}")
-    assert (told["batchd"], told["index"], told["attempt"]) == (1, index, 1)
+    assert (told["batchd"], told["index"], told["attempt"] in {1, 2}) == (1, index, True)
     if code == 0:
         assert (told["state"], told["result"], told["error"]) == ("succeeded", "[8, '!']", None)
     else:

@@ -35,33 +35,36 @@ def notes(house: House, batch: str = "b") -> dict[int, Any]:
     return found
 
 
+def shown(bench: Bench) -> dict[int, tuple[int | None, float | None]]:
+    """Return what status says of each worker: its job and how far that is."""
+    return {row["worker"]: (row["job"], row["progress"]) for row in bench.pool.status()}
+
+
 # --- Progress --------------------------------------------------------------------------------------------------
 
 
 def test_status_shows_how_far_the_running_job_is_and_nobody_else(bench: Bench, tmp_path: Path) -> None:
     door = str(tmp_path / "door")
     with listening(tmp_path / "door") as hear:
-        worker = at_work(bench, [("progress", 0.9), ("announce", door, 0.2), ("progress", 0.42, door, 0.2)])
-        assert bench.pool.status()[0]["progress"] is None
-        number = bench.lease(worker, 0, 3)
+        worker = at_work(bench, [("progress", 0.9), ("announce", door, 600), ("progress", 0.42, door, 600)])
+        other = bench.start()
+        assert shown(bench) == {1: (None, None), 2: (None, None)}
+        bench.run(worker, 0, 1)
+        assert shown(bench) == {1: (None, None), 2: (None, None)}
+        bench.lease(worker, 0, 2, lane=1)
         hear()
-        assert (bench.pool.status()[0]["job"], bench.pool.status()[0]["progress"]) == (1, None)
+        bench.lease(other, 2, 3)
         hear()
-        assert (bench.pool.status()[0]["job"], bench.pool.status()[0]["progress"]) == (2, 0.42)
-        bench.await_event(ev.LeaseEnded)
-    assert [told.state for told in bench.told(number)] == [GOOD] * 3
-    assert bench.pool.status()[0]["progress"] is None
+        assert shown(bench) == {1: (1, None), 2: (2, 0.42)}
 
 
 def test_the_job_at_the_same_place_of_the_next_lease_has_not_said_it(bench: Bench, tmp_path: Path) -> None:
     with listening(tmp_path / "door") as hear:
-        worker = at_work(bench, [("progress", 0.9), ("announce", str(tmp_path / "door"), 0.1)])
+        worker = at_work(bench, [("progress", 0.9), ("announce", str(tmp_path / "door"), 600)])
         bench.run(worker, 0, 1)
         bench.lease(worker, 1, 2)
         hear()
-        row = bench.pool.status()[0]
-        assert (row["job"], row["progress"]) == (1, None)
-        bench.await_event(ev.LeaseEnded, lambda event: event.stop == 2)
+        assert shown(bench) == {1: (1, None)}
 
 
 @pytest.mark.parametrize("fraction", [42, -0.1, float("nan")])
@@ -134,7 +137,8 @@ def test_a_large_checkpoint_arrives_whole(bench: Bench) -> None:
 
 def test_a_value_that_does_not_read_back_is_refused_when_it_is_left(bench: Bench) -> None:
     told = bench.run(at_work(bench, [("leave_unreadable",), ("leave_checkpoint", 1)]), 0, 2)
-    assert (told[0].state, told[0].value.message) == (JobState.FAILED, "cannot be read back")
+    assert (told[0].state, told[0].value.type) == (JobState.FAILED, "ValueError")
+    assert told[0].value.message == "the checkpoint cannot be read back: ValueError: cannot be read back"
     assert told[1].state is GOOD
 
 

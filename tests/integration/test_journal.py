@@ -474,3 +474,15 @@ def test_a_batch_can_be_copied_to_another_place(written: Path, tmp_path: Path) -
     journal = BatchJournal(tmp_path / "copy")
     assert journal.facts.done.size == 3
     journal.close()
+
+
+def test_what_was_read_can_be_forgotten_to_the_last_record(place: Path) -> None:
+    journal = BatchJournal.create(place, {"is_throwaway": True})
+    given = submission(journal.facts, ["x" * 40_000, "y" * 40_000])
+    journal.commit([e.Attached("b", 1), given, success("b", 0, ["x"]), success("b", 1, ["y"])])
+    journal.commit([e.Trimmed("b", ((0, 2),))])
+    with journal.begin() as txn:
+        left = [txn.stat(db=journal.table(name))["entries"] for name in (tables.INPUTS, tables.OUTCOMES)]
+    assert left == [0, 0]
+    assert journal.facts.done.size == 2
+    journal.close()

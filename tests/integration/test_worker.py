@@ -126,7 +126,11 @@ def test_every_bad_result_and_exception_costs_its_own_job(bench: Bench) -> None:
         (("fail", "words"), "ValueError", "words"),
         (("fail_with_two",), "tests.jobs.TwoArguments", "1 and 2"),
         (("lock",), "TypeError", "cannot pickle '_thread.lock' object"),
-        (("unreadable",), "ValueError", "cannot be read back"),
+        (
+            ("unreadable",),
+            "batchd.errors.ResultUnreadable",
+            "could not unpickle the result: ValueError: cannot be read back",
+        ),
         (("no_such_job",), "KeyError", "'no_such_job'"),
     ]
     items: list[Any] = [each for item, _, _ in bad for each in (item, ("same", "good"))]
@@ -146,7 +150,8 @@ def test_an_input_that_does_not_unpickle_fails_alone(bench: Bench) -> None:
 
     told = bench.run(at_work(bench, [("same", [1]), ("same", Unreadable()), ("same", [2])]), 0, 3)
     assert [(each.state, each.value) for each in (told[0], told[2])] == [(GOOD, [1]), (GOOD, [2])]
-    assert (told[1].value.type, told[1].value.message) == ("ValueError", "cannot be read back")
+    assert told[1].value.type == "batchd.errors.InputUnreadable"
+    assert told[1].value.message == "could not unpickle the input: ValueError: cannot be read back"
 
 
 def test_what_a_failing_job_printed_is_kept_with_it(bench: Bench) -> None:

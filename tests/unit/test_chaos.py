@@ -18,7 +18,7 @@ from batchd.cli import chaos as verb
 from batchd.cli.main import main, parse
 from batchd.testing import chaos
 from batchd.testing.audit import CHECKS
-from batchd.testing.chaos import Chaos, Feeder, Report, Target, kill, strikes
+from batchd.testing.chaos import Chaos, Feeder, Report, Target, kill, pinned, strikes
 
 
 def report(**changes: Any) -> Report:
@@ -33,6 +33,7 @@ def test_a_seed_says_who_is_killed_when() -> None:
     assert set(counts) == set(Target)
     assert counts[Target.WORKER] > counts[Target.SUPERVISOR] > 20
     assert all(strike.delay_s >= 0 and 0 <= strike.which < 1 for strike in plan)
+    assert 20 < sum(strike.pause_s > 0 for strike in plan) < 150
 
 
 @pytest.fixture
@@ -46,19 +47,20 @@ def victim() -> Iterator["subprocess.Popen[bytes]"]:
 
 
 @pytest.mark.parametrize(
-    ("what", "needle", "exact"),
+    ("what", "needle", "is_whole"),
     [("environ", b"MARK=two", False), ("cmdline", b"the arg", True), ("environ", b"the argument", False)],
 )
-def test_nobody_else_is_killed(victim: "subprocess.Popen[bytes]", what: str, needle: bytes, exact: bool) -> None:
-    assert not kill(victim.pid, what, needle, exact=exact)
-    assert victim.poll() is None
+def test_nobody_else_is_meant(victim: "subprocess.Popen[bytes]", what: str, needle: bytes, is_whole: bool) -> None:
+    assert pinned(victim.pid, what, needle, is_whole=is_whole) == -1
 
 
-@pytest.mark.parametrize(("what", "needle", "exact"), [("environ", b"MARK=one.", False), ("cmdline", b"-c", True)])
-def test_who_is_meant_is_killed(victim: "subprocess.Popen[bytes]", what: str, needle: bytes, exact: bool) -> None:
-    assert kill(victim.pid, what, needle, exact=exact)
+@pytest.mark.parametrize(("what", "needle", "is_whole"), [("environ", b"MARK=one.", False), ("cmdline", b"-c", True)])
+def test_who_is_meant_is_killed(victim: "subprocess.Popen[bytes]", what: str, needle: bytes, is_whole: bool) -> None:
+    pidfd = pinned(victim.pid, what, needle, is_whole=is_whole)
+    assert pidfd >= 0
+    kill(pidfd)
     assert victim.wait() == -9
-    assert not kill(victim.pid, what, needle, exact=exact)
+    assert pinned(victim.pid, what, needle, is_whole=is_whole) == -1
 
 
 def test_the_whole_input_is_given_in_order_and_ends() -> None:

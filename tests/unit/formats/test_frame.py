@@ -6,7 +6,7 @@ from zlib import crc32
 import pytest
 
 from batchd.errors import FormatError
-from batchd.formats.frame import BODY_BYTES_MAX, HEADER_BYTES, Frame, FrameReader, encode
+from batchd.formats.frame import BODY_BYTES_MAX, HEADER_BYTES, LARGE_BYTES_MIN, Frame, FrameReader, encode
 from batchd.settings import FRAME_META_BYTES_MAX
 
 
@@ -67,3 +67,33 @@ def test_a_refused_stream_stays_refused() -> None:
     for data in (b"garbage, more than a header of it", encode(1, b"")):
         with pytest.raises(FormatError, match="not a frame"):
             list(reader.feed(data))
+
+
+@pytest.mark.parametrize("cut", [HEADER_BYTES + 2, HEADER_BYTES + 4, HEADER_BYTES + 5, LARGE_BYTES_MIN])
+def test_a_large_body_is_received_where_it_lies(cut: int) -> None:
+    body = bytes(range(256)) * (LARGE_BYTES_MIN // 256 + 1)
+    wire = encode(2, b"meta", len(body)) + body
+    reader = FrameReader()
+    assert list(reader.feed(wire[:cut])) == []
+    left = memoryview(wire)[cut:]
+    if reader.room is None:  # Not before its head is whole.
+        assert cut < HEADER_BYTES + 4
+        assert list(reader.feed(bytes(left[:8]))) == []
+        left = left[8:]
+    while len(left) > 1:
+        assert reader.room is not None
+        assert not reader.is_between_frames
+        size = min(len(left) - 1, 100_000)
+        reader.room[:size] = left[:size]
+        assert list(reader.filled(size)) == []
+        left = left[size:]
+    # The last byte comes with what follows it, to a reader that does not look at `room`.
+    assert list(reader.feed(bytes(left) + encode(3, b""))) == [Frame(2, b"meta", body), Frame(3, b"", b"")]
+    assert reader.is_between_frames
+    assert reader.room is None
+
+
+def test_a_large_body_behind_a_wrong_head_is_refused() -> None:
+    wire = encode(1, b"meta", LARGE_BYTES_MIN)
+    with pytest.raises(FormatError, match="checksum does not match"):
+        list(FrameReader().feed(wire[:-1] + b"A"))
