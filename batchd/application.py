@@ -6,9 +6,13 @@ client was told is durable; what it handed over and nobody runs stays in the jou
 
 import asyncio
 import os
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, Final, NamedTuple, Self
 
 from batchd.batch import Batch
 from batchd.client.reading import error_at
@@ -35,6 +39,9 @@ from batchd.errors import BatchNotFound, UsageError
 from batchd.intake import KeyedInput, PlainInput
 from batchd.mapping import Key, key_function
 from batchd.worker.calls import ONE
+
+_SLICE: Final = 200
+"""Calls in one turn of an event loop: a few milliseconds of it."""
 
 
 class BatchInfo(NamedTuple):
@@ -293,13 +300,38 @@ class Client:
         )
 
 
+class _Slices:
+    """Calls that an event loop is to make, from any thread: so few in each turn that nobody else waits long."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._calls: deque[Callable[[], None]] = deque()
+        self._is_due = False
+
+    def add(self, call: Callable[[], None]) -> None:
+        """Have a call made soon."""
+        self._calls.append(call)
+        if not self._is_due:
+            self._is_due = True
+            with suppress(RuntimeError):  # The loop is closed: nobody waits any more.
+                self._loop.call_soon_threadsafe(self._run)
+
+    def _run(self) -> None:
+        self._is_due = False
+        for _ in range(min(_SLICE, len(self._calls))):
+            self._calls.popleft()()
+        if self._calls and not self._is_due:
+            self._is_due = True
+            self._loop.call_soon(self._run)
+
+
 class AsyncJob:
     """A job that was handed over by an asyncio application, and is on disk."""
 
-    def __init__(self, job: Job, future: JobFuture) -> None:
+    def __init__(self, job: Job, future: JobFuture, slices: _Slices) -> None:
         self.id = job.id
         self.batch, self.index = job.batch, job.index
-        self._future = future
+        self._future, self._slices = future, slices
 
     def __repr__(self) -> str:
         return f"<AsyncJob {self.id}>"
@@ -310,7 +342,11 @@ class AsyncJob:
 
     async def result(self) -> Any:
         """Wait for the job and return its result. Raises what it raised. To stop waiting does not stop the job."""
-        return await asyncio.shield(asyncio.wrap_future(self._future))
+        if not self._future.done():
+            done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._future.add_done_callback(lambda _: self._slices.add(partial(_settle, done)))
+            await done
+        return self._future.result()
 
     async def cancel(self) -> bool:
         """Cancel it if it has not begun; return whether it will never run."""
@@ -335,14 +371,22 @@ class AsyncClient:
         self._journal, self._options = journal, options
         self._client: Client | None = None
         self._opening = asyncio.Lock()
+        self._slices: _Slices
+        self._given: deque[_Given] = deque()
+        self._is_due = False
+        self._hands = ThreadPoolExecutor(1, "batchd-async")
+        """Hands over what was given meanwhile, all at once: the event loop only puts it down and looks at it."""
 
     async def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> AsyncJob:
         """Hand over one job; return when it is on disk. Raises what pickling raises, and BatchdError."""
-        client = await self._opened()
-        future = client._hand_over(fn, args, kwargs)  # noqa: SLF001  (the same face, for another way to wait)
-        assert future.accepted is not None
-        await asyncio.shield(asyncio.wrap_future(future.accepted))
-        return AsyncJob(Job(future), future)
+        if self._client is None:
+            await self._opened()
+        told: asyncio.Future[AsyncJob] = asyncio.get_running_loop().create_future()
+        self._given.append(_Given(told, fn, args, kwargs))
+        if not self._is_due:
+            self._is_due = True
+            self._hands.submit(self._hand_over)
+        return await told
 
     async def submit_batch(self, fn: Callable[[Any], Any], items: Iterable[Any] = (), **options: Any) -> Batch:
         """`Client.submit_batch`, in a thread: so is the reading of `items`."""
@@ -368,6 +412,7 @@ class AsyncClient:
         """Let go of everything; what was handed over and not run stays in the journal."""
         if self._client is not None:
             await asyncio.to_thread(self._client.close)
+        await asyncio.to_thread(self._hands.shutdown)
 
     async def __aenter__(self) -> Self:
         await self._opened()
@@ -381,8 +426,42 @@ class AsyncClient:
     async def _opened(self) -> Client:
         async with self._opening:
             if self._client is None:
+                self._slices = _Slices(asyncio.get_running_loop())
                 self._client = await asyncio.to_thread(Client, self._journal, **self._options)
         return self._client
+
+    def _hand_over(self) -> None:
+        """In a thread: hand over what was given, and tell those who gave it when it is on disk."""
+        assert self._client is not None
+        self._is_due = False
+        under_way: list[tuple[asyncio.Future[AsyncJob], JobFuture]] = []
+        while self._given:
+            told, fn, args, kwargs = self._given.popleft()
+            try:
+                under_way.append((told, self._client._hand_over(fn, args, kwargs)))  # noqa: SLF001  (its other face)
+            except Exception as error:
+                self._slices.add(partial(_settle, told, error=error))
+        for told, future in under_way:
+            try:
+                self._slices.add(partial(_settle, told, AsyncJob(_accepted(future), future, self._slices)))
+            except Exception as error:
+                self._slices.add(partial(_settle, told, error=error))
+
+
+class _Given(NamedTuple):
+    told: "asyncio.Future[AsyncJob]"
+    fn: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+def _settle(waiting: "asyncio.Future[Any]", value: Any = None, *, error: Exception | None = None) -> None:
+    if waiting.done():
+        return  # Nobody waits any more.
+    if error is not None:
+        waiting.set_exception(error)
+    else:
+        waiting.set_result(value)
 
 
 def _accepted(future: JobFuture) -> Job:

@@ -109,6 +109,7 @@ class Batch:
 
     def seal(self) -> None:
         """Say that no more jobs will come; return when that is on disk."""
+        self._check_process()
         if self.progress().state != "finished":
             self._run().request("seal").result()
 
@@ -164,7 +165,7 @@ class Batch:
                     self._turns,
                     self._is_over(),
                 )  # Before what is done is looked at, or it would be missed.
-                done = journal.refresh().done if is_over else self._done
+                done = journal.refresh().done if is_over else self._done_now()
                 size = self.progress().size
                 for start, stop in self._due(done, given, size, ordered=ordered and not is_over):
                     given.add(start, stop)
@@ -190,6 +191,7 @@ class Batch:
 
     def retry(self, *, failed: bool = True, quarantined: bool = True, cancelled: bool = False) -> int:
         """Run jobs again that did not succeed; return how many."""
+        self._check_process()
         wanted = {JobState.FAILED: failed, JobState.QUARANTINED: quarantined, JobState.CANCELLED: cancelled}
         states = [state for state, is_wanted in wanted.items() if is_wanted]
         jobs = int(self._read(lambda journal: sum(journal.facts.count(state) for state in states)))
@@ -287,6 +289,13 @@ class Batch:
                 self._done = self._told(self._attachment.session)
             self._changed.notify_all()
 
+    def _done_now(self) -> RangeSet:
+        """Return which jobs are done, as far as that is sure: what was reopened is seen by the next turn."""
+        with self._changed:
+            attachment = self._attachment
+            is_sure = attachment is not None and attachment.session.progress["generation"] == self._generation
+            return self._done if is_sure else RangeSet()
+
     def _told(self, session: Session) -> RangeSet:
         """Return which jobs are done, as far as the session was told."""
         generation = session.progress["generation"]
@@ -318,6 +327,7 @@ class Batch:
                 return
 
     def _ask(self, do: str, **fields: Any) -> dict[str, Any]:
+        self._check_process()
         if self._is_live and self._attachment is not None:
             return self._attachment.request(do, **fields).result()
         return request(self._folder, do, batch=self.id, **fields)

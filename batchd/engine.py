@@ -17,7 +17,7 @@ from time import monotonic
 from traceback import format_exception
 from typing import Any, ClassVar, Final, NamedTuple
 
-from batchd.client.attachment import Attachment, settle
+from batchd.client.attachment import Attachment, in_event_loop, settle
 from batchd.client.reading import error_at
 from batchd.client.session import Session, batch_id
 from batchd.client.trimming import Trimming
@@ -56,7 +56,10 @@ class JobFuture(futures.Future[Any]):
         return self.engine.batch
 
     def cancel(self) -> bool:
-        """Cancel the call if it has not begun, which the supervisor says; return whether it will never run."""
+        """Cancel the call if it has not begun, which the supervisor says; return whether it will never run.
+
+        In a coroutine nothing is waited for, and it may yet turn out to be cancelled.
+        """
         if not self.done():
             self.engine.withdraw([self])
         return self.cancelled()
@@ -74,8 +77,8 @@ class JobFuture(futures.Future[Any]):
 
     def give_up(self) -> None:
         """Let everybody know that the call will never run."""
-        super().cancel()
-        self.set_running_or_notify_cancel()
+        if not self.done() and super().cancel():
+            self.set_running_or_notify_cancel()
 
 
 class _Waiting(NamedTuple):
@@ -156,9 +159,11 @@ class Engine:
         """Cancel those of the calls that have not begun; return when their futures say so."""
         self._check_process()
         with self._lock:
-            for future in waiting:
-                if not future.is_taken:
-                    futures.Future.cancel(future)  # The thread skips it.
+            unsent = [future for future in waiting if not future.is_taken]
+            for future in unsent:
+                future.is_taken = True  # The thread skips it.
+        for future in unsent:  # Without the lock: a callback may submit another call.
+            future.give_up()
         attachment = self._attachment
         if attachment is None or all(future.done() for future in waiting):
             return
@@ -171,8 +176,9 @@ class Engine:
                 self._session.pump(_CANCEL_WAIT_S)
             return
         attachment.post(lambda: self._ask_to_withdraw(waiting, answer))
-        with suppress(Exception):  # The futures tell what became of it.
-            answer.result(_CANCEL_WAIT_S)
+        if not in_event_loop():
+            with suppress(Exception):  # The futures tell what became of it.
+                answer.result(_CANCEL_WAIT_S)
 
     def _ask_to_withdraw(self, waiting: list[JobFuture], answer: "futures.Future[dict[str, Any]]") -> None:
         indices = RangeSet((f.index, f.index + 1) for f in waiting if f.index is not None and not f.done())
@@ -212,8 +218,7 @@ class Engine:
     def close(self, *, cancel: bool = False, at_once: bool = False) -> None:
         """Take no more calls; the thread ends when those it has are done. `at_once`: what a queue runs is cut off."""
         with self._lock:
-            self._is_closing = True
-            self._is_urgent |= at_once
+            self._is_closing, self._is_urgent = True, at_once
             waiting = [call.future for call in self._queue] + list(self._futures.values()) if cancel else []
         if waiting:
             self.withdraw(waiting)
@@ -225,7 +230,7 @@ class Engine:
         with self._lock:
             self._is_closing = True
             self._broken = self._broken or BrokenProcessPool("the workers were killed, as they were asked to be")
-            unsent = [call.future for call in self._queue]
+            unsent = [call.future for call in self._queue if not call.future.is_taken]
             self._queue.clear()
         for future in unsent:
             future.give_up()
@@ -352,15 +357,10 @@ class Engine:
 
     def _take_calls(self) -> list[_Waiting]:
         with self._lock:
-            taken = [self._queue.popleft() for _ in range(min(len(self._queue), _CALLS_MAX))]
-            for call in taken:
+            popped = [self._queue.popleft() for _ in range(min(len(self._queue), _CALLS_MAX))]
+            calls = [call for call in popped if not call.future.is_taken]  # The others were cancelled meanwhile.
+            for call in calls:
                 call.future.is_taken = True
-        calls = []
-        for call in taken:
-            if call.future.cancelled():
-                call.future.set_running_or_notify_cancel()
-            else:
-                calls.append(call)
         return calls
 
     def _encoded(self, calls: list[_Waiting]) -> tuple[list[JobFuture], list[bytes]]:
@@ -454,7 +454,7 @@ class Engine:
         with self._lock:
             self._broken = error = error or self._broken
             self._is_closing = True
-            waiting = [call.future for call in self._queue] + list(self._futures.values())
+            waiting = [call.future for call in self._queue if not call.future.is_taken] + list(self._futures.values())
             self._queue.clear()
             self._futures.clear()
         self._is_settled.set()
@@ -479,8 +479,9 @@ def _fail(future: JobFuture, error: BaseException, where: str) -> None:
     # Its frames would keep the arguments of the calls beside it alive.
     error.__traceback__ = error.__context__ = None
     error.__cause__ = RemoteTraceback(text)
-    with suppress(futures.InvalidStateError):
-        future.set_exception(error)
+    for waiting in filter(None, (future, future.accepted)):
+        with suppress(futures.InvalidStateError):
+            waiting.set_exception(error)
 
 
 def _culprit(call: _Waiting) -> str:

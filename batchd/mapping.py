@@ -4,7 +4,7 @@ What a call means is settled here: its function, its batch, its options. What fl
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar, cast
 
@@ -49,7 +49,7 @@ def map(  # noqa: A001  (named after what it stands in for)
     buffersize: int | None = None,
     crashes_max: int = 3,
     accept_code: bool = False,
-) -> Iterator[T]:
+) -> Generator[T, None, None]:
     """Return a lazy iterator over `fn(item)` for each item, or `fn(*items)` with several iterables.
 
     Nothing starts before the first result is asked for. Input is read as results are taken, at most `buffersize`
@@ -81,7 +81,7 @@ def map(  # noqa: A001  (named after what it stands in for)
     return _results(fn, items, STAR if is_star else ONE, options, plan, journal, name, accept_code=accept_code)
 
 
-def starmap(fn: Callable[..., T], iterable: Iterable[Iterable[Any]], /, **options: Any) -> Iterator[T]:
+def starmap(fn: Callable[..., T], iterable: Iterable[Iterable[Any]], /, **options: Any) -> Generator[T, None, None]:
     """Return a lazy iterator over `fn(*arguments)` for each tuple of arguments; `options` are those of `map`.
 
     >>> list(starmap(pow, [(2, 5), (3, 2)], workers=1))
@@ -150,7 +150,7 @@ def _results(
     name: str | None,
     *,
     accept_code: bool,
-) -> Iterator[T]:
+) -> Generator[T, None, None]:
     packed = pack_task(fn)
     folder, is_throwaway = library_folder(journal, name)
     digest = code_digest(fn)

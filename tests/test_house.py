@@ -22,10 +22,46 @@ FLOORS: Final = {
     **dict.fromkeys(("worker",), 2),
     **dict.fromkeys(("edge", "pools"), 3),
     **dict.fromkeys(("supervisor", "client", "joberrors"), 4),
-    **dict.fromkeys(("executor", "engine", "mapping", "flow", "intake", "batch", "application", "meter", "view", "joblib", "sources", "sinks", "testing"), 5),
+    **dict.fromkeys(
+        (
+            "executor",
+            "engine",
+            "mapping",
+            "flow",
+            "intake",
+            "batch",
+            "application",
+            "meter",
+            "view",
+            "joblib",
+            "sources",
+            "sinks",
+            "testing",
+        ),
+        5,
+    ),
     **dict.fromkeys(("cli", "web"), 6),
 }
-SIDEWAYS: Final = {("units", "errors"), ("units", "settings"), ("joblib", "executor"), ("client", "joberrors"), ("executor", "engine"), ("mapping", "flow"), ("flow", "intake"), ("batch", "intake"), ("batch", "mapping"), ("application", "batch"), ("application", "engine"), ("application", "intake"), ("application", "mapping"), ("batch", "flow"), ("mapping", "view"), ("mapping", "meter"), ("flow", "view"), ("meter", "view")}  # On one floor, and meant.
+SIDEWAYS: Final = {
+    ("units", "errors"),
+    ("units", "settings"),
+    ("joblib", "executor"),
+    ("client", "joberrors"),
+    ("executor", "engine"),
+    ("mapping", "flow"),
+    ("flow", "intake"),
+    ("batch", "intake"),
+    ("batch", "mapping"),
+    ("application", "batch"),
+    ("application", "engine"),
+    ("application", "intake"),
+    ("application", "mapping"),
+    ("batch", "flow"),
+    ("mapping", "view"),
+    ("mapping", "meter"),
+    ("flow", "view"),
+    ("meter", "view"),
+}  # On one floor, and meant.
 FREE_ROOMS: Final = {"__init__", "__main__"}  # The front door may open every room, as it is needed.
 ALONE_ROOMS: Final = {"examples"}  # Tasks a user could have written: of batchd they import the front door.
 PURE_ROOMS: Final = {"core", "formats"}

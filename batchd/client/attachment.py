@@ -4,6 +4,7 @@ Only that thread touches the session. Others post calls to it and wait, if they 
 """
 
 import os
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -43,6 +44,7 @@ class Attachment:
         self._inbox: deque[Callable[[], None]] = deque()
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._is_woken = False
+        self._pid = os.getpid()
         self._lock = threading.Lock()
         self._is_over = False
         self._stopping: bool | None = None
@@ -55,7 +57,7 @@ class Attachment:
     def wake(self) -> None:
         """Have `turn` called soon."""
         with self._lock:
-            if not self._is_over and not self._is_woken:
+            if not self._is_over and not self._is_woken and self._pid == os.getpid():
                 self._is_woken = True
                 os.eventfd_write(self._wake_fd, 1)
 
@@ -111,8 +113,8 @@ class Attachment:
     def _go_on(self) -> None:
         self.session.pump(_PUMP_S, [self._wake_fd])
         with self._lock:
-            if self._is_woken:
-                self._is_woken = False
+            self._is_woken = False
+            with suppress(BlockingIOError):  # It is what was written that counts: a forked child may have done so.
                 os.eventfd_read(self._wake_fd)
         while self._inbox:
             self._inbox.popleft()()
@@ -138,3 +140,9 @@ def settle(answer: Future[dict[str, Any]], reply: dict[str, Any]) -> None:
             answer.set_result(checked(reply))
         except BatchdError as error:
             answer.set_exception(error)
+
+
+def in_event_loop() -> bool:
+    """Whether this thread runs an event loop now, whose other tasks would have to wait for whatever it waits for."""
+    events = sys.modules.get("asyncio.events")
+    return events is not None and events._get_running_loop() is not None  # noqa: SLF001  (there is no other way)

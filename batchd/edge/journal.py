@@ -422,13 +422,21 @@ class _Readers:
 
     def __init__(self) -> None:
         self._lock = Lock()
-        self._open: dict[tuple[int, str], tuple[lmdb.Environment, int]] = {}
-        """By process, for a child must not use its parent's: the environment, and how many use it."""
+        self._open: dict[str, tuple[lmdb.Environment, int]] = {}
+        """The environment, and how many use it."""
+        os.register_at_fork(after_in_child=self._forget)
+
+    def _forget(self) -> None:
+        """In a child made by fork: let go of what its parent opened, or the child could not open it for itself."""
+        self._lock = Lock()
+        for env, _ in self._open.values():
+            env.close()
+        self._open.clear()
 
     def acquire(self, folder: Path) -> lmdb.Environment:
         """Return the environment of a batch, opened for reading. Raises JournalError."""
         with self._lock:
-            key = os.getpid(), os.path.realpath(folder)
+            key = os.path.realpath(folder)
             env, users = self._open.get(key) or (open_environment(folder, readonly=True), 0)
             self._open[key] = env, users + 1
             return env
@@ -436,7 +444,7 @@ class _Readers:
     def release(self, folder: Path) -> None:
         """Close the environment when nobody uses it any more."""
         with self._lock:
-            key = os.getpid(), os.path.realpath(folder)
+            key = os.path.realpath(folder)
             if key not in self._open:
                 return  # Opened before a fork: it is the parent's.
             env, users = self._open.pop(key)

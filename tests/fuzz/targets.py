@@ -18,10 +18,13 @@ from batchd.core.facts import BatchFacts
 from batchd.core.job import Allowances, JobState
 from batchd.core.scheduler import Scheduler
 from batchd.edge import control
+from batchd.edge.gauges import parse_workers
 from batchd.edge.pool import Pool
 from batchd.errors import FormatError, UsageError
-from batchd.formats import frame, pages, report, segment
+from batchd.formats import frame, joblog, pages, report, segment
 from batchd.formats.segment import Encoding
+from batchd.settings import LOG_LINE_BYTES_MAX
+from batchd.sources import RangeSource
 from batchd.supervisor.requests import _key_spec, _options
 from batchd.units import parse_duration, parse_share, parse_size
 from tests.fuzz.fuzzer import Target
@@ -109,6 +112,14 @@ def read_failure(data: bytes) -> None:
     assert isinstance(found.exception, bytes)
 
 
+def read_log_line(data: bytes) -> None:
+    """A line of what jobs said: it is written again as it is shown."""
+    line = joblog.decode(data)
+    if line is not None:
+        assert line.encode().endswith(b"\n")
+        assert len(line.encode()) <= LOG_LINE_BYTES_MAX
+
+
 def read_report(data: bytes) -> None:
     """A worker's report: the kind, the length of the structured part, that part, the body."""
     kind, length = (data[0] % 9, data[1]) if len(data) > 1 else (0, 0)
@@ -192,16 +203,23 @@ def read_key_spec(data: bytes) -> None:
 
 
 def read_units(data: bytes) -> None:
-    """Sizes, durations and shares as people write them."""
-    dial, text = (data[0] % 3, data[1:].decode("utf-8", "surrogateescape")) if data else (0, "")
-    if dial == 0:
-        assert 0 <= parse_size(text) < 1 << 100
-    elif dial == 1:
-        assert 0.0 <= parse_duration(text) < float("inf")
-    else:
-        count, ratio = parse_share(text)
-        assert (count is None) != (ratio is None)
-        assert ratio is None or 0.0 <= ratio <= 1.0
+    """Sizes, durations, shares, worker counts and ranges as people write them."""
+    dial, text = (data[0] % 5, data[1:].decode("utf-8", "surrogateescape")) if data else (0, "")
+    match dial:
+        case 0:
+            assert 0 <= parse_size(text) < 1 << 100
+        case 1:
+            assert 0.0 <= parse_duration(text) < float("inf")
+        case 2:
+            count, ratio = parse_share(text)
+            assert (count is None) != (ratio is None)
+            assert ratio is None or 0.0 <= ratio <= 1.0
+        case 3:
+            assert parse_workers(text, cpus=3.5) >= 1
+        case _:
+            source = RangeSource.parse(text)
+            assert source.count() >= 0
+            next(source.blocks(), None)
 
 
 # --- The table -------------------------------------------------------------------------------------------------
@@ -281,6 +299,7 @@ TARGETS: Final = (
         [b"\0" + _page(), b"\x04" + _page(), b"\1" + _header_page(), b"\2" + struct.pack("=QQQ", 2, 8, 7)],
     ),
     Target("message", read_message, _json({"do": "hello", "number": 1}, {"batch": "b", "told": 2}, [], 1)),
+    Target("log", read_log_line, [joblog.Line("2026-01-02T03:04:05.678Z", 17, 1, "half way").encode()], allowed=()),
     Target("failure", read_failure, [_FAILURE.encode(), report.Failure("E", "", b"12345678").encode()]),
     Target(
         "report",
@@ -299,7 +318,19 @@ TARGETS: Final = (
     Target(
         "units",
         read_units,
-        [b"\x002G", b"\x00 1.5 KiB", b"\x00300", b"\x011h30m", b"\x01200ms", b"\x011.5", b"\x025", b"\x025%"],
+        [
+            b"\x002G",
+            b"\x00 1.5 KiB",
+            b"\x00300",
+            b"\x011h30m",
+            b"\x01200ms",
+            b"\x011.5",
+            b"\x025",
+            b"\x025%",
+            b"\x0375%",
+            b"\x03auto",
+            b"\x041:9:2",
+        ],
         allowed=(UsageError,),
         words=[b"1", b"0.", b"K", b"ms", b"h", b"d", b"%", "\N{ARABIC-INDIC DIGIT THREE}".encode(), b"\xff", b" "],
     ),

@@ -5,11 +5,12 @@ from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 
-from benchmarks import machine, n1_noop, page, table
+from benchmarks import machine, n1_noop, n2_submit, n3_round_trip, n8_arrays, page, table
 from benchmarks.contest import Contender, Contest, Goal, Sample, Setting
 from benchmarks.figures import Ran, efficiency, fastest, gap_share, greedy_bound_s, outside_share, ratios
 from benchmarks.jobs import TAIL_MS, noop, spin, tail_ms
@@ -213,6 +214,26 @@ def test_n1_checks_real_results(tmp_path: Path) -> None:
     assert set(outcome.refused) == {"liar"}
     assert [len(times) for times in outcome.seconds.values()] == [1, 1, 1]
     assert outcome.figures["batchd"][0]["commits"] >= 1
+
+
+@pytest.mark.parametrize(
+    ("number", "names"),
+    [
+        (n2_submit, ("batchd", "batchd, throw-away")),
+        (n3_round_trip, ("batchd", "floor: 2 durable commits and a pipe there and back")),
+        (n8_arrays, ("batchd", "this disk: one file, then fdatasync")),
+    ],
+)
+def test_numbers_of_an_executor_check_real_results(
+    number: ModuleType, names: tuple[str, ...], tmp_path: Path
+) -> None:
+    if number is n8_arrays:
+        pytest.importorskip("numpy")
+    for whole in number.contests(Setting(workers=2, is_quick=True, scratch=tmp_path, scale=0.001)):
+        chosen = tuple(each for each in whole.contenders if each.name in names)
+        outcome = measure(replace(whole, contenders=chosen), 1, silent)
+        assert outcome.refused == {}
+        assert set(outcome.seconds) == set(names)
 
 
 def test_jobs_of_bare_processes_measure_themselves() -> None:

@@ -6,9 +6,9 @@ import sys
 
 import pytest
 
-from batchd.view import Caption, LiveView, NotesView, PlainView, ProgressNews, SilentView, View, make_view
 from batchd.core.job import JobState
 from batchd.settings import PROGRESS_PLAIN_S
+from batchd.view import Caption, LiveView, NotesView, PlainView, ProgressNews, SilentView, View, make_view
 
 
 class Clock:

@@ -1,0 +1,90 @@
+"""Every batch of a journal in a row, whatever state it is in: what is needed to choose among them.
+
+Nothing is decided here. The one idea: one child opens the batches one after another and may die of a damaged one; the
+next child goes on behind it. So the worst batch costs its own row, and reading a thousand good ones costs one fork.
+"""
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from batchd.core.facts import BatchState
+from batchd.edge.isolation import Isolated, Tell
+from batchd.edge.journal import BatchJournal
+from batchd.edge.shelf import batch_folders, open_batch
+from batchd.edge.watch import DATA_NAME
+from batchd.errors import BatchdError, JournalNewer
+
+RUNNING: Final = "running"
+INTERRUPTED: Final = "interrupted"
+DAMAGED: Final = "damaged"
+NEWER: Final = "newer"
+_OVER: Final = frozenset({BatchState.FINISHED, BatchState.STOPPED, BatchState.CANCELLED})
+
+
+class Row(NamedTuple):
+    """A batch as it is listed."""
+
+    folder: Path
+    state: str
+    """What `batchd ls` says; `newer` for a batch of a later format."""
+    changed: float
+    """When it was written last, in seconds since the epoch."""
+    disk_bytes: int
+    name: str = ""
+    error: str = ""
+
+    @property
+    def batch(self) -> str:
+        """Its id."""
+        return self.folder.name
+
+
+def take_census(folder: Path, live: Collection[str] = ()) -> list[Row]:
+    """Return a row for every batch of the journal in `folder`, the one that changed last first.
+
+    `live` are the batches that a supervisor has open: they are running, whatever can be read of them.
+    """
+    places = batch_folders(folder)
+    told: dict[str, dict[str, Any]] = {}
+    while left := [place for place in places if place.name not in told]:
+        with Isolated(lambda tell, places=left: _describe(places, tell)) as child:  # type: ignore[misc]  # Of lambdas.
+            for fields in child.told():
+                told[fields["batch"]] = fields
+        unread = next((place for place in left if place.name not in told), None)
+        if unread is not None:
+            told[unread.name] = {"state": DAMAGED, "error": f"whoever opens it dies: {child.death}"}
+    rows = [row for place in places if (row := _row(place, told[place.name], live))]
+    return sorted(rows, key=lambda row: (row.changed, row.batch), reverse=True)
+
+
+def disk_bytes(folder: Path) -> int:
+    """Return what the files of a folder occupy."""
+    return sum(file.stat().st_blocks * 512 for file in folder.iterdir() if file.is_file())
+
+
+def _row(place: Path, fields: dict[str, Any], live: Collection[str]) -> Row | None:
+    try:
+        changed = max(file.stat().st_mtime for file in (place, place / DATA_NAME) if file.exists())
+        size = disk_bytes(place)
+    except (OSError, ValueError):
+        return None  # It was removed while this was reading.
+    state = RUNNING if place.name in live else fields["state"]
+    return Row(place, state, changed, size, fields.get("name", ""), fields.get("error", ""))
+
+
+def _describe(places: list[Path], tell: Tell) -> None:
+    for place in places:
+        try:
+            journal = open_batch(place)
+        except BatchdError as error:
+            state = NEWER if isinstance(error, JournalNewer) else DAMAGED
+            tell({"batch": place.name, "state": state, "error": str(error)})
+            continue
+        tell({"batch": place.name, "state": _state_of(journal), "name": str(journal.spec.get("name", ""))})
+        journal.close()
+
+
+def _state_of(journal: BatchJournal) -> str:
+    state = journal.facts.state
+    return state.value if state in _OVER else INTERRUPTED

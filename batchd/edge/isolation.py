@@ -1,0 +1,108 @@
+"""Work in a process of its own, because what it touches may kill it: a damaged file LMDB, user code itself.
+
+Nothing here knows what the work is. The one idea: a child tells what it finds, one JSON object a line, and how it
+ended is an answer like any other: a sentence, never an exception, never the end of this process.
+"""
+
+import faulthandler
+import json
+import os
+import resource
+import select
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import Any, Final, Self
+
+from batchd.errors import BatchdError
+
+Tell = Callable[[dict[str, Any]], None]
+
+SILENCE_S_MAX: Final = 60.0
+"""A child that says nothing for so long is ended: LMDB can be caught in a loop by damage."""
+_READ_BYTES: Final = 1 << 16
+
+
+class Isolated:
+    """A forked child at work. It must be started while this process has no LMDB environment open.
+
+    >>> with Isolated(lambda tell: tell({"found": 7})) as child:
+    ...     list(child.told()), child.death
+    ([{'found': 7}], '')
+    """
+
+    def __init__(self, work: Callable[[Tell], None]) -> None:
+        self.death = ""
+        """How the child ended, when it was not in order."""
+        self._is_over = False
+        read, write = os.pipe2(os.O_CLOEXEC)
+        self._pid = os.fork()
+        if self._pid == 0:
+            os.close(read)
+            _live(work, write)
+        os.close(write)
+        self._read = read
+        self._rest = b""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def told(self, silence_s: float = SILENCE_S_MAX) -> Iterator[dict[str, Any]]:
+        """Give what the child tells, until it has ended; then `death` is known."""
+        while not self._is_over:
+            *lines, self._rest = self._rest.split(b"\n")
+            yield from map(json.loads, filter(None, lines))
+            ready = select.select([self._read], [], [], silence_s)[0]
+            if not ready:
+                self._end(f"it was stuck for {silence_s:.0f} s")
+            elif data := os.read(self._read, _READ_BYTES):
+                self._rest += data
+            else:
+                self._end("")
+
+    def close(self) -> None:
+        """End the child, whatever it does."""
+        if not self._is_over:
+            self._end("it was not waited for")
+            self.death = ""
+
+    def _end(self, why: str) -> None:
+        self._is_over = True
+        if why:
+            with suppress(ProcessLookupError):
+                os.kill(self._pid, signal.SIGKILL)
+        status = os.waitpid(self._pid, 0)[1]
+        os.close(self._read)
+        if why:
+            self.death = why
+        elif os.WIFSIGNALED(status):
+            self.death = f"it was killed by {signal.Signals(os.WTERMSIG(status)).name}"
+        elif os.WEXITSTATUS(status):
+            self.death = f"it ended with exit code {os.WEXITSTATUS(status)}"
+
+
+def _live(work: Callable[[Tell], None], write: int) -> None:
+    """Be the child: never returns."""
+    code = 1
+    try:
+        faulthandler.disable()
+        signal.set_wakeup_fd(-1)
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+        def tell(fields: dict[str, Any]) -> None:
+            line = memoryview(json.dumps(fields).encode() + b"\n")
+            while line:
+                line = line[os.write(write, line) :]
+
+        try:
+            work(tell)
+        except BatchdError as error:
+            tell({"error": str(error), "kind": type(error).__name__})
+        except Exception as error:
+            tell({"error": f"{type(error).__name__}: {error}", "kind": ""})
+        code = 0
+    finally:
+        os._exit(code)

@@ -1,0 +1,172 @@
+"""N8: arrays of 4 MiB, handed over and given back: how many bytes a second get through."""
+
+import importlib
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any, Final
+
+from benchmarks.contest import Contender, Contest, Goal, Sample, Setting
+from benchmarks.executors import Made, Usage, on_disk, process_pool, thrown_away
+
+ARRAY_BYTES: Final = 4 << 20
+_NUMBERS: Final = ARRAY_BYTES // 8
+_DISTINCT: Final = 8
+_AHEAD: Final = 8
+"""Calls under way at once: enough to keep everybody busy, few enough to hold their arrays in memory."""
+_PEERS: Final = ("joblib", "ray")
+_EXECUTOR: Final = "ProcessPoolExecutor"
+_DISK: Final = "this disk: one file, then fdatasync"
+_THROWN_AWAY: Final = "batchd, throw-away"
+
+Run = Callable[[Setting, Callable[[Any], Any], Sequence[Any]], tuple[list[float], float, dict[str, float]]]
+"""Runs a task on items; returns what each result adds up to, the seconds, and figures."""
+
+
+def total(array: Any) -> float:
+    """What an array adds up to."""
+    return float(array.sum())
+
+
+def filled(number: int) -> Any:
+    """An array of 4 MiB, filled with a number."""
+    return _numpy().full(_NUMBERS, float(number))
+
+
+def contests(setting: Setting) -> list[Contest]:
+    """The two tables of N8; none without numpy."""
+    if find_spec("numpy") is None:
+        print("N8 needs numpy: pip install numpy")
+        return []
+    for name in _PEERS:
+        if find_spec(name) is None:
+            print(f"N8 without {name}, which is not installed")
+    jobs = setting.jobs(100, 40)
+    numbers = [job % _DISTINCT for job in range(jobs)]
+    arrays = [filled(number) for number in range(_DISTINCT)]
+    given = [arrays[number] for number in numbers]
+    return [
+        _contest(setting, "arrays of 4 MiB in, their sum out", total, given, numbers),
+        _contest(setting, "numbers in, arrays of 4 MiB out", filled, numbers, numbers),
+    ]
+
+
+def _contest(
+    setting: Setting, title: str, task: Callable[[Any], Any], items: Sequence[Any], numbers: Sequence[int]
+) -> Contest:
+    peers = {"joblib": ("joblib.Parallel", _run_joblib), "ray": ("ray", _run_ray)}
+    ways: list[tuple[str, str, Run]] = [
+        ("batchd", "disk", partial(_run_futures, on_disk)),
+        (_THROWN_AWAY, "process", partial(_run_futures, thrown_away)),
+        (_EXECUTOR, "none", partial(_run_futures, process_pool)),
+        *((*peers[name][:1], "none", peers[name][1]) for name in _PEERS if find_spec(name) is not None),
+    ]
+    is_in = task is total
+    return Contest(
+        number="N8",
+        title=title,
+        jobs=len(items),
+        expected_count=len(items),
+        expected_checksum=float(sum(numbers) * _NUMBERS),
+        contenders=(
+            *(Contender(name, kind, partial(_run, run, setting, task, items)) for name, kind, run in ways),
+            Contender(_DISK, "disk", partial(_run_disk, setting, numbers)),
+        ),
+        goals=(Goal(_THROWN_AWAY, 2.0 if is_in else 1.0, (_EXECUTOR,)),),
+        counted=(
+            f"hand over every call, at most {_AHEAD} ahead of the results taken where the pool allows it, and add up "
+            "every array that comes back; from a warm start, to the last result"
+        ),
+    )
+
+
+def _run(run: Run, setting: Setting, task: Callable[[Any], Any], items: Sequence[Any]) -> Sample:
+    sums, seconds, figures = run(setting, task, items)
+    return Sample(seconds, len(sums), sum(sums), {"MB/s": len(items) * ARRAY_BYTES / 1e6 / seconds, **figures})
+
+
+def _run_futures(
+    made: Made, setting: Setting, task: Callable[[Any], Any], items: Sequence[Any]
+) -> tuple[list[float], float, dict[str, float]]:
+    with made(setting) as pool:
+        list(_sums(pool.take(pool.submit(task, item)) for item in items[:_AHEAD]))
+        usage = Usage(pool)
+        since = time.perf_counter()
+        sums = list(_sums(_window(pool.submit, pool.take, task, items)))
+        return sums, time.perf_counter() - since, usage.figures(len(items))
+
+
+def _window(
+    submit: Callable[..., Any], take: Callable[[Any], Any], task: Callable[[Any], Any], items: Sequence[Any]
+) -> Iterator[Any]:
+    handles = [submit(task, item) for item in items[:_AHEAD]]
+    handles.reverse()
+    for item in items[_AHEAD:]:
+        yield take(handles.pop())
+        handles.insert(0, submit(task, item))
+    while handles:
+        yield take(handles.pop())
+
+
+def _sums(results: Iterable[Any]) -> Iterator[float]:
+    """What results add up to, each dropped before the next is asked for."""
+    for result in results:
+        yield result if isinstance(result, float) else float(result.sum())
+
+
+def _run_joblib(
+    setting: Setting, task: Callable[[Any], Any], items: Sequence[Any]
+) -> tuple[list[float], float, dict[str, float]]:
+    joblib = importlib.import_module("joblib")
+    with joblib.Parallel(setting.workers, return_as="generator") as parallel:
+        call = joblib.delayed(task)
+        list(_sums(parallel(call(item) for item in items[:_AHEAD])))
+        since = time.perf_counter()
+        sums = list(_sums(parallel(call(item) for item in items)))
+        return sums, time.perf_counter() - since, {}
+
+
+def _run_ray(
+    setting: Setting, task: Callable[[Any], Any], items: Sequence[Any]
+) -> tuple[list[float], float, dict[str, float]]:
+    ray = importlib.import_module("ray")
+    with _ray_cluster(ray, setting.workers):
+        call = ray.remote(task)
+        list(_sums(ray.get(call.remote(item)) for item in items[:_AHEAD]))
+        since = time.perf_counter()
+        sums = list(_sums(_window(lambda _, item: call.remote(item), ray.get, task, items)))
+        return sums, time.perf_counter() - since, {}
+
+
+@contextmanager
+def _ray_cluster(ray: Any, workers: int) -> Iterator[None]:
+    ray.init(num_cpus=workers, include_dashboard=False, log_to_driver=False)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _run_disk(setting: Setting, numbers: Sequence[int]) -> Sample:
+    """Write as many bytes as the arrays have to one file: what no journal on this disk can beat."""
+    data = bytes(os.urandom(ARRAY_BYTES))
+    path = Path(mkdtemp(dir=setting.scratch)) / "bytes"
+    since = time.perf_counter()
+    with path.open("wb", buffering=0) as file:
+        for _ in numbers:
+            file.write(data)
+        os.fdatasync(file.fileno())
+    seconds = time.perf_counter() - since
+    written = path.stat().st_size // ARRAY_BYTES
+    path.unlink()
+    checksum = float(sum(numbers) * _NUMBERS) if written == len(numbers) else float("nan")
+    return Sample(seconds, written, checksum, {"MB/s": len(numbers) * ARRAY_BYTES / 1e6 / seconds})
+
+
+def _numpy() -> Any:
+    return importlib.import_module("numpy")

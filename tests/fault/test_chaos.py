@@ -1,0 +1,59 @@
+"""`batchd chaos` for real: short by default, minutes of it when marked slow."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from batchd.testing.chaos import Chaos, Report, Target
+from tests.bench import ROOT
+
+pytestmark = pytest.mark.fault
+
+
+def test_nothing_is_lost_and_nothing_is_left(tmp_path: Path) -> None:
+    asked = ("--duration", "1.5s", "--seed", "13", "--jobs", "200", "--json")  # Its first kills are early ones.
+    command = [sys.executable, "-m", "batchd", "chaos", *asked]
+    environ = {**os.environ, "TMPDIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    ran = subprocess.run(command, env=environ, cwd=tmp_path, capture_output=True, text=True, check=False)
+    told = json.loads(ran.stdout)
+    assert ran.returncode == 0, told
+    assert told["ok"] is True
+    assert told["executions"] >= told["jobs"] == 200
+    assert sum(told["kills"].values()) > 0
+    assert list(tmp_path.iterdir()) == []
+
+
+class Forged(Chaos):
+    """Somebody changes a result, and nobody but the audit could know."""
+
+    def _check_left_behind(self) -> None:
+        super()._check_left_behind()
+        text = self._out.read_text("utf-8")
+        at = text.index('"result": ["') + len('"result": ["')
+        self._out.write_text(text[:at] + ("1" if text[at] == "0" else "0") + text[at + 1 :], "utf-8")
+
+
+def test_a_forged_result_is_found(tmp_path: Path) -> None:
+    shown: list[int] = []
+    report = Forged(
+        tmp_path, Report(seed=1, duration_s=0.3, jobs=30, workers=2), lambda it: shown.append(it.done)
+    ).run()
+    assert report.findings.counts == {"results_wrong": 1}
+    assert report.executions >= 30
+    assert shown
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(("seed", "workers"), [(1, 2), (2, 4), (3, 16)])
+def test_nothing_is_lost_for_a_minute(tmp_path: Path, seed: int, workers: int) -> None:
+    jobs = 3000 * workers
+    report = Chaos(tmp_path, Report(seed=seed, duration_s=60.0, jobs=jobs, workers=workers), lambda _: None).run()
+    assert not report.findings, report.findings.examples
+    assert report.kills[Target.SUPERVISOR] > 5
+    assert report.kills[Target.WORKER] > 20
+    assert report.replays > 0
