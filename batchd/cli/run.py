@@ -17,6 +17,7 @@ from typing import Any
 from batchd.cli import summary
 from batchd.cli.results import ResultStream, extend_path
 from batchd.client import Session, batch_id, request
+from batchd.client.world import check_python, key_of_spec, stored_key
 from batchd.core.events import Options
 from batchd.core.job import Allowances, JobState
 from batchd.edge.folder import journal_folder, open_folder
@@ -85,17 +86,19 @@ def retry(args: argparse.Namespace) -> int:
     journal = find_batch(folder, args.batch)
     spec, batch = dict(journal.spec), journal.folder.name
     is_sealed, counts = journal.facts.is_sealed, dict(journal.facts.counts)
+    key_spec, options = stored_key(journal, is_fresh=args.start == "fresh"), options_of(args)
     journal.close()
-    key_spec, options = key_spec_of(spec, args), options_of(args)
     jobs = sum(counts.get(state, 0) for state in states)
     named = " or ".join(name for name in chosen if getattr(args, name))
     if not jobs:
         print(f"batchd: {batch} has no {named} jobs: nothing to retry", file=sys.stderr)
         return 0
-    # Who retries after mending the task means the mended one.
-    digest = tasks.source_digest(Path(spec["source"]) if spec.get("source") else None)
-    accept_code(folder, batch, spec, digest)
-    spec["digest"] = digest
+    if key_spec.payload:
+        check_python(spec, batch)
+    else:  # Who retries after mending the task means the mended one.
+        digest = tasks.source_digest(Path(spec["source"]) if spec.get("source") else None)
+        accept_code(folder, batch, spec, digest)
+        spec["digest"] = digest
     told = request(folder, "reopen", batch=batch, states=[int(state) for state in states])
     if told["is_live"]:
         print(f"batchd: {jobs:,} {named} jobs of {batch} go back to the command that runs it", file=sys.stderr)
@@ -327,20 +330,7 @@ def describe(
         "durability": args.durability,
         "command": shlex.join(["batchd", *sys.argv[1:]]),
     }
-    return spec, key_spec_of(spec, args)
-
-
-def key_spec_of(spec: dict[str, Any], args: argparse.Namespace) -> KeySpec:
-    """Return how workers of a batch start, in the environment of this process."""
-    module, name = spec["task"]
-    return KeySpec(
-        task=(module, name),
-        sys_path=tuple(spec["sys_path"]),
-        cwd=spec["cwd"],
-        environ=dict(os.environ),
-        executable=sys.executable,
-        is_fresh=args.start == "fresh",
-    )
+    return spec, key_of_spec(spec, is_fresh=args.start == "fresh")
 
 
 def constant_args(pairs: list[str]) -> dict[str, Any]:
@@ -446,6 +436,11 @@ def checkpoint_of(text: str) -> Checkpoint | None:
 
 def check_same(known: dict[str, Any], spec: dict[str, Any], args: argparse.Namespace, batch: str) -> None:
     """Refuse to continue a batch whose code, Python, task or kind of input is another."""
+    if not known["task"][0]:
+        raise UsageError(
+            f"batch {spec['name']} was made from Python, where it calls {known['task'][1]}: go on with it there, "
+            f"`batchd retry {spec['name']} --failed` here, or use another --name"
+        )
     if known["task"] != spec["task"] and not (known["task"][0].endswith(".py") and known["digest"] == spec["digest"]):
         raise UsageError(
             f"batch {spec['name']} runs {':'.join(known['task'])}, not {':'.join(spec['task'])}: "

@@ -127,7 +127,8 @@ def _write_values(salvage: Salvage, target: Path) -> dict[int, dict[str, Any]]:
         with Isolated(lambda tell: _Writer(salvage, target, state, deadly, tell).write()) as child:
             for fields in child.told(_SILENCE_S_MAX):
                 if "error" in fields:
-                    raise JournalError(f"{target} cannot be written: {fields['error']}")
+                    kind = JournalFull if os.strerror(errno.ENOSPC) in fields["error"] else JournalError
+                    raise kind(f"{target} cannot be written: {fields['error']}")
                 told[fields["unit"]] = fields
         if not child.death:
             return told

@@ -72,7 +72,12 @@ def library_key(payload: bytes) -> KeySpec:
 
 def stored_key(journal: BatchJournal, *, is_fresh: bool = False) -> KeySpec:
     """Return how workers of a batch start again: as the journal says, in the environment of this process."""
-    spec = journal.spec
+    payload = b"" if journal.spec["task"][0] else journal.function(TASK_MARK)
+    return key_of_spec(journal.spec, is_fresh=is_fresh, payload=payload)
+
+
+def key_of_spec(spec: Mapping[str, Any], *, is_fresh: bool, payload: bytes = b"") -> KeySpec:
+    """Return how workers of a batch of this specification start, in the environment of this process."""
     module, name = spec["task"]
     return KeySpec(
         task=(module, name),
@@ -81,7 +86,7 @@ def stored_key(journal: BatchJournal, *, is_fresh: bool = False) -> KeySpec:
         environ=dict(os.environ),
         executable=sys.executable,
         is_fresh=is_fresh,
-        payload=b"" if module else journal.function(TASK_MARK),
+        payload=payload,
     )
 
 

@@ -20,12 +20,10 @@ from batchd.edge.isolation import Isolated, Tell
 from batchd.edge.journal import open_environment, sync_folder
 from batchd.edge.shelf import batch_folders
 from batchd.edge.survey import Survey
-from batchd.edge.watch import DATA_NAME
+from batchd.edge.watch import DATA_NAME, LOCK_NAME
 from batchd.errors import BatchdError, JournalError, JournalFull, UsageError
 from batchd.formats import tables
 from batchd.settings import FORMAT_VERSION
-
-_LOCK_NAME: Final = "lock.mdb"
 
 
 class Copied(NamedTuple):
@@ -66,14 +64,14 @@ def _copy_batch(place: Path, batches: Path) -> Copied | None:
     try:
         trouble = _copy_data(place, draft)
         for file in place.iterdir():
-            if file.name not in {DATA_NAME, _LOCK_NAME} and file.is_file():
+            if file.name not in {DATA_NAME, LOCK_NAME} and file.is_file():
                 shutil.copyfile(file, draft / file.name)
     except FileNotFoundError:
         if place.exists():
             raise
         shutil.rmtree(draft)
         return None
-    (draft / _LOCK_NAME).touch(0o600)  # Made by the first to open it, it would make the folder look newer.
+    (draft / LOCK_NAME).touch(0o600)  # Made by the first to open it, it would make the folder look newer.
     for file in draft.iterdir():
         file.chmod(0o600)
         _sync(file)

@@ -16,9 +16,9 @@ from batchd.core.job import JobState
 from batchd.core.ranges import Range, RangeSet
 from batchd.edge.datafile import DataFile
 from batchd.edge.survey import FILE, JOBS_MAX, ROOT, Finding, Survey, covered
-from batchd.edge.watch import DATA_NAME, Watch
+from batchd.edge.watch import DATA_NAME, LOCK_NAME, Watch
 from batchd.errors import JournalError, JournalNewer
-from batchd.formats import tables
+from batchd.formats import pages, tables
 
 
 class Diagnosis(NamedTuple):
@@ -43,6 +43,7 @@ def check_batch(folder: Path) -> Diagnosis:
     if not (folder / DATA_NAME).is_file():
         finding = Finding(FILE, None, None, None, f"there is no {DATA_NAME}")
         return Diagnosis(folder.name, 0, 0, [finding], 0)
+    had_lock = (folder / LOCK_NAME).exists()
     with Watch(folder) as watch:
         if watch.kind == JournalNewer.__name__:
             raise JournalNewer(watch.trouble)
@@ -53,11 +54,19 @@ def check_batch(folder: Path) -> Diagnosis:
         watch.finish()
         if watch.trouble:
             survey.report(FILE, f"batchd cannot read it: {watch.trouble}")
+        if not had_lock and watch.header is not None and _has_changed(folder, watch.header):
+            what = f"{LOCK_NAME} was removed under whoever is writing it: end that run, then check again"
+            survey.findings = [Finding(FILE, None, None, None, what)]  # The rest was read while it was written.
     done = survey.facts.done.copy()
     for piece in survey.outcomes:
         if piece.generation == survey.facts.generation or not survey.is_known:
             done.add(piece.first, piece.stop)
     return Diagnosis(folder.name, survey.facts.size, done.size, survey.findings, survey.unsaid)
+
+
+def _has_changed(folder: Path, header: pages.Header) -> bool:
+    with closing(open_file(folder)) as file:
+        return file.newest != header
 
 
 def open_file(folder: Path) -> DataFile:

@@ -18,6 +18,7 @@ from batchd.errors import BatchdError, JournalError
 from batchd.formats import pages, tables
 
 DATA_NAME: Final = "data.mdb"
+LOCK_NAME: Final = "lock.mdb"
 _BEAT_RECORDS: Final = 4096
 _TRIES: Final = 1000
 

@@ -76,20 +76,20 @@ def test_a_lost_lock_file_is_made_again(tmp_path: Path) -> None:
     assert check_batch(place).is_well
 
 
+def write_on(tell: Tell, place: Path) -> None:
+    """Write commit after commit; a pipe that nobody reads holds it up."""
+    writer = BatchJournal(place, is_writer=True)
+    writer.commit([e.Attached("b", 1)])
+    for turn in range(1_000_000):
+        first = writer.facts.size
+        given = submission(writer.facts, [turn] * 50, sequence=turn + 1)
+        writer.commit([given, success("b", first, ["v" * 50] * 26)])
+        tell({"turn": turn})
+
+
 def test_a_batch_is_checked_while_it_is_written(tmp_path: Path) -> None:
-    journal = BatchJournal.create(tmp_path / "b", {**SPEC, "durability": "process"})
-
-    def write(tell: Tell) -> None:
-        writer = BatchJournal(journal.folder, is_writer=True)
-        writer.commit([e.Attached("b", 1)])
-        for turn in range(1_000_000):
-            first = writer.facts.size
-            given = submission(writer.facts, [turn] * 50, sequence=turn + 1)
-            writer.commit([given, success("b", first, ["v" * 50] * 26)])
-            tell({"turn": turn})  # Waits when nobody reads: a pipe holds so much.
-
-    journal.close()
-    with Isolated(write) as child:
+    BatchJournal.create(tmp_path / "b", {**SPEC, "durability": "process"}).close()
+    with Isolated(lambda tell: write_on(tell, tmp_path / "b")) as child:
         turns = (fields["turn"] for fields in child.told())
         sizes = []
         for _ in range(3):
@@ -101,6 +101,18 @@ def test_a_batch_is_checked_while_it_is_written(tmp_path: Path) -> None:
             assert diagnosis.done * 50 == diagnosis.size * 26
             sizes.append(diagnosis.size)
     assert sizes == sorted(set(sizes)), "nothing was written between the checks"
+
+
+def test_a_lock_file_that_was_removed_under_a_writer_is_told_of(tmp_path: Path) -> None:
+    BatchJournal.create(tmp_path / "b", {**SPEC, "durability": "process"}).close()
+    with Isolated(lambda tell: write_on(tell, tmp_path / "b")) as child:
+        turns = (fields["turn"] for fields in child.told())
+        while next(turns) < 50:
+            pass
+        (tmp_path / "b" / "lock.mdb").unlink()
+        assert texts(found_in(tmp_path / "b")) == (
+            "file: lock.mdb was removed under whoever is writing it: end that run, then check again"
+        )
 
 
 def test_a_moment_is_held_while_the_batch_goes_on(tmp_path: Path) -> None:
