@@ -177,8 +177,7 @@ class Engine:
             return
         attachment.post(lambda: self._ask_to_withdraw(waiting, answer))
         if not in_event_loop():
-            with suppress(Exception):  # The futures tell what became of it.
-                answer.result(_CANCEL_WAIT_S)
+            futures.wait([answer], _CANCEL_WAIT_S)  # The futures tell what became of it.
 
     def _ask_to_withdraw(self, waiting: list[JobFuture], answer: "futures.Future[dict[str, Any]]") -> None:
         indices = RangeSet((f.index, f.index + 1) for f in waiting if f.index is not None and not f.done())

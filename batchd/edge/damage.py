@@ -48,13 +48,14 @@ def check_batch(folder: Path) -> Diagnosis:
         if watch.kind == JournalNewer.__name__:
             raise JournalNewer(watch.trouble)
         with closing(open_file(folder)) as file:
+            before = file.newest
             survey = Survey(folder.name, file, watch.header)
             survey.read()
         judge(survey)
         watch.finish()
         if watch.trouble:
             survey.report(FILE, f"batchd cannot read it: {watch.trouble}")
-        if not had_lock and watch.header is not None and _has_changed(folder, watch.header):
+        if not had_lock and _newest(folder) != before:
             what = f"{LOCK_NAME} was removed under whoever is writing it: end that run, then check again"
             survey.findings = [Finding(FILE, None, None, None, what)]  # The rest was read while it was written.
     done = survey.facts.done.copy()
@@ -64,9 +65,9 @@ def check_batch(folder: Path) -> Diagnosis:
     return Diagnosis(folder.name, survey.facts.size, done.size, survey.findings, survey.unsaid)
 
 
-def _has_changed(folder: Path, header: pages.Header) -> bool:
+def _newest(folder: Path) -> pages.Header | None:
     with closing(open_file(folder)) as file:
-        return file.newest != header
+        return file.newest
 
 
 def open_file(folder: Path) -> DataFile:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 import batchd
+from batchd.edge.journal import BatchJournal
 from tests.commands import Desk, summary_of
 from tests.contract.calls import WAIT_S, fail, note, notes, square
 from tests.faces.programs import Programs
@@ -60,42 +61,51 @@ MAKERS = {
 }
 
 
-@pytest.mark.parametrize("name", ["n", None])
-@pytest.mark.parametrize("kind", MAKERS)
-def test_it_is_shown(desk: Desk, tmp_path: Path, kind: str, name: str | None) -> None:
-    path = str(tmp_path / "mended")
-    MAKERS[kind](desk, path, name)
-    (listed,) = json.loads(desk.run("ls", "--json").stdout)["batches"]
-    assert (listed["size"], listed["succeeded"], listed["failed"]) == (6, 3, 3)
-    batch = name or listed["batch"]
-    for command in ("ls", "show", "results", "failures"):
-        asked = () if command == "ls" else (batch,)
-        ended = desk.run(command, *asked)
-        assert (ended.stderr, ended.stdout != "") == ("", True), command
-        assert ended.returncode in {0, 1}
-    told = [json.loads(line) for line in desk.run("results", batch).stdout.splitlines()]
-    assert [each.get("result") for each in told] == [0, None, 20, None, 40, None]
-    assert [each["state"] for each in told] == ["succeeded", "failed"] * 3
-    failures = desk.run("failures", batch).stdout
-    assert "ValueError" in failures
-    assert "odd: 1" in failures
-    assert "raise ValueError" in failures
+NAMES = {"map": None, "client": None, "keys": "with keys", "executor": None, "queue": "mine"}
+
+
+def test_they_are_shown(desk: Desk, tmp_path: Path) -> None:
+    for kind, make in MAKERS.items():
+        make(desk, str(tmp_path / kind), NAMES[kind])
+    listed = json.loads(desk.run("ls", "--json").stdout)["batches"]
+    assert [(each["size"], each["succeeded"], each["failed"]) for each in listed] == [(6, 3, 3)] * len(MAKERS)
+    assert {"with keys", "mine"} <= {each["name"] for each in listed}
+    assert desk.run("ls").returncode == 0
+    for each in listed:
+        shown = desk.run("show", each["batch"])
+        assert (shown.returncode, shown.stderr) == (0, "")
+        assert each["name"] in shown.stdout
+        results = desk.run("results", each["name"] if each["name"] in NAMES.values() else each["batch"])
+        assert ("is not finished" in results.stderr) == (each["name"] == "mine")  # A queue never is.
+        told = [json.loads(line) for line in results.stdout.splitlines()]
+        assert [line.get("result") for line in told] == [0, None, 20, None, 40, None]
+        assert [line["state"] for line in told] == ["succeeded", "failed"] * 3
+        failures = desk.run("failures", each["batch"]).stdout
+        assert "ValueError: odd: 1" in failures
+        assert "in fail_until" in failures
 
 
 @pytest.mark.parametrize("kind", MAKERS)
 def test_its_failed_jobs_are_retried(desk: Desk, tmp_path: Path, kind: str) -> None:
     path = str(tmp_path / "mended")
     MAKERS[kind](desk, path, "n")
-    spec = json.loads(desk.run("show", "n", "--json").stdout)
     Path(path).touch()
+    before = spec_of(desk)
     ended = desk.run("retry", "n", "--failed", "--json")
     assert ended.returncode == 0, ended.stderr
     assert summary_of(ended.stdout)["succeeded"] == 6
-    told = [json.loads(line) for line in desk.run("results", "n").stdout.splitlines()]
-    assert [each["result"] for each in told] == [0, 10, 20, 30, 40, 50]
     assert sorted(map(int, notes(f"{path}.ran"))) == [0, 1, 1, 2, 3, 3, 4, 5, 5]
-    again = json.loads(desk.run("show", "n", "--json").stdout)
-    assert again.get("digest") == spec.get("digest")
+    assert spec_of(desk) == before
+    with batchd.Client(desk.journal, queue="another") as client:
+        assert list(client.batch("n").results()) == [0, 10, 20, 30, 40, 50]
+
+
+def spec_of(desk: Desk) -> dict[str, Any]:
+    """Return the specification of the only batch."""
+    (place,) = (desk.journal / "batches").glob("[!.]*")
+    journal = BatchJournal(place)
+    journal.close()
+    return dict(journal.spec)
 
 
 def test_after_a_retry_the_program_goes_on(desk: Desk, tmp_path: Path) -> None:
@@ -130,7 +140,7 @@ print(list(batchd.map(job, range(4), name="n", workers=1, on_error="skip")))
     assert programs.told(text) == "[{'x': 0}, {'x': 1}, {'x': 2}, {'x': 3}]\n"
 
 
-@pytest.mark.parametrize("kind", ["map", "client", "keys"])
+@pytest.mark.parametrize("kind", ["map", "client"])
 def test_the_command_line_does_not_run_it_as_something_else(desk: Desk, tmp_path: Path, kind: str) -> None:
     MAKERS[kind](desk, str(tmp_path / "mended"), "n")
     ended = desk.run("run", desk.task("square"), "--range", "0:3", "--name", "n")

@@ -11,6 +11,9 @@ import batchd
 from tests.contract.calls import fail, kill_myself, square
 
 dask = pytest.importorskip("dask", reason="dask is not installed: pip install dask")
+array = pytest.importorskip("dask.array", reason="its arrays need numpy: pip install numpy")
+bag = pytest.importorskip("dask.bag")
+get_scheduler = pytest.importorskip("dask.base").get_scheduler
 np = pytest.importorskip("numpy", reason="numpy is not installed: pip install numpy")
 
 
@@ -21,18 +24,14 @@ def executor() -> Iterator[batchd.Executor]:
 
 
 def test_dask_sees_how_many_workers_there_are(executor: batchd.Executor) -> None:
-    from dask.base import get_scheduler
-
     assert get_scheduler(scheduler=executor).args == (executor.submit, 2)
     assert get_scheduler(scheduler=batchd.Executor()).args[1] >= 1
 
 
 def test_a_bag(executor: batchd.Executor) -> None:
-    import dask.bag
-
-    numbers = dask.bag.from_sequence(range(100), npartitions=7)
+    numbers = bag.from_sequence(range(100), npartitions=7)
     assert numbers.map(square).filter(lambda x: x % 2).sum().compute(scheduler=executor) == 166_650
-    words = dask.bag.from_sequence(["a b", "b", "c a b"], npartitions=3).map(str.split).flatten()
+    words = bag.from_sequence(["a b", "b", "c a b"], npartitions=3).map(str.split).flatten()
     assert sorted(words.frequencies().compute(scheduler=executor)) == [("a", 2), ("b", 3), ("c", 1)]
 
 
@@ -45,9 +44,7 @@ def test_delayed_calls_that_need_each_other(executor: batchd.Executor) -> None:
 
 
 def test_an_array_has_the_numbers_it_has_without(executor: batchd.Executor) -> None:
-    import dask.array
-
-    made = dask.array.random.default_rng(7).integers(0, 99, (300, 300), chunks=(100, 150))
+    made = array.random.default_rng(7).integers(0, 99, (300, 300), chunks=(100, 150))
     product = (made @ made.T).sum(axis=0)
     assert np.array_equal(product.compute(scheduler=executor), product.compute(scheduler="synchronous"))
 
