@@ -9,11 +9,12 @@ import os
 import sys
 import threading
 import warnings
+import weakref
 from collections.abc import Callable
 from concurrent.futures import Future, wait
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from joblib import cpu_count
 from joblib.parallel import AutoBatchingMixin, FallbackToBackend, ParallelBackendBase, SequentialBackend
@@ -43,6 +44,8 @@ class BatchdBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mis
     supports_retrieve_callback = True
     supports_inner_max_num_threads = True
     default_n_jobs = -1
+    living: ClassVar["weakref.WeakSet[BatchdBackend]"] = weakref.WeakSet()
+    """All there are: what a generator that nobody can read any more left running ends with the interpreter."""
 
     def __init__(
         self, nesting_level: int | None = None, inner_max_num_threads: int | None = None, **options: Any
@@ -59,6 +62,7 @@ class BatchdBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mis
         self._options: dict[str, Any] = {}
         self._key: tuple[Any, ...] = ()
         self._shared: SharedArrays | None = None
+        self.living.add(self)
 
     # --- How many ----------------------------------------------------------------------------------------------
 
@@ -219,3 +223,12 @@ def _modules_in(batch: Any) -> tuple[str, ...]:
     function, args, kwargs = batch.items[0]
     kinds = {type(value).__module__ for value in (*args, *kwargs.values())}
     return tuple(sorted({*modules_of(function), *kinds} - {"builtins", "__main__"}))
+
+
+def _at_exit() -> None:
+    for backend in list(BatchdBackend.living):
+        backend.abort_everything(ensure_ready=False)
+
+
+# Before executors wait for what they were given, because they registered before this.
+threading._register_atexit(_at_exit)  # type: ignore[attr-defined]  # noqa: SLF001

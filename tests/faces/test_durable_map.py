@@ -344,7 +344,7 @@ list(batchd.map(Door(Path.cwd()).enter_or_fail, range(4), name="n", workers=1, o
     )
     assert ended.returncode == 1
     last = ended.stderr.splitlines()[-1]
-    assert last.startswith("batchd.errors.SupervisorError: batch ")
+    assert last.startswith("batchd.errors.BatchBusy: batch ")  # A SupervisorError.
     assert f"being run by process {os.getpid()}" in last
     door.open()
     assert list(results) == [1, 2, 3]
