@@ -4,6 +4,7 @@ One thread per executor does all of it. Submitting appends to a list and wakes t
 then travels together, so that a commit is shared by all calls that came while the last one was under way.
 """
 
+import logging
 import os
 import threading
 import weakref
@@ -115,6 +116,8 @@ class Engine:
         self._queue: deque[_Waiting] = deque()
         self._futures: dict[int, JobFuture] = {}
         """By index: sent and not done."""
+        self._sent: list[JobFuture] = []
+        """What travelled last; to a queue it may not have been accepted yet."""
         self._size = 0
         """How many jobs the batch has, with those under way to the supervisor."""
         self._marks: weakref.WeakKeyDictionary[Callable[..., Any], bytes] = weakref.WeakKeyDictionary()
@@ -282,7 +285,7 @@ class Engine:
             options=self._options,
             key_spec=library_key(pack_bundle(Bundle(None, *self._prepare, preload=modules_of(fn)))),
             digest="",
-            note=_note,
+            note=logging.getLogger("batchd").warning,
             is_shared=self._is_queue,
             follows=True,
             is_eager=True,
@@ -325,6 +328,7 @@ class Engine:
             sent, blocks = self._encoded(self._take_calls())
             if not sent:
                 continue
+            self._sent = sent
             if self._is_queue:
                 session.submit(b"".join(blocks), then=partial(self._on_accepted, sent))
             else:
@@ -454,6 +458,7 @@ class Engine:
             self._broken = error = error or self._broken
             self._is_closing = True
             waiting = [call.future for call in self._queue if not call.future.is_taken] + list(self._futures.values())
+            waiting += (future for future in self._sent if future.index is None)
             self._queue.clear()
             self._futures.clear()
         self._is_settled.set()
@@ -492,9 +497,3 @@ def _culprit(call: _Waiting) -> str:
         except Exception:
             return f"the argument {name}, a {type(value).__qualname__}"
     return "the arguments"
-
-
-def _note(text: str) -> None:
-    import logging  # noqa: PLC0415  (rarely needed)
-
-    logging.getLogger("batchd").warning(text)

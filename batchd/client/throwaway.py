@@ -13,9 +13,9 @@ import threading
 from contextlib import suppress
 from pathlib import Path
 
-from batchd.client.connection import Connection, connect
+from batchd.client.connection import Connection, SupervisorGone, connect
 from batchd.edge.folder import open_folder
-from batchd.edge.lock import holder_of
+from batchd.edge.lock import vacant
 
 _lock = threading.Lock()
 _made: dict[int, tuple[Path, Connection]] = {}
@@ -26,15 +26,31 @@ def throwaway_folder() -> Path:
     """Return the folder of this process's throw-away journal, whose supervisor runs."""
     with _lock:
         pid = os.getpid()
-        if pid not in _made or not _made[pid][0].exists():
+        # Of one whose supervisor died, maps under way start another, which deletes it behind the last of them.
+        if pid not in _made or not _is_there(*_made[pid]):
             _made.clear()
             place = Path(tempfile.gettempdir())
             _sweep(place)
             folder = open_folder(Path(tempfile.mkdtemp(prefix=f"batchd-{os.geteuid()}-{pid}-", dir=place)))
             # Held open, so that the supervisor is there from one map to the next.
             _made[pid] = folder, connect(folder, is_throwaway=True)
-            atexit.register(_made[pid][1].close)
+            atexit.register(_leave, *_made[pid])
         return _made[pid][0]
+
+
+def _is_there(folder: Path, connection: Connection) -> bool:
+    try:
+        connection.messages()
+    except SupervisorGone:
+        connection.close()
+        return False
+    return folder.exists()
+
+
+def _leave(folder: Path, connection: Connection) -> None:
+    connection.close()
+    if folder.name.split("-")[2] == str(os.getpid()):
+        _delete(folder)  # Unless its supervisor will.
 
 
 def _sweep(place: Path) -> None:
@@ -43,10 +59,12 @@ def _sweep(place: Path) -> None:
         pid = found.name.split("-")[2]
         with suppress(OSError):
             is_mine = found.lstat().st_uid == os.geteuid() and not found.is_symlink()
-            if pid.isdigit() and is_mine and not Path("/proc", pid).exists() and not _is_held(found):
-                shutil.rmtree(found, ignore_errors=True)
+            if pid.isdigit() and is_mine and not Path("/proc", pid).exists():
+                _delete(found)
 
 
-def _is_held(folder: Path) -> bool:
-    holder = holder_of(folder)
-    return bool(holder) and Path("/proc", str(holder.get("pid", 0))).exists()
+def _delete(folder: Path) -> None:
+    """Delete a journal that no supervisor holds."""
+    with suppress(OSError), vacant(folder) as is_vacant:
+        if is_vacant:
+            shutil.rmtree(folder, ignore_errors=True)

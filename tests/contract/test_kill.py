@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 import batchd
+from batchd.client.session import Session
+from batchd.errors import SupervisorError
 from tests.commands import Desk, dead, until
 from tests.contract.calls import WAIT_S, Door, nap, note, notes, square
 
@@ -86,3 +88,15 @@ def test_a_callback_of_a_cancelled_call_may_submit_another(make_ours: Any, door:
         until(door.came, "the first call runs")
     door.open()
     assert [call.result(WAIT_S) for call in made] == [25, 25]
+
+
+def test_whoever_hands_a_job_to_a_queue_hears_that_it_was_never_taken(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise SupervisorError("it is gone for good")
+
+    with batchd.Client(desk.journal, workers=1) as client:
+        monkeypatch.setattr(Session, "submit", refuse)
+        with pytest.raises(SupervisorError, match="gone for good"):
+            client.submit(square, 3)

@@ -139,6 +139,30 @@ print(list(batchd.map(job, [1, 2], workers=1)))
     assert_nothing_is_left(programs)
 
 
+@pytest.mark.fault
+def test_a_supervisor_that_died_is_not_missed_and_leaves_nothing(programs: Programs) -> None:
+    told = programs.told(
+        """
+from batchd.client.throwaway import throwaway_folder
+from batchd.edge.lock import holder_of
+from tests.bench import await_death
+
+def job(x):
+    note("ran", os.getpid())
+    return x
+
+for _ in range(3):
+    assert list(batchd.map(job, range(10), workers=1)) == list(range(10))
+    pid = int(holder_of(throwaway_folder())["pid"])
+    os.kill(pid, signal.SIGKILL)
+    await_death(pid)
+print("well")
+"""
+    )
+    assert told == "well\n"
+    assert_nothing_is_left(programs)
+
+
 # --- Bounded -----------------------------------------------------------------------------------------------------
 
 
