@@ -300,9 +300,11 @@ class Requests:
             self._check_free(name, is_shared=False)
         if not was_live:
             self._attach(name, _Opening(name))
-        supervisor.emit(event_of(name))
-        if not was_live:
-            supervisor.emit(ev.DetachRequested(name))
+        try:
+            supervisor.emit(event_of(name))
+        finally:  # Also when the change cannot be made: nobody said how workers of the batch would start.
+            if not was_live:
+                supervisor.emit(ev.DetachRequested(name))
         supervisor.after_commit(lambda: client.reply(number, {**self._clients.progress(name), "is_live": was_live}))
 
     def _reopen_event(self, name: str, states: set[JobState]) -> ev.ReopenRequested:

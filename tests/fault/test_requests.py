@@ -12,11 +12,13 @@ from typing import Any
 
 import pytest
 
+from batchd.client.connection import connect
 from batchd.core.events import Options
 from batchd.edge import control
+from batchd.errors import UsageError
 from batchd.formats import frame
 from batchd.formats.segment import input_blocks
-from tests.bench import House, key_spec
+from tests.bench import House, key_spec, pump_until
 from tests.fuzz.fuzzer import Fuzzer, Target
 
 BATCH = "b"
@@ -128,3 +130,24 @@ def test_no_request_harms_the_supervisor(house: House, seed: int, count: int) ->
     assert house.run(same(20), "after") == {index: index for index in range(20)}
     assert "Traceback" not in log.read_text("utf-8", "replace")
     assert os.path.exists(f"/proc/{pid}")  # noqa: PTH110
+
+
+@pytest.mark.fault
+def test_a_change_that_fails_lets_go_of_the_batch(house: House) -> None:
+    """It was taken up for the change alone: nobody has told how its workers would start."""
+    session = house.start(same(20))
+    pump_until(session, lambda: session.progress["size"] == 20, "its input is there")
+    session.leave(at_once=True)
+    pump_until(session, lambda: session.is_put_down, "it is put down")
+    connection = connect(house.folder)
+    pid = house.supervisor
+    with pytest.raises(UsageError, match="malformed request: KeyError: 'reason'"):
+        connection.ask("cancel", batch=BATCH)
+    # Whoever opens it next waits until it is put down again, and runs what is left.
+    again = house.session()
+    again.open()
+    again.feed(iter(()))
+    house.finish(again)
+    assert house.outcomes() == {index: index for index in range(20)}
+    assert house.supervisor == pid
+    connection.close()
