@@ -116,8 +116,8 @@ class Engine:
         self._queue: deque[_Waiting] = deque()
         self._futures: dict[int, JobFuture] = {}
         """By index: sent and not done."""
-        self._sent: list[JobFuture] = []
-        """What travelled last; to a queue it may not have been accepted yet."""
+        self._unaccepted: list[JobFuture] = []
+        """Sent to a queue, which has not said yet where they stand in it."""
         self._size = 0
         """How many jobs the batch has, with those under way to the supervisor."""
         self._marks: weakref.WeakKeyDictionary[Callable[..., Any], bytes] = weakref.WeakKeyDictionary()
@@ -328,8 +328,8 @@ class Engine:
             sent, blocks = self._encoded(self._take_calls())
             if not sent:
                 continue
-            self._sent = sent
             if self._is_queue:
+                self._unaccepted = sent
                 session.submit(b"".join(blocks), then=partial(self._on_accepted, sent))
             else:
                 self._number(sent, self._size)
@@ -350,6 +350,7 @@ class Engine:
             )
         assert self._journal is not None
         self._number(sent, reply["first"])
+        self._unaccepted = []
         for future in sent:
             if future.accepted is not None and future.index is not None:
                 future.accepted.set_result(future.index)
@@ -458,7 +459,7 @@ class Engine:
             self._broken = error = error or self._broken
             self._is_closing = True
             waiting = [call.future for call in self._queue if not call.future.is_taken] + list(self._futures.values())
-            waiting += (future for future in self._sent if future.index is None)
+            waiting += self._unaccepted
             self._queue.clear()
             self._futures.clear()
         self._is_settled.set()
