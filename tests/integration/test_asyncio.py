@@ -1,7 +1,8 @@
 """An executor behind an event loop, as a web application has one: what it is handed never holds up the loop.
 
-Two cores that others use as well make gaps of their own, so each measurement is made three times and the best one
-counts: what batchd does itself, it does each time. `AsyncClient` is measured in tests/faces/test_async_client.py.
+Two cores that others use as well make gaps of their own, so a measurement is made again, and the best one counts:
+what batchd does itself, it does each time. That nothing waits in the loop is counted in
+tests/faces/test_async_client.py.
 """
 
 import asyncio
@@ -20,7 +21,7 @@ from tests.contract.calls import WAIT_S, Door, fail, kill_myself, square
 
 TICK_S: Final = 0.001
 GAP_S_MAX: Final = 0.1
-ATTEMPTS: Final = 3
+ATTEMPTS: Final = 10
 
 HandOff = Callable[[batchd.Executor, Callable[..., Any], Any], Awaitable[Any]]
 

@@ -21,6 +21,7 @@ from batchd.formats.values import load
 from batchd.settings import CHECKPOINT_BYTES_MAX
 from batchd.worker.context import CurrentJob
 from tests.bench import Bench, House, at_work, is_alive, listening, pump_until
+from tests.commands import until
 
 GOOD = JobState.SUCCEEDED
 
@@ -50,7 +51,7 @@ def test_status_shows_how_far_the_running_job_is_and_nobody_else(bench: Bench, t
         other = bench.start()
         assert shown(bench) == {1: (None, None), 2: (None, None)}
         bench.run(worker, 0, 1)
-        assert shown(bench) == {1: (None, None), 2: (None, None)}
+        until(lambda: shown(bench) == {1: (None, None), 2: (None, None)}, "it has let go of the job it reported")
         bench.lease(worker, 0, 2, lane=1)
         hear()
         bench.lease(other, 2, 3)
