@@ -16,7 +16,7 @@ from contextlib import suppress
 from functools import partial
 from time import monotonic
 from traceback import format_exception
-from typing import Any, ClassVar, Final, NamedTuple
+from typing import Any, ClassVar, Final
 
 from batchd.client.attachment import Attachment, in_event_loop, settle
 from batchd.client.reading import error_at
@@ -29,10 +29,11 @@ from batchd.core.ranges import RangeSet
 from batchd.edge.journal import BatchJournal
 from batchd.edge.outcomes import Outcomes, Span
 from batchd.errors import BatchdError, SupervisorError
-from batchd.formats.segment import Encoding, input_blocks, pickled_blocks
-from batchd.formats.values import are_plain, dump, load
+from batchd.formats.segment import Encoding
+from batchd.formats.values import load
 from batchd.joberrors import JobFailed, JobUnreadable, RemoteTraceback
-from batchd.worker.calls import CALLS, Bundle, Call, mark_of, pack_bundle, pack_function
+from batchd.packing import Calling, Packer
+from batchd.worker.calls import CALLS, Bundle, pack_bundle
 
 _CALLS_MAX: Final = 8_192
 """Calls that travel together."""
@@ -82,13 +83,6 @@ class JobFuture(futures.Future[Any]):
             self.set_running_or_notify_cancel()
 
 
-class _Waiting(NamedTuple):
-    future: JobFuture
-    fn: Callable[..., Any]
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-
-
 class Engine:
     """What an executor is when nobody looks: calls not sent yet, and futures of those that were."""
 
@@ -112,16 +106,15 @@ class Engine:
         self._prepare = initializer, initargs
         self._is_queue = is_queue
         self.pid = os.getpid()
-        self._lock = threading.Lock()
-        self._queue: deque[_Waiting] = deque()
+        self._lock = threading.RLock()  # The collector may close an executor wherever its thread allocates.
+        self._queue: deque[Calling] = deque()
         self._futures: dict[int, JobFuture] = {}
         """By index: sent and not done."""
         self._unaccepted: list[JobFuture] = []
         """Sent to a queue, which has not said yet where they stand in it."""
         self._size = 0
         """How many jobs the batch has, with those under way to the supervisor."""
-        self._marks: weakref.WeakKeyDictionary[Callable[..., Any], bytes] = weakref.WeakKeyDictionary()
-        self._defined: set[bytes] = set()
+        self._packer = Packer()
         self._attachment: Attachment | None = None
         self._journal: BatchJournal | None = None
         self._outcomes: Outcomes | None = None
@@ -151,7 +144,7 @@ class Engine:
             if self._is_closing:
                 at_exit = not threading.main_thread().is_alive()
                 raise RuntimeError(f"cannot schedule new futures after {'interpreter ' * at_exit}shutdown")
-            self._queue.append(_Waiting(future, fn, args, kwargs))
+            self._queue.append(Calling(future, fn, args, kwargs))
             self._is_settled.clear()
             if self._attachment is None:
                 self._attachment = self._attach(fn)
@@ -197,7 +190,7 @@ class Engine:
     def running(self) -> set[int]:
         """Return which jobs workers are at."""
         attachment = self._attachment
-        if attachment is None or threading.current_thread() is attachment.thread:
+        if attachment is None or self.pid != os.getpid() or threading.current_thread() is attachment.thread:
             return set()
         try:
             return set(attachment.request("running").result(_CANCEL_WAIT_S)["running"])
@@ -206,6 +199,7 @@ class Engine:
 
     def flush(self, timeout: float | None) -> None:
         """Wait until nothing is queued or unanswered."""
+        self._check_process()
         if self._attachment is not None and not self._is_settled.wait(timeout):
             raise TimeoutError("the journal has not taken everything yet")
         if self._broken is not None:
@@ -219,16 +213,19 @@ class Engine:
 
     def close(self, *, cancel: bool = False, at_once: bool = False) -> None:
         """Take no more calls; the thread ends when those it has are done. `at_once`: what a queue runs is cut off."""
+        if self.pid != os.getpid():  # Its parent goes on, and may have held the lock when this process was forked.
+            return
         with self._lock:
             self._is_closing, self._is_urgent = True, at_once
             waiting = [call.future for call in self._queue] + list(self._futures.values()) if cancel else []
         if waiting:
             self.withdraw(waiting)
-        if self._attachment is not None and self.pid == os.getpid():
+        if self._attachment is not None:
             self._attachment.wake()
 
     def kill(self) -> None:
         """Take no more calls and end those that run: whatever is not done by then fails with BrokenProcessPool."""
+        self._check_process()
         with self._lock:
             self._is_closing = True
             self._broken = self._broken or BrokenProcessPool("the workers were killed, as they were asked to be")
@@ -236,7 +233,7 @@ class Engine:
             self._queue.clear()
         for future in unsent:
             future.give_up()
-        if self._attachment is not None and self.pid == os.getpid():
+        if self._attachment is not None:
             self._attachment.stop(at_once=True)
 
     def join(self) -> None:
@@ -325,7 +322,7 @@ class Engine:
         # Where the jobs of a shared batch begin, the reply tells, and only that of the last submission can be asked
         # for again: one is under way at a time.
         while self._queue and (session.is_answered if self._is_queue else session.has_room):
-            sent, blocks = self._encoded(self._take_calls())
+            sent, blocks = self._packer.pack(self._take_calls(), session.define, _fail)
             if not sent:
                 continue
             if self._is_queue:
@@ -359,48 +356,13 @@ class Engine:
         for start, stop in done.overlap(reply["first"], reply["first"] + len(sent)):
             self._session.recorded.add(start, stop)
 
-    def _take_calls(self) -> list[_Waiting]:
+    def _take_calls(self) -> list[Calling]:
         with self._lock:
             popped = [self._queue.popleft() for _ in range(min(len(self._queue), _CALLS_MAX))]
             calls = [call for call in popped if not call.future.is_taken]  # The others were cancelled meanwhile.
             for call in calls:
                 call.future.is_taken = True
         return calls
-
-    def _encoded(self, calls: list[_Waiting]) -> tuple[list[JobFuture], list[bytes]]:
-        """Return the calls' futures and input segments; a call that does not pickle fails here, and is left out."""
-        items: list[Call] = []
-        sound = []
-        for call in calls:
-            try:
-                items.append((self._mark(call.fn), call.args, call.kwargs or None))
-                sound.append(call)
-            except Exception as error:
-                _fail(call.future, error, f"while pickling the function {call.fn!r}")
-        if are_plain(items):
-            return [call.future for call in sound], [block for _, block in input_blocks(items)]
-        sent, pickles = [], []
-        for call, item in zip(sound, items, strict=True):
-            try:
-                pickles.append(dump(item))
-                sent.append(call.future)
-            except Exception as error:
-                _fail(call.future, error, f"while pickling {_culprit(call)}")
-        return sent, [block for _, block in pickled_blocks(pickles)]
-
-    def _mark(self, fn: Callable[..., Any]) -> bytes:
-        """Return the mark of a function, which goes to the supervisor before the first call that names it."""
-        is_constant = getattr(fn, "__closure__", ()) is None
-        if is_constant and (known := self._marks.get(fn)) is not None:
-            return known
-        payload = pack_function(fn)
-        mark = mark_of(payload)
-        if mark not in self._defined:
-            self._defined.add(mark)
-            self._session.define(mark, payload)
-        if is_constant:
-            self._marks[fn] = mark
-        return mark
 
     def _resolve(self) -> None:
         session = self._session
@@ -487,14 +449,3 @@ def _fail(future: JobFuture, error: BaseException, where: str) -> None:
     for waiting in filter(None, (future, future.accepted)):
         with suppress(futures.InvalidStateError):
             waiting.set_exception(error)
-
-
-def _culprit(call: _Waiting) -> str:
-    """Name the argument that does not pickle."""
-    named = [(f"args[{at}]", value) for at, value in enumerate(call.args)]
-    for name, value in (*named, *call.kwargs.items()):
-        try:
-            dump(value)
-        except Exception:
-            return f"the argument {name}, a {type(value).__qualname__}"
-    return "the arguments"

@@ -4,6 +4,7 @@ What a caller touches lives here; what moves calls to the supervisor and outcome
 messages are those of `ProcessPoolExecutor`, with one difference: a crash fails the job that crashed, and only that.
 """
 
+import operator
 import os
 import threading
 import weakref
@@ -49,7 +50,7 @@ class Executor(futures.Executor):
         memory_per_job: int | None = None,
     ) -> None:
         """Prepare; processes start with the first call. `timeout` is seconds per job, `memory_per_job` bytes."""
-        max_workers = workers_auto()[0] if max_workers is None else max_workers
+        max_workers = workers_auto()[0] if max_workers is None else operator.index(max_workers)
         if max_workers <= 0:
             raise ValueError("max_workers must be greater than 0")
         if max_workers > WORKERS_MAX:
@@ -58,6 +59,10 @@ class Executor(futures.Executor):
             raise TypeError("initializer must be a callable")
         if timeout is not None and timeout <= 0:
             raise ValueError("timeout must be greater than 0")
+        for option, value, least in (("retries", retries, 0), ("crashes_max", crashes_max, 1)):
+            _check_count(option, value, least)
+        if memory_per_job is not None:
+            _check_count("memory_per_job", memory_per_job, 1)
         self._max_workers = max_workers
         options = Options(
             workers=max_workers,
@@ -132,6 +137,11 @@ class Executor(futures.Executor):
 
     def __reduce__(self) -> Any:
         raise TypeError("an Executor cannot be pickled: make one in the process that uses it")
+
+
+def _check_count(name: str, value: int, least: int) -> None:
+    if operator.index(value) < least:
+        raise ValueError(f"{name} must be {least} or more")
 
 
 def _results(

@@ -5,7 +5,6 @@ What a batch is and how it outlives its supervisor is not known here: see sessio
 
 import json
 import os
-import select
 import socket
 import subprocess
 import sys
@@ -13,11 +12,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
 from batchd import __version__, errors
 from batchd.edge import control, lock
+from batchd.edge.readiness import readable
 from batchd.errors import BatchdError, SupervisorError, SupervisorMismatch
 from batchd.formats.frame import FrameReader
 from batchd.settings import START_WAIT_S, SUPERVISOR_RESTARTS_MAX
@@ -41,6 +42,7 @@ class Connection:
 
     def __init__(self, line: socket.socket) -> None:
         self.socket = line
+        self._pid = os.getpid()
         self._reader = FrameReader()
         self._number = 0
         self._inbox: deque[control.Message] = deque()
@@ -73,7 +75,7 @@ class Connection:
     def messages(self) -> list[control.Message]:
         """Return what arrived since the last call, without waiting. Raises SupervisorGone at the end."""
         try:
-            while select.select([self.socket], [], [], 0)[0]:
+            while readable([self.socket.fileno()], 0):
                 self._inbox.extend(self._read())
         except SupervisorGone:
             if not self._inbox:  # Its last words are heard first; the next call says that it is gone.
@@ -83,7 +85,10 @@ class Connection:
         return found
 
     def close(self) -> None:
-        """Hang up."""
+        """Hang up: also when a child that was forked meanwhile holds a copy of the line."""
+        if self._pid == os.getpid():
+            with suppress(OSError):  # The other side was faster.
+                self.socket.shutdown(socket.SHUT_RDWR)
         self.socket.close()
 
     def _receive(self) -> Iterator[control.Message]:
@@ -122,7 +127,15 @@ def connect(folder: Path, *, is_throwaway: bool = False) -> Connection:
         connection = _try_connect(folder)
         if connection is not None:
             return connection
-        trouble = start_supervisor(folder, is_throwaway=is_throwaway)
+        try:
+            trouble = start_supervisor(folder, is_throwaway=is_throwaway)
+        except (OSError, BatchdError) as error:
+            if folder.exists():
+                raise
+            raise SupervisorError(
+                f"the journal {folder} is gone: a throw-away journal goes with its supervisor, and that was told to "
+                "leave (SIGTERM). Give `journal=` or `name=`, and work survives this too"
+            ) from error
         if trouble and time.monotonic() > deadline:
             raise SupervisorError(trouble)
         if trouble:

@@ -6,7 +6,6 @@ goes on. Every request about a batch may be repeated without harm; that is what 
 
 import json
 import os
-import select
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,6 +20,7 @@ from batchd.client.connection import LOG_NAME, Connection, SupervisorGone, check
 from batchd.core.events import Options
 from batchd.core.ranges import Range, RangeSet
 from batchd.edge import control, lock
+from batchd.edge.readiness import readable
 from batchd.edge.template import KeySpec
 from batchd.errors import SupervisorError
 from batchd.formats.segment import input_blocks
@@ -284,7 +284,7 @@ class Session:
             sources = [self.fileno, *wake]
             if self._feed is not None and self.has_room:
                 sources.append(self._feed.wake_fd)
-            ready = select.select(sources, [], [], timeout_s)[0]
+            ready = readable(sources, timeout_s)
             if self._feed is not None and self._feed.wake_fd in ready:
                 os.eventfd_read(self._feed.wake_fd)
             self._take_messages()

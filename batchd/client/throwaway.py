@@ -22,6 +22,14 @@ _made: dict[int, tuple[Path, Connection]] = {}
 """By process: a child made by fork has none of its parent's."""
 
 
+def _renew_lock() -> None:
+    global _lock  # noqa: PLW0603  (whoever held it when this process was forked is not here to let go of it)
+    _lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_renew_lock)
+
+
 def throwaway_folder() -> Path:
     """Return the folder of this process's throw-away journal, whose supervisor runs."""
     with _lock:

@@ -8,12 +8,12 @@ import faulthandler
 import json
 import os
 import resource
-import select
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any, Final, Self
 
+from batchd.edge.readiness import readable
 from batchd.errors import BatchdError
 
 Tell = Callable[[dict[str, Any]], None]
@@ -55,7 +55,7 @@ class Isolated:
         while not self._is_over:
             *lines, self._rest = self._rest.split(b"\n")
             yield from map(json.loads, filter(None, lines))
-            ready = select.select([self._read], [], [], silence_s)[0]
+            ready = readable([self._read], silence_s)
             if not ready:
                 self._end(f"it was stuck for {silence_s:.0f} s")
             elif data := os.read(self._read, _READ_BYTES):

@@ -99,6 +99,7 @@ class Requests:
         name = request.name
         self._check_free(name, is_shared=request.is_shared)
         if name in self._clients.shared and self._clients.owner(name) is not None:
+            self._check_alike(request)
             self._bind(client, request)  # Others run it: their workers serve this client as well.
             self._supervisor.after_commit(lambda: self._tell_opened(client, number, name))
             return
@@ -111,7 +112,7 @@ class Requests:
                     raise TaskError(reason)
                 self._check_free(name, is_shared=request.is_shared)
                 if name in self._clients.shared and self._clients.owner(name) is not None:
-                    pass  # Another client was faster.
+                    self._check_alike(request)  # Another client was faster.
                 elif name in self._supervisor.journals:  # Taken up for a moment, to be changed, during the import.
                     self._clients.when_put_down(name, lambda: go_on(""))
                     return
@@ -143,6 +144,18 @@ class Requests:
             raise BatchBusy(f"batch {name} is being run by process {owner.line.pid}: `batchd status` shows it")
         if len(self._supervisor.journals) >= OPEN_BATCHES_MAX:
             raise SupervisorError(f"{OPEN_BATCHES_MAX} batches are open, which is the limit: wait for one to finish")
+
+    def _check_alike(self, request: "_Opening") -> None:
+        """Refuse a client whose jobs would silently be run by the rules of others."""
+        batch = self._supervisor.scheduler.batches.get(request.name)
+        if batch is None:
+            return
+        theirs, its = _rules_of(batch.options), _rules_of(request.options)
+        if theirs != its:
+            raise UsageError(
+                f"the queue {request.name} is open with {theirs}, and this client asks for {its}: "
+                "ask for the same, or for a queue of another name"
+            )
 
     def _attach(self, name: str, request: "_Opening") -> None:
         supervisor, spec = self._supervisor, request.spec
@@ -356,6 +369,12 @@ class Requests:
         if name not in client.bound:
             raise SupervisorError(f"batch {name} is not open on this connection")
         return name
+
+
+def _rules_of(options: ev.Options) -> str:
+    """Say how the jobs of a batch are run, as far as it shows in their outcomes."""
+    allowed = options.allowances
+    return f"retries={allowed.retries}, crashes_max={allowed.crashes_max}, timeout={options.timeout_s}"
 
 
 def _options(fields: dict[str, Any]) -> ev.Options:
