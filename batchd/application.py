@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any, Final, NamedTuple, Self
 
 from batchd.batch import Batch
-from batchd.client.reading import error_at
+from batchd.client.reading import error_at, values_of
 from batchd.client.session import Session, batch_id
 from batchd.client.world import (
     code_digest,
@@ -304,7 +304,7 @@ class _Slices:
     """Calls that an event loop is to make, from any thread: so few in each turn that nobody else waits long."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
+        self.loop = loop
         self._calls: deque[Callable[[], None]] = deque()
         self._is_due = False
 
@@ -314,7 +314,7 @@ class _Slices:
         if not self._is_due:
             self._is_due = True
             with suppress(RuntimeError):  # The loop is closed: nobody waits any more.
-                self._loop.call_soon_threadsafe(self._run)
+                self.loop.call_soon_threadsafe(self._run)
 
     def _run(self) -> None:
         self._is_due = False
@@ -322,7 +322,7 @@ class _Slices:
             self._calls.popleft()()
         if self._calls and not self._is_due:
             self._is_due = True
-            self._loop.call_soon(self._run)
+            self.loop.call_soon(self._run)
 
 
 class AsyncJob:
@@ -373,19 +373,22 @@ class AsyncClient:
         self._opening = asyncio.Lock()
         self._slices: _Slices
         self._given: deque[_Given] = deque()
-        self._is_due = False
+        self._is_due = self._is_closed = False
         self._hands = ThreadPoolExecutor(1, "batchd-async")
         """Hands over what was given meanwhile, all at once: the event loop only puts it down and looks at it."""
 
     async def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> AsyncJob:
         """Hand over one job; return when it is on disk. Raises what pickling raises, and BatchdError."""
-        if self._client is None:
-            await self._opened()
+        await self._opened()
         told: asyncio.Future[AsyncJob] = asyncio.get_running_loop().create_future()
         self._given.append(_Given(told, fn, args, kwargs))
         if not self._is_due:
-            self._is_due = True
-            self._hands.submit(self._hand_over)
+            self._is_due = True  # First: the thread may be faster.
+            try:
+                self._hands.submit(self._hand_over)
+            except RuntimeError:  # It was closed meanwhile.
+                self._is_due = False
+                raise
         return await told
 
     async def submit_batch(self, fn: Callable[[Any], Any], items: Iterable[Any] = (), **options: Any) -> Batch:
@@ -410,6 +413,7 @@ class AsyncClient:
 
     async def close(self) -> None:
         """Let go of everything; what was handed over and not run stays in the journal."""
+        self._is_closed = True
         if self._client is not None:
             await asyncio.to_thread(self._client.close)
         await asyncio.to_thread(self._hands.shutdown)
@@ -424,7 +428,15 @@ class AsyncClient:
         await self.close()
 
     async def _opened(self) -> Client:
+        if self._is_closed:
+            raise RuntimeError("this AsyncClient was closed: make another")
+        if self._client is not None and self._slices.loop is asyncio.get_running_loop():
+            return self._client
         async with self._opening:
+            if self._client is not None and self._slices.loop is not asyncio.get_running_loop():
+                raise RuntimeError(
+                    "this AsyncClient belongs to another event loop: make one in the loop that uses it"
+                )
             if self._client is None:
                 self._slices = _Slices(asyncio.get_running_loop())
                 self._client = await asyncio.to_thread(Client, self._journal, **self._options)
@@ -480,7 +492,8 @@ def _record(journal: BatchJournal, index: int) -> JobRecord:
     (span,) = outcomes.spans(RangeSet([(index, index + 1)]), facts.generation)
     state = span.state.name.lower()
     if span.state is JobState.SUCCEEDED:
-        return JobRecord(f"{batch}:{index}", state, span.values()[0])
+        (value,) = values_of(span, journal, outcomes, "return")
+        return JobRecord(f"{batch}:{index}", state, value)
     ((_, failure),) = span.failures()
     error = error_at(journal, outcomes, index, span.state, failure)
     return JobRecord(f"{batch}:{index}", state, error)

@@ -14,16 +14,16 @@ from typing import Any, Final, NamedTuple
 
 from batchd.client.attachment import Attachment
 from batchd.client.connection import checked, request
-from batchd.client.reading import values_of
+from batchd.client.reading import check_on_error, values_of
 from batchd.client.session import Session
-from batchd.client.world import stored_key
+from batchd.client.world import check_python, stored_key
 from batchd.core.events import Options
 from batchd.core.job import JobState
 from batchd.core.ranges import RangeSet
 from batchd.edge.failures import FailureGroup, group_failures
 from batchd.edge.journal import BatchJournal
 from batchd.edge.outcomes import Outcomes
-from batchd.errors import BatchBusy, BatchdError, UsageError
+from batchd.errors import BatchBusy, BatchdError, SupervisorError, UsageError
 from batchd.intake import PULL_MAX, KeyedInput, PlainInput
 from batchd.mapping import Key, key_function
 from batchd.settings import SUBMIT_WINDOW_BYTES
@@ -63,6 +63,8 @@ class Batch:
         self._source: BatchJournal | None = None
         """What the intake holds its input against."""
         self._changed = threading.Condition()
+        self._adding = threading.Lock()
+        """One thread after the other: an intake counts what it was given."""
         self._running = threading.RLock()
         """Held while this object takes the batch up."""
         self._done = RangeSet()
@@ -88,6 +90,10 @@ class Batch:
         The batch stays open, or is opened again. Raises BatchdError, and what iterating raises: what was added
         before that stays added.
         """
+        with self._adding:
+            return self._add(items, key)
+
+    def _add(self, items: Iterable[Any], key: Key | None) -> int:
         door = _Door(self._run())
         if self._intake is None:
             key_of = key_function(key)
@@ -117,6 +123,7 @@ class Batch:
 
     def progress(self) -> Standing:
         """Return how the batch stands now."""
+        self._check_process()
         if self._is_live and self._attachment is not None:
             fields = self._attachment.session.progress
             counts = {JobState(int(state)): count for state, count in fields["counts"].items()}
@@ -154,7 +161,12 @@ class Batch:
         Of a batch that this process does not run: of the jobs that are done. `on_error` as in `batchd.map`.
         Raises JobError, BatchdError.
         """
+        check_on_error(on_error)
         self._check_process()
+        self._read(lambda journal: check_python(journal.spec, self.id))
+        return self._results(ordered, on_error)
+
+    def _results(self, ordered: bool, on_error: str) -> Iterator[Any]:
         attachment = self._attachment
         journal = BatchJournal(self._folder / "batches" / self.id)
         try:
@@ -262,6 +274,7 @@ class Batch:
 
     def _session(self) -> Session:
         key_spec, spec = self._read(lambda journal: (stored_key(journal), journal.spec))
+        check_python(spec, self.id)
         return Session(
             self._folder,
             self.id,
@@ -363,7 +376,9 @@ class _Door:
     ) -> None:
         """Add jobs; see `intake.Door`."""
         with self._changed:
-            self._changed.wait_for(lambda: self._bytes < SUBMIT_WINDOW_BYTES or self._attachment.is_over, None)
+            while self._bytes >= SUBMIT_WINDOW_BYTES and not self._attachment.is_over:
+                self._changed.wait(_LOOK_S)
+            self._check()
             self._bytes += len(body)
 
         def answered(reply: dict[str, Any]) -> None:
@@ -389,9 +404,16 @@ class _Door:
         with self._changed:
             while self._bytes and not self._attachment.is_over:
                 self._changed.wait(_LOOK_S)
+        if self._bytes or self._attachment.error or self._error:
+            self._check()
+
+    def _check(self) -> None:
+        """Raise what keeps jobs from the journal."""
         error = self._attachment.error or self._error
         if error is not None:
             raise error
+        if self._attachment.is_over:
+            raise SupervisorError("the batch was closed before everything was added: what `size` counts is in it")
 
 
 def _standing(size: int, done: int, counts: dict[JobState, int], state: str, reason: str) -> Standing:

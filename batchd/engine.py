@@ -19,7 +19,7 @@ from traceback import format_exception
 from typing import Any, ClassVar, Final
 
 from batchd.client.attachment import Attachment, in_event_loop, settle
-from batchd.client.reading import error_at
+from batchd.client.reading import error_at, unreadable
 from batchd.client.session import Session, batch_id
 from batchd.client.trimming import Trimming
 from batchd.client.world import check_python, library_folder, library_key, library_spec, modules_of, name_of
@@ -31,7 +31,7 @@ from batchd.edge.outcomes import Outcomes, Span
 from batchd.errors import BatchdError, SupervisorError
 from batchd.formats.segment import Encoding
 from batchd.formats.values import load
-from batchd.joberrors import JobFailed, JobUnreadable, RemoteTraceback
+from batchd.joberrors import JobFailed, RemoteTraceback
 from batchd.packing import Calling, Packer
 from batchd.worker.calls import CALLS, Bundle, pack_bundle
 
@@ -391,9 +391,7 @@ class Engine:
                 except futures.InvalidStateError:
                     pass
                 except Exception as error:
-                    broken = JobUnreadable(f"the result of job {self.batch}:{index} could not be unpickled: {error}")
-                    broken.batch, broken.index, broken.__cause__ = self.batch, index, error
-                    future.set_exception(broken)
+                    future.set_exception(unreadable(self.batch, index, error))
         else:
             for index, value in enumerate(span.values(), span.start):
                 self._futures.pop(index).set_result(value)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar, cast
 
 from batchd.client.connection import request
+from batchd.client.reading import check_on_error
 from batchd.client.session import Session, batch_id
 from batchd.client.world import (
     code_digest,
@@ -117,8 +118,7 @@ def key_function(key: Key | None) -> Callable[[Any], Any] | None:
 def _check(fn: object, plan: Plan, *, is_durable: bool, key: object) -> None:
     if not callable(fn):
         raise TypeError(f"{type(fn).__name__} is not callable: map takes a function and what to call it with")
-    if plan.on_error not in {"raise", "return", "skip"}:
-        raise UsageError(f'on_error={plan.on_error!r}: it is "raise", "return" or "skip"')
+    check_on_error(plan.on_error)
     if plan.window is not None and plan.window < 1:
         raise ValueError("buffersize must be None or > 0")
     if key is not None and not is_durable:

@@ -45,7 +45,7 @@ class Attachment:
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._is_woken = False
         self._pid = os.getpid()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # The collector may close what is attached wherever it strikes.
         self._is_over = False
         self._stopping: bool | None = None
         self._answers: set[Future[dict[str, Any]]] = set()
@@ -63,7 +63,10 @@ class Attachment:
 
     def post(self, call: Callable[[], None]) -> None:
         """Have the thread make a call soon; it is dropped when the attachment is over."""
-        self._inbox.append(call)
+        with self._lock:
+            if self._is_over:
+                return
+            self._inbox.append(call)
         self.wake()
 
     def request(self, do: str, body: bytes = b"", /, **fields: Any) -> Future[dict[str, Any]]:
@@ -123,6 +126,7 @@ class Attachment:
     def _end(self) -> None:
         with self._lock:
             self._is_over = True
+            self._inbox.clear()
             os.close(self._wake_fd)
         self._ended(self.error)
         for answer in list(self._answers):

@@ -133,8 +133,8 @@ def connect(folder: Path, *, is_throwaway: bool = False) -> Connection:
             if folder.exists():
                 raise
             raise SupervisorError(
-                f"the journal {folder} is gone: a throw-away journal goes with its supervisor, and that was told to "
-                "leave (SIGTERM). Give `journal=` or `name=`, and work survives this too"
+                f"the journal {folder} is gone: it was moved or deleted, or is the one of a program that names none, "
+                "which goes when its supervisor is told to leave (SIGTERM): with `journal=` or `name=` it stays"
             ) from error
         if trouble and time.monotonic() > deadline:
             raise SupervisorError(trouble)

@@ -6,11 +6,11 @@ from typing import Any
 from batchd.core.job import JobState
 from batchd.edge.journal import BatchJournal
 from batchd.edge.outcomes import Outcomes, Span
-from batchd.errors import BatchdError
+from batchd.errors import BatchdError, UsageError
 from batchd.formats.report import Failure
 from batchd.formats.segment import Encoding
 from batchd.formats.values import load
-from batchd.joberrors import JobError, error_of, input_text, rerun_command
+from batchd.joberrors import JobError, JobUnreadable, error_of, input_text, rerun_command
 
 
 def values_of(span: Span, journal: BatchJournal, outcomes: Outcomes, on_error: str) -> Iterator[Any]:
@@ -23,10 +23,32 @@ def values_of(span: Span, journal: BatchJournal, outcomes: Outcomes, on_error: s
             if on_error == "return":
                 yield error
     elif span.block.encoding is Encoding.ITEMS:
-        for payload in span.payloads():
-            yield load(payload)
+        for index, payload in enumerate(span.payloads(), span.start):
+            try:
+                value = load(payload)
+            except Exception as cause:
+                value = unreadable(journal.folder.name, index, cause)
+                if on_error == "raise":
+                    raise value from cause
+                if on_error == "skip":
+                    continue
+            yield value
+            del value  # Its taker may let go of it before the next is asked for.
     else:
         yield from span.values()
+
+
+def check_on_error(on_error: str) -> None:
+    """Raise UsageError unless it says what becomes of a job that failed."""
+    if on_error not in {"raise", "return", "skip"}:
+        raise UsageError(f'on_error={on_error!r}: it is "raise", "return" or "skip"')
+
+
+def unreadable(batch: str, index: int, cause: Exception) -> JobUnreadable:
+    """Return the error of a result that cannot be unpickled here."""
+    error = JobUnreadable(f"the result of job {batch}:{index} could not be unpickled: {cause}")
+    error.batch, error.index, error.__cause__ = batch, index, cause
+    return error
 
 
 def error_at(journal: BatchJournal, outcomes: Outcomes, index: int, state: JobState, failure: Failure) -> JobError:

@@ -34,7 +34,7 @@ def run(kind: str, folder: Path, text: str) -> "subprocess.CompletedProcess[str]
     main = "".join(f"    {line}\n" for line in main.splitlines())
     program.write_text(f"{HEAD}{before}\n\nif __name__ == '__main__':\n{main}")
     return subprocess.run(
-        [sys.executable, "-X", "dev", "-W", "error", program, kind, folder / "ran"],
+        [sys.executable, "-W", "error", program, kind, folder / "ran"],
         env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "HOME": str(folder), "TMPDIR": str(folder)},
         cwd=folder,
         capture_output=True,

@@ -146,7 +146,7 @@ def test_functions_and_classes_of_a_program_run(tmp_path: Path, way: str) -> Non
     (tmp_path / "program.py").write_text(SCRIPT)
     program = {"file": ["program.py"], "-c": ["-c", SCRIPT], "stdin": ["-"]}[way]
     ended = subprocess.run(
-        [sys.executable, "-X", "dev", "-W", "error", *program],
+        [sys.executable, "-W", "error", *program],
         input=SCRIPT if way == "stdin" else "",
         env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)},
         cwd=tmp_path,

@@ -114,7 +114,7 @@ def run_program(folder: Path, text: str) -> "subprocess.CompletedProcess[str]":
     (folder / "program.py").write_text(text)
     (folder / "tmp").mkdir()
     return subprocess.run(
-        [sys.executable, "-X", "dev", "program.py"],
+        [sys.executable, "-W", "default", "program.py"],
         env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "HOME": str(folder), "TMPDIR": str(folder / "tmp")},
         cwd=folder,
         capture_output=True,

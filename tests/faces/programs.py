@@ -39,7 +39,7 @@ class Programs:
         """Start a program, in a process group of its own."""
         (self.folder / "program.py").write_text(HEAD + text)
         process = subprocess.Popen(
-            [sys.executable, "-X", "dev", "program.py", *map(str, arguments)],
+            [sys.executable, "-W", "default", "program.py", *map(str, arguments)],
             env=self.environ,
             cwd=self.folder,
             stdin=subprocess.DEVNULL,

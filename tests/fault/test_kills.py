@@ -59,12 +59,21 @@ def test_the_supervisor_is_killed_at_random_moments(desk: Desk) -> None:
 
 
 _TRACE = "strace"
+_MORE_TIMES = [
+    ("fdatasync", (1, 3, 4, 5, 7, 9)),
+    ("pwrite64", (1, 2, 3, 8, 14, 21)),
+    ("sendto", (1, 2, 4, 5, 6)),
+    ("write", (1, 2, 3, 5, 7, 12)),
+]
 
 
 @pytest.mark.skipif(shutil.which(_TRACE) is None, reason="strace is not installed: crash points cannot be enumerated")
 @pytest.mark.parametrize(
     ("call", "times"),
-    [("fdatasync", (2, 7)), ("pwrite64", (5, 14)), ("sendto", (3,)), ("write", (9,))],
+    [
+        *(("fdatasync", (2,)), ("pwrite64", (5,)), ("sendto", (3,)), ("write", (9,))),
+        *(pytest.param(call, times, marks=pytest.mark.slow) for call, times in _MORE_TIMES),
+    ],
 )
 def test_the_supervisor_is_killed_at_its_nth_system_call(desk: Desk, call: str, times: tuple[int, ...]) -> None:
     """Before, within and after commits, and between a commit and the frames that follow it."""

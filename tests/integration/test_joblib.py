@@ -438,7 +438,7 @@ next(results)
 def test_nothing_is_left_of_a_program_however_it_ends(end: str, code: int, tmp_path: Path) -> None:
     (tmp_path / "tmp").mkdir()
     ended = subprocess.run(
-        [sys.executable, "-X", "dev", "-W", "error", "-c", PROGRAM + end],
+        [sys.executable, "-W", "error", "-c", PROGRAM + end],
         env={
             "PYTHONPATH": str(ROOT),
             "PATH": "/usr/bin:/bin",
