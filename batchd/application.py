@@ -15,10 +15,10 @@ from types import TracebackType
 from typing import Any, Final, NamedTuple, Self
 
 from batchd.batch import Batch
+from batchd.client.codedigest import code_digest
 from batchd.client.reading import error_at, values_of
 from batchd.client.session import Session, batch_id
 from batchd.client.world import (
-    code_digest,
     library_folder,
     library_key,
     library_spec,

@@ -24,7 +24,7 @@ from batchd.edge.failures import FailureGroup, group_failures
 from batchd.edge.journal import BatchJournal
 from batchd.edge.outcomes import Outcomes
 from batchd.errors import BatchBusy, BatchdError, SupervisorError, UsageError
-from batchd.intake import PULL_MAX, KeyedInput, PlainInput
+from batchd.intake import PULL_MAX, InputRaised, KeyedInput, PlainInput
 from batchd.mapping import Key, key_function
 from batchd.settings import SUBMIT_WINDOW_BYTES
 
@@ -106,6 +106,8 @@ class Batch:
         try:
             while not intake.is_over:
                 intake.pull(PULL_MAX)
+        except InputRaised as raised:
+            raise raised.error from None
         finally:
             door.wait()
         self.skipped += intake.skipped - skipped

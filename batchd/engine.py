@@ -330,6 +330,7 @@ class Engine:
                 session.submit(b"".join(blocks), then=partial(self._on_accepted, sent))
             else:
                 self._number(sent, self._size)
+                self._trimming.sent(len(sent), sum(map(len, blocks)))
                 session.submit_blocks(blocks)
 
     def _number(self, sent: list[JobFuture], first: int) -> None:

@@ -17,7 +17,7 @@ from batchd.core.ranges import Range, RangeSet
 from batchd.edge.journal import BatchJournal
 from batchd.edge.outcomes import Outcomes, Span
 from batchd.errors import TaskError
-from batchd.intake import PULL_MAX, PULL_S, KeyedInput, PlainInput
+from batchd.intake import PULL_MAX, PULL_S, InputRaised, KeyedInput, PlainInput
 from batchd.view import ProgressNews, View
 
 WINDOW: Final = 131_072
@@ -56,6 +56,8 @@ class Flow:
         self._ahead = 0
         """How many those are."""
         self._resting_until = 0.0
+        self._raised: Exception | None = None
+        """What reading the input raised."""
         self._input = KeyedInput(session, plan.key) if plan.key else PlainInput(session)
         self._input.items = items
 
@@ -79,6 +81,8 @@ class Flow:
                         self._forget(span)
                 rest_s = self._resting_until - perf_counter() if self._may_pull else _PUMP_S
                 self._pump(0.0 if ready else max(0.0, rest_s))
+            if self._raised is not None:
+                raise self._raised
             self._finish()
         finally:
             journal.close()
@@ -105,12 +109,24 @@ class Flow:
         if self._due and since < self._resting_until:
             return
         while self._may_pull and perf_counter() - since < PULL_S:
-            for start, stop in self._input.pull(min(PULL_MAX, self._window - self._ahead)):
+            for start, stop in self._taken_in(min(PULL_MAX, self._window - self._ahead)):
                 self._ahead += stop - start
                 follows = bool(self._due) and self._due[-1][1] == start
                 self._due.append((self._due.pop()[0] if follows else start, stop))
         if (took_s := perf_counter() - since) > 2 * PULL_S:  # Results may be ready long before slow input comes.
             self._resting_until = since + took_s + min(_REST_S_MAX, took_s * _REST_SHARE)
+
+    def _taken_in(self, count: int) -> list[Range]:
+        """Read input; when that raises, the results of what came before are given first, as the built-in map does."""
+        try:
+            jobs = self._input.pull(count)
+        except InputRaised as raised:
+            self._raised, self._input.is_over = raised.error, True
+            return []
+        if self._trimming is not None:
+            taken = sum(stop - start for start, stop in jobs)
+            self._trimming.sent(taken, taken * self._input.bytes_per_item)
+        return jobs
 
     def _pump(self, timeout_s: float) -> None:
         session = self._session

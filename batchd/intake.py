@@ -70,7 +70,8 @@ class PlainInput:
         """Read up to `count` items, or as many as come soon, and submit them; return their jobs."""
         start = self._size
         is_known = start < self._known
-        items, self.is_over = read_soon(self.items, min(count, self._known - start) if is_known else count)
+        count = min(count, self._known - start) if is_known else count
+        items, self.is_over, self.items = read_soon(self.items, count)
         self._size += len(items)
         if is_known:
             self._given.compare(start, items)
@@ -169,7 +170,7 @@ class KeyedInput:
 
     def pull(self, count: int) -> list[Range]:
         """Read up to `count` items and submit those that are new; return the jobs of all of them."""
-        items, self.is_over = read_soon(self.items, min(count, 512))
+        items, self.is_over, self.items = read_soon(self.items, min(count, 512))
         jobs: list[Range] = []
         payloads: list[bytes] = []
         keys: list[bytes] = []
@@ -224,15 +225,42 @@ def _encoded(value: Any, payload: bytes) -> bytes:
     return payload
 
 
-def read_soon(items: Iterator[Any], count: int) -> tuple[list[Any], bool]:
-    """Return (up to `count` items, as many as come soon; whether these were the last)."""
+class InputRaised(Exception):
+    """Iterating the input raised `error`; what it gave before that was taken in."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+def read_soon(items: Iterator[Any], count: int) -> tuple[list[Any], bool, Iterator[Any]]:
+    """Return (up to `count` items, as many as come soon; whether these were the last; where the next come from).
+
+    >>> def broken():
+    ...     yield 1
+    ...     raise OSError("no more")
+    >>> found, is_over, items = read_soon(broken(), 5)
+    >>> found, is_over, read_soon(items, 5)
+    Traceback (most recent call last):
+    batchd.intake.InputRaised: no more
+    """
     found = []
     until = perf_counter() + PULL_S
-    for item in islice(items, count):
-        found.append(item)
-        if perf_counter() > until:  # Slow items are not waited for in groups.
-            return found, False
-    return found, len(found) < count
+    try:
+        for item in islice(items, count):
+            found.append(item)
+            if perf_counter() > until:  # Slow items are not waited for in groups.
+                return found, False, items
+    except InputRaised:
+        raise
+    except Exception as error:
+        return found, False, _raising(InputRaised(error))
+    return found, len(found) < count, items
+
+
+def _raising(error: Exception) -> Iterator[Any]:
+    raise error
+    yield  # type: ignore[unreachable]  # What makes it an iterator.
 
 
 def pickled(item: Any) -> bytes:

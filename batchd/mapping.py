@@ -8,11 +8,11 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar, cast
 
+from batchd.client.codedigest import code_digest
 from batchd.client.connection import request
 from batchd.client.reading import check_on_error
 from batchd.client.session import Session, batch_id
 from batchd.client.world import (
-    code_digest,
     library_folder,
     library_key,
     library_spec,

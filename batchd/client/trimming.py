@@ -20,19 +20,38 @@ class Trimming:
     (None, [(0, 10)])
     >>> trimming.add(10, 20, 64 << 20), trimming.due(), trimming.due()
     (None, [(0, 20)], [])
+    >>> trimming.sent(20, 20 << 20), trimming.add(20, 30, 0), trimming.due(), trimming.add(30, 40, 22 << 20)
+    (None, None, [], None)
+    >>> trimming.due()
+    [(0, 40)]
     """
 
     def __init__(self) -> None:
         self._read = RangeSet()
         self._since: list[Range] = []
         self._jobs = self._bytes = 0
+        self._sent_jobs = self._sent_bytes = 0
+        """Of jobs sent and not read: their inputs lie in the journal too."""
+
+    def sent(self, jobs: int, size: int) -> None:
+        """Take in that this many jobs, whose inputs are `size` bytes, were sent."""
+        self._sent_jobs += jobs
+        self._sent_bytes += size
 
     def add(self, start: int, stop: int, size: int) -> None:
         """Take in that jobs [start, stop), whose outcomes are about `size` bytes, were read."""
         self._read.add(start, stop)
         self._since.append((start, stop))
         self._jobs += stop - start
-        self._bytes += size
+        self._bytes += size + self._inputs_of(stop - start)
+
+    def _inputs_of(self, jobs: int) -> int:
+        """Return what the inputs of jobs that were read took, as an average of those under way: none is lost."""
+        jobs = min(jobs, self._sent_jobs)
+        size = self._sent_bytes * jobs // self._sent_jobs if jobs else 0
+        self._sent_jobs -= jobs
+        self._sent_bytes -= size
+        return size
 
     def due(self) -> list[Range]:
         """Return what is worth forgetting now, [] when it is too little."""

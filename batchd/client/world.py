@@ -10,7 +10,6 @@ import types
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from functools import partial
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,6 @@ from batchd.edge.journal import BatchJournal
 from batchd.edge.template import KeySpec
 from batchd.errors import CodeChanged, UsageError
 from batchd.formats.tables import TASK_MARK
-from batchd.formats.values import is_plain
 from batchd.worker.calls import Bundle, pack_bundle
 
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -140,45 +138,6 @@ def pack_task(function: Callable[..., Any]) -> bytes:
     except Exception as error:
         error.add_note(f"while pickling the function {name_of(function)}")
         raise
-
-
-def code_digest(function: Callable[..., Any]) -> str:
-    """Return a digest that changes when the function's own code does; what it calls is not looked into.
-
-    >>> code_digest(lambda x: x + 1) == code_digest(lambda x: x + 1) != code_digest(lambda x: x + 2)
-    True
-    """
-    parts: list[str] = []
-    found: Any = function
-    while found is not None:
-        if isinstance(found, partial):
-            parts += _plainly(*found.args, *sorted(found.keywords.items()))
-            found = found.func
-            continue
-        found = getattr(found, "__func__", found)
-        made = found if hasattr(found, "__code__") else type(found).__call__
-        code = getattr(made, "__code__", None)
-        parts += _parts_of(code) if code is not None else [name_of(found)]
-        parts += _plainly(*(getattr(made, "__defaults__", None) or ()))
-        found = getattr(found, "__wrapped__", None)  # What a decorator hides.
-    return blake2b("\0".join(parts).encode(errors="replace"), digest_size=16).hexdigest()
-
-
-def _plainly(*values: object) -> list[str]:
-    """Return values as text, where that says no more than what they are: no address, no order of a set."""
-    return [repr(value) if is_plain(value) else type(value).__qualname__ for value in values]
-
-
-def _parts_of(code: types.CodeType) -> list[str]:
-    """What a code object does, without where it stands: line numbers and file names change with every edit."""
-    found = [code.co_code.hex(), repr(code.co_names), repr(code.co_varnames[: code.co_argcount])]
-    for each in code.co_consts:
-        found += _parts_of(each) if isinstance(each, types.CodeType) else [_constant(each)]
-    return found
-
-
-def _constant(value: object) -> str:
-    return repr(sorted(map(repr, value))) if isinstance(value, frozenset) else repr(value)
 
 
 def modules_of(function: Callable[..., Any] | None) -> tuple[str, ...]:

@@ -58,17 +58,25 @@ class Outcomes:
         for low, high in list(done.overlap(start, last)):
             index = low
             while index < high:
-                span = self._span(index, high, generation)
-                yield span
-                index = span.stop
+                found = [self._span(index, high, generation)]
+                index = found[0].stop
+                yield found.pop()  # Nobody here holds on to what may be large.
 
     def _span(self, index: int, stop: int, generation: int) -> Span:
         for number in range(generation, -1, -1):
             block = self._block(index, number)
             if block is not None:
-                return Span(index, min(block.first + block.count, stop), block)
+                stop = min(block.first + block.count, stop)
+                self._let_go(number, stop)
+                return Span(index, stop, block)
             stop = min(stop, self._next_start(index, number))
         raise JournalDamaged(f"batch {self._journal.folder.name}: the outcome of job {index} is missing")
+
+    def _let_go(self, generation: int, stop: int) -> None:
+        """Drop the record read last when the jobs before `stop` were the rest of it."""
+        last = self._records[generation][1][-1]
+        if stop >= last.first + last.count:
+            del self._records[generation]
 
     def _block(self, index: int, generation: int) -> Block | None:
         starts, blocks = self._records.get(generation, ([], []))

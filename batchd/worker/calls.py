@@ -7,6 +7,7 @@ of an executor sends each further function once, under a mark that its calls the
 
 import importlib
 import traceback
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
@@ -14,7 +15,7 @@ from hashlib import blake2b
 from typing import Any, Final, NamedTuple
 
 from batchd.errors import TaskError
-from batchd.worker.mainglobals import load_function
+from batchd.worker.mainglobals import keep_prepared, load_function, tag_of, tagged
 
 ONE: Final = "one"
 """The task is called with the item, and with the batch's constant arguments."""
@@ -22,6 +23,13 @@ STAR: Final = "star"
 """The item is the tuple of the arguments."""
 CALLS: Final = "calls"
 """The item is (mark of the function, tuple of arguments, dict of keyword arguments or None)."""
+
+_KNOWN_MAX: Final = 1_024
+"""Functions that a worker keeps unpickled for a batch."""
+_KNOWN_BYTES_MAX: Final = 64 << 20
+"""What their pickles may have taken together."""
+_KNOWN_MIN: Final = 2
+"""Those used last stay whatever they hold: calls of one large function are many as a rule."""
 
 Call = tuple[bytes, tuple[Any, ...], dict[str, Any] | None]
 
@@ -36,11 +44,14 @@ class Bundle(NamedTuple):
     initargs: tuple[Any, ...] = ()
     preload: tuple[str, ...] = ()
     """Modules to import once for all workers, where they can be imported."""
+    tag: bytes = b""
+    """Where it was pickled, as worker/mainglobals.py tells runs of programs apart; it does not travel in it."""
 
     def prepare(self) -> None:
         """Run the initializer, if there is one."""
         if self.initializer is not None:
             self.initializer(*self.initargs)
+            keep_prepared(self.tag)
 
 
 def mark_of(payload: bytes) -> bytes:
@@ -52,16 +63,16 @@ def pack_function(function: Callable[..., Any]) -> bytes:
     """Return a callable's pickle: by name where workers can import it, else by value. Raises what pickling raises."""
     import cloudpickle  # noqa: PLC0415  (30 ms, needed in clients only)
 
-    payload: bytes = cloudpickle.dumps(function, 5)
-    return payload
+    return tagged(cloudpickle.dumps(function, 5))
 
 
 def pack_bundle(bundle: Bundle) -> bytes:
     """Return a bundle's pickle. Raises what pickling raises."""
     import cloudpickle  # noqa: PLC0415
 
-    payload: bytes = cloudpickle.dumps(tuple(bundle), 5)
-    return payload
+    payload: bytes = cloudpickle.dumps(tuple(bundle[:-1]), 5)
+    # A task alone shares its globals with nothing that travels, and its workers may serve the next run.
+    return payload if bundle.initializer is None else tagged(payload)
 
 
 def load_bundle(payload: bytes) -> Bundle:
@@ -71,7 +82,7 @@ def load_bundle(payload: bytes) -> Bundle:
     3
     """
     try:
-        bundle = Bundle(*load_function(payload))
+        bundle = Bundle(*load_function(payload))._replace(tag=tag_of(payload))
     except BaseException as error:
         text = "".join(traceback.format_exception(error))
         raise TaskError(f"the task could not be unpickled in a worker; its own traceback:\n{text.rstrip()}") from None
@@ -101,15 +112,40 @@ def bind(
 
 
 class _Calls:
-    """Calls the function that an item names; each is unpickled once per worker."""
+    """Calls the function that an item names.
+
+    Each is unpickled once per worker and kept while it is among those used last: partials and closures are as many as
+    the calls, and as large as what they hold. One that was let go is in the journal still.
+    """
 
     def __init__(self, function: Callable[[bytes], bytes]) -> None:
         self._function = function
-        self._known: dict[bytes, Callable[..., Any]] = {}
+        self._known: OrderedDict[bytes, tuple[Callable[..., Any], int]] = OrderedDict()
+        """Functions and the sizes of their pickles, the one used last at the end."""
+        self._bytes = 0
+        self._last_mark = b""
+        self._last: Callable[..., Any] = _nothing
 
     def __call__(self, item: Call) -> Any:
         mark, args, kwargs = item
-        found = self._known.get(mark)
-        if found is None:
-            found = self._known[mark] = load_function(self._function(mark))
-        return found(*args, **kwargs) if kwargs else found(*args)
+        if mark != self._last_mark:
+            self._last, self._last_mark = self._find(mark), mark
+        return self._last(*args, **kwargs) if kwargs else self._last(*args)
+
+    def _find(self, mark: bytes) -> Callable[..., Any]:
+        known = self._known.get(mark)
+        if known is not None:
+            self._known.move_to_end(mark)
+            return known[0]
+        payload = self._function(mark)
+        found: Callable[..., Any] = load_function(payload)
+        self._known[mark] = found, len(payload)
+        self._bytes += len(payload)
+        while len(self._known) > _KNOWN_MAX or (self._bytes > _KNOWN_BYTES_MAX and len(self._known) > _KNOWN_MIN):
+            _, (_, size) = self._known.popitem(last=False)
+            self._bytes -= size
+        return found
+
+
+def _nothing() -> None:
+    """Stand where no function was called yet."""

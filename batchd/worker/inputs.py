@@ -13,7 +13,7 @@ import lmdb
 from batchd.errors import FormatError
 from batchd.formats import tables
 from batchd.formats.segment import Block, unpack
-from batchd.settings import READERS_MAX
+from batchd.settings import READERS_MAX, RECORD_BYTES_MAX
 
 _OPEN_MAX = 4
 
@@ -48,11 +48,15 @@ class BatchInputs:
         block = next(unpack(record), None)
         if block is None or index >= first + block.count:
             raise FormatError(f"the journal holds no input for job {index}")
-        self._block, self._values = (first, block), None
-        return self._block
+        # A large block is one job's, and would stay in memory until the next one comes.
+        self._block = (first, block) if len(block.body) <= RECORD_BYTES_MAX else None
+        self._values = None
+        return first, block
 
     def vector(self, block: Block) -> list[Any]:
         """Return the values of a vector block, decoded once for all leases that share it: they cannot change."""
+        if self._block is None or block is not self._block[1]:
+            return block.plain()
         if self._values is None:
             self._values = block.plain()
         return self._values

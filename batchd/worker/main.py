@@ -46,6 +46,8 @@ from batchd.worker.service import Service
 
 PROTOCOL_FD_MIN = 100
 """Protocol descriptors live up here, out of the way of code that closes or reuses the low ones."""
+_CALLABLES_MAX = 16
+"""Batches whose functions a worker keeps."""
 EXIT_DESCRIPTORS = 81
 """Exit code: the job closed a descriptor of the protocol."""
 
@@ -173,7 +175,7 @@ class Worker:
             inputs = self._inputs.batch(lane.batch)
             call = self._callables.get(lane.batch)
             if call is None:
-                call = self._callables[lane.batch] = bind(inputs.spec, self._bundle.task, inputs.function)
+                call = self._bind(lane.batch)
             first, block = inputs.block(index)
             part = slice(index - first, min(block.count, lane.stop - first))
             if block.encoding is Encoding.VECTOR:
@@ -183,6 +185,17 @@ class Worker:
             return block.payloads()[part], lambda payload: call(load_input(payload))
         except FormatError as error:
             return [error], _raise  # A damaged segment costs its own jobs only.
+
+    def _bind(self, batch: str) -> Callable[[Any], Any]:
+        """Return what is called with the inputs of a batch, kept for its further leases."""
+
+        def function(mark: bytes) -> bytes:
+            return self._inputs.batch(batch).function(mark)  # Opened again, if others were read meanwhile.
+
+        if len(self._callables) >= _CALLABLES_MAX:
+            del self._callables[next(iter(self._callables))]
+        self._callables[batch] = bind(self._inputs.batch(batch).spec, self._bundle.task, function)
+        return self._callables[batch]
 
     def _send(self, parts: list[bytes]) -> None:
         if self._is_forked:

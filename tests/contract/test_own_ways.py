@@ -1,6 +1,7 @@
 """What only batchd's executor does: limits, retries, executors within jobs, forks, large values, a journal."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -162,6 +163,21 @@ def test_large_values_may_cross(make_ours: Any) -> None:
     there, back = executor.submit(len, bytes(100 * MIB)), executor.submit(bytes, 100 * MIB)
     assert there.result(WAIT_S) == 100 * MIB
     assert len(back.result(WAIT_S)) == 100 * MIB
+
+
+def anonymous_mib(pid: int) -> int:
+    """Return what a process holds in memory of its own."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) >> 10 for line in lines if line.startswith("RssAnon"))
+
+
+def test_large_values_are_let_go_after_use(make_ours: Any) -> None:
+    executor = make_ours(1)
+    pid, before = executor.submit(os.getpid).result(WAIT_S), anonymous_mib(os.getpid())
+    assert executor.submit(len, bytes(100 * MIB)).result(WAIT_S) == 100 * MIB
+    until(lambda: anonymous_mib(pid) < 90, "the worker holds no argument")
+    assert len(executor.submit(bytes, 100 * MIB).result(WAIT_S)) == 100 * MIB
+    until(lambda: anonymous_mib(os.getpid()) < before + 90, "the client holds no result")
 
 
 # --- What is left, and what is kept ------------------------------------------------------------------------------

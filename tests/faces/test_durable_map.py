@@ -3,16 +3,21 @@
 import json
 import os
 import signal
+import subprocess
+import sys
+import threading
 from collections import Counter
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import batchd
 from batchd.client import batch_id, world
-from batchd.client.world import code_digest
+from batchd.client.codedigest import code_digest
 from batchd.edge.journal import BatchJournal
 from batchd.edge.lock import holder_of
 from batchd.errors import CodeChanged, InputChanged, SupervisorError, UsageError
@@ -235,16 +240,79 @@ def test_what_makes_code_another() -> None:
     def default_two(x: int, y: int = 2) -> int:
         return x + y
 
-    same = [(square, square), (partial(pow, 2), partial(pow, 2)), (Adds(1), Adds(1)), (len, len)]
-    other = [
+    def named_one(x: int, *, y: int = 1) -> int:
+        return x + y
+
+    def named_two(x: int, *, y: int = 2) -> int:
+        return x + y
+
+    def adding(held: Any) -> Callable[[int], Any]:
+        return lambda x: (x, held)
+
+    words = ["a", "b", "c", "d"]
+    same: list[tuple[Any, Any]] = [
+        (adding({*words}), adding({*words[::-1]})),
+        (adding({"a": [1, {2}], "b": Adds(3)}), adding({"b": Adds(3), "a": [1, {2}]})),
+        (adding(np.arange(3)), adding(np.arange(3))),
+        (adding(Path("a")), adding(Path("a"))),
+        (Adds(1).__call__, Adds(1).__call__),
+        (adding(threading.Lock()), adding(threading.Lock())),
+        (adding(adding(1)), adding(adding(1))),
+    ]
+    assert str(adding(Path("a"))(1))  # A path that was shown remembers its text.
+    same += [(square, square), (partial(pow, 2), partial(pow, 2)), (Adds(1), Adds(1)), (len, len)]
+    other: list[tuple[Any, Any]] = [
         (partial(pow, 2), partial(pow, 3)),
         (Adds(1), Subtracts()),
+        (Adds(1), Adds(2)),
+        (Adds(1).__call__, Adds(2).__call__),
+        (named_one, named_two),
+        (adding(1), adding(2)),
+        (adding(1), adding(1.0)),
+        (adding({1: 2}), adding({1: 3})),
+        (adding({1, 2}), adding([1, 2])),
+        (adding(np.arange(3)), adding(np.arange(3) + 1)),
+        (adding(Path("a")), adding(Path("b"))),
+        (adding(adding(1)), adding(adding(2))),
         (default_one, default_two),
         (len, abs),
         (lambda x: x in {"a", "b"}, lambda x: x in {"a", "c"}),
     ]
-    assert [code_digest(a) == code_digest(b) for a, b in same] == [True] * len(same)  # type: ignore[arg-type]
-    assert [code_digest(a) == code_digest(b) for a, b in other] == [False] * len(other)  # type: ignore[arg-type]
+    assert [code_digest(a) == code_digest(b) for a, b in same] == [True] * len(same)
+    assert [code_digest(a) == code_digest(b) for a, b in other] == [False] * len(other)
+
+
+def test_a_digest_is_the_same_in_every_process(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(
+        "from functools import partial\n"
+        "from pathlib import Path\n"
+        "from batchd.client.codedigest import code_digest\n"
+        "class Thing:\n"
+        "    def __init__(self): self.kept = {'b', 'a', 'c'}, {Path('x'): object}, self\n"
+        "    def method(self, x): return x in {'b', 'a', 'c'}\n"
+        "print(code_digest(partial(Thing().method, k={'x': Thing()})))\n"
+    )
+    told = {
+        subprocess.run(
+            [sys.executable, program],
+            env={"PYTHONHASHSEED": str(seed), "PYTHONPATH": os.pathsep.join(sys.path)},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in range(4)
+    }
+    assert len(told) == 1
+
+
+def test_other_captured_values_are_another_function(desk: Desk) -> None:
+    def times(factor: int) -> list[int]:
+        return list(batchd.map(lambda x: x * factor, range(4), journal=desk.journal, workers=1))
+
+    assert times(2) == [0, 2, 4, 6]
+    with pytest.raises(CodeChanged):
+        times(3)
 
 
 def test_another_kind_of_batch_of_that_name_is_refused(desk: Desk) -> None:

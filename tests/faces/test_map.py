@@ -17,7 +17,7 @@ from batchd.client.throwaway import throwaway_folder
 from batchd.edge.folder import journal_id
 from batchd.edge.orphans import tagged
 from batchd.errors import UsageError
-from tests.commands import dead, is_template, until
+from tests.commands import Desk, dead, is_template, until
 from tests.contract.calls import WAIT_S, Counter, Door, fail, kill_myself, nap, note, notes, square, survive_from
 
 
@@ -190,8 +190,31 @@ def test_an_error_of_the_input_comes_out() -> None:
         yield 1
         raise LookupError("the input broke")
 
+    results = batchd.map(square, broken(), workers=1)
+    assert next(results) == 1
     with pytest.raises(LookupError, match="the input broke"):
-        list(batchd.map(square, broken(), workers=1))
+        next(results)
+
+
+@pytest.mark.parametrize("key", [None, str])
+def test_what_came_before_an_error_of_the_input_is_given(desk: Desk, key: Any) -> None:
+    is_mended = False
+
+    def broken() -> Iterator[int]:
+        yield from range(50)
+        if not is_mended:
+            raise LookupError("the input broke")
+        yield 50
+
+    def squares() -> Iterator[int]:
+        return batchd.map(square, broken(), journal=desk.journal, name="n", key=key, workers=1)
+
+    results = squares()
+    assert [next(results) for _ in range(50)] == [x * x for x in range(50)]
+    with pytest.raises(LookupError, match="the input broke"):
+        next(results)
+    is_mended = True
+    assert list(squares()) == [x * x for x in range(51)]
 
 
 # --- Failures ----------------------------------------------------------------------------------------------------
