@@ -9,10 +9,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from hashlib import blake2b
 from itertools import islice
+from operator import itemgetter
 from pickle import PicklingError
 from time import perf_counter
 from typing import Any, Final, NoReturn, Protocol
 
+from batchd.client.codedigest import value_digest
 from batchd.core.ranges import Range
 from batchd.edge.journal import BatchJournal
 from batchd.edge.outcomes import Outcomes
@@ -143,7 +145,7 @@ def _is_pickle_of(payload: bytes | memoryview, item: Any) -> bool:
         return True
     try:
         known = load(payload)
-        return type(known) is type(item) and bool(known == item)
+        return (type(known) is type(item) and bool(known == item)) or value_digest(known) == value_digest(item)
     except Exception:
         return False
 
@@ -209,6 +211,8 @@ class KeyedInput:
 def key_digests(key: Any, item: Any, payload: bytes) -> tuple[bytes, bytes]:
     """Return (digest of a job's key, digest of its input): the same for equal values in every process.
 
+    >>> key_digests("k", {"x": 1, "y": 2}, b"") == key_digests("k", {"y": 2, "x": 1}, b"")
+    True
     >>> a, b = "a b".split(), "a b".split()
     >>> key_digests({*a}, [a, a], dump([a, a])) == key_digests({*a[::-1]}, [a, b], dump([a, b]))
     True
@@ -220,9 +224,14 @@ def key_digests(key: Any, item: Any, payload: bytes) -> tuple[bytes, bytes]:
 def _encoded(value: Any, payload: bytes) -> bytes:
     """Return bytes that tell a value: unlike a pickle neither the order of a set nor what is one object shows."""
     if not runs_code(payload):
+        if type(value) is dict and set(map(type, value)) == {str}:
+            value = sorted(value.items(), key=itemgetter(0))  # Nor in what order a row has its fields.
         with suppress(ValueError):  # Too deep, or made of subclasses.
             return marshal.dumps(value, 2)
-    return payload
+    try:
+        return value_digest(value)
+    except Exception:  # Too deep for anybody, or with a mind of its own.
+        return payload
 
 
 class InputRaised(Exception):

@@ -29,6 +29,17 @@ def code_digest(function: Callable[..., Any]) -> str:
     return blake2b(texts.encode(errors="replace"), digest_size=16).hexdigest()
 
 
+def value_digest(value: Any) -> bytes:
+    """Return a digest that is the same for equal values in every process, whatever their pickles.
+
+    A class of a script has another pickle in every process; here it counts by its name.
+
+    >>> value_digest({"a": {1, 2}, "b": len}) == value_digest({"b": len, "a": {2, 1}}) != value_digest({"a": {1}})
+    True
+    """
+    return blake2b("\0".join(_Walk().texts_of(value)).encode(errors="replace"), digest_size=16).digest()
+
+
 class _Walk:
     """One walk over what a callable holds; what is met again is named by when it was met first."""
 

@@ -315,6 +315,37 @@ def test_other_captured_values_are_another_function(desk: Desk) -> None:
         times(3)
 
 
+def test_objects_of_a_scripts_own_classes_are_known_again(programs: Programs) -> None:
+    program = """
+import dataclasses
+
+@dataclasses.dataclass
+class Row:
+    x: int
+    tags: set
+
+class Plain:
+    def __init__(self, x):
+        self.x = x
+
+def job(row):
+    note("ran", row.x)
+    return row.x
+
+for kind, last in ((lambda x: Row(x, {"a", "b", "c"}), sys.argv[1]), (Plain, sys.argv[1])):
+    rows = [kind(x) for x in (1, 2, 3, int(last))]
+    print(sum(batchd.map(job, rows, name=rows[0].__class__.__name__, key="x", workers=1)))
+    if last == "4":
+        print(sum(batchd.map(job, rows, name=rows[0].__class__.__name__ + " in order", workers=1)))
+"""
+    assert programs.told(program, 4).split() == ["10"] * 4
+    assert len(notes(programs.ran)) == 16
+    assert programs.told(program, 4).split() == ["10"] * 4
+    assert len(notes(programs.ran)) == 16
+    assert programs.told(program, 5).split() == ["11"] * 2
+    assert len(notes(programs.ran)) == 18
+
+
 def test_another_kind_of_batch_of_that_name_is_refused(desk: Desk) -> None:
     assert list(batchd.map(square, range(3), journal=desk.journal, name="n", workers=1)) == [0, 1, 4]
     with pytest.raises(UsageError, match="another name"):
