@@ -118,7 +118,7 @@ class Client:
     ) -> None:
         """`queue` is the batch that `submit` hands jobs to; the other options are those of its jobs.
 
-        What earlier clients left in the queue is run from now on.
+        What earlier clients left is run from now on, with the import path and folder of who opened the queue.
         """
         self._folder, _ = library_folder(journal if journal is not None else journal_folder(None, os.environ), queue)
         self._workers = workers

@@ -48,7 +48,19 @@ class Standing(NamedTuple):
 
 
 class Batch:
-    """One durable batch. Made by `Client.submit_batch` or found by `Client.batch`; any thread may use it."""
+    """One durable batch. Made by `Client.submit_batch` or found by `Client.batch`; any thread may use it.
+
+    >>> import tempfile, batchd
+    >>> with tempfile.TemporaryDirectory() as folder, batchd.Client(folder, workers=1) as client:
+    ...     batch = client.submit_batch(int, ["1", "2"], name="numbers", seal=False, keep_going=True)
+    ...     added = batch.add(["3", "many"])
+    ...     batch.seal()
+    ...     standing = batch.wait()
+    ...     results = list(batch.results(on_error="skip"))
+    ...     kinds = [group.type for group in batch.failures()]
+    >>> added, standing.succeeded, standing.failed, results, kinds
+    (2, 3, 1, [1, 2, 3], ['ValueError'])
+    """
 
     def __init__(self, folder: Path, batch: str, options: Options) -> None:
         self.id = batch

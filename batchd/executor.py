@@ -80,6 +80,10 @@ class Executor(futures.Executor):
         """Return the future of `fn(*args, **kwargs)`. Arguments that do not pickle fail the future, not this call.
 
         Raises RuntimeError after `shutdown`, BrokenProcessPool when no worker can be prepared.
+
+        >>> with Executor(1) as executor:
+        ...     executor.submit(int, "10", base=2).result()
+        2
         """
         return self._engine.submit(fn, args, kwargs)
 

@@ -62,14 +62,26 @@ class JobError(BatchdError):
 
 
 class JobFailed(JobError):
-    """A job that raised. `__cause__` is what it raised, when that reads back here, else the worker's traceback."""
+    """A job that raised. `__cause__` is what it raised, when that reads back here, else the worker's traceback.
+
+    >>> import batchd
+    >>> (error,) = batchd.map(int, ["many"], on_error="return", workers=1)
+    >>> type(error.__cause__), error.cause
+    (<class 'ValueError'>, "raised ValueError: invalid literal for int() with base 10: 'many'")
+    """
 
     traceback: str = ""
     """The worker's traceback."""
 
 
 class JobCrashed(JobError, BrokenProcessPool):
-    """A job that took its worker with it. Either `signal` or `exitcode` says how, the other is None."""
+    """A job that took its worker with it. Either `signal` or `exitcode` says how, the other is None.
+
+    >>> import batchd, os
+    >>> (error,) = batchd.map(os._exit, [3], on_error="return", workers=1, crashes_max=1)
+    >>> error.exitcode, error.signal
+    (3, None)
+    """
 
     signal: int | None = None
     exitcode: int | None = None
@@ -80,7 +92,13 @@ class JobCrashed(JobError, BrokenProcessPool):
 
 
 class JobTimeout(JobError, TimeoutError):
-    """A job that took longer than it was given."""
+    """A job that took longer than it was given.
+
+    >>> import batchd, time
+    >>> (error,) = batchd.map(time.sleep, [60], on_error="return", workers=1, timeout=0.1)
+    >>> isinstance(error, TimeoutError), error.cause.partition(" after ")[0]
+    (True, 'timed out')
+    """
 
     stack: str = ""
     """Where it was then, the innermost call first."""
