@@ -146,9 +146,8 @@ class Engine:
                 raise RuntimeError(f"cannot schedule new futures after {'interpreter ' * at_exit}shutdown")
             self._queue.append(Calling(future, fn, args, kwargs))
             self._is_settled.clear()
-            if self._attachment is None:
-                self._attachment = self._attach(fn)
-        self._attachment.wake()
+            attachment = self._attachment or self._attach(fn)
+        attachment.wake()
         return future
 
     def withdraw(self, waiting: list[JobFuture]) -> None:
@@ -209,7 +208,7 @@ class Engine:
         """Have what is in a queue already run."""
         with self._lock:
             if self._attachment is None:
-                self._attachment = self._attach(None)
+                self._attach(None)
 
     def close(self, *, cancel: bool = False, at_once: bool = False) -> None:
         """Take no more calls; the thread ends when those it has are done. `at_once`: what a queue runs is cut off."""
@@ -254,6 +253,7 @@ class Engine:
             lambda: self._make_session(fn), self.batch, opened=self._on_opened, turn=self._turn, ended=self._on_ended
         )
         self._living.add(self)
+        self._attachment = made  # Before it starts: the supervisor may be there, and the thread faster.
         made.start()
         return made
 

@@ -26,7 +26,7 @@ class Desk:
         self.marks = folder / "marks"
         """Where tasks write down each execution: `index attempt`, a line each."""
         self.environ = {
-            **os.environ,
+            **{name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"},
             "BATCHD_JOURNAL": str(self.journal),
             "HOME": str(folder),
             "MARKS": str(self.marks),

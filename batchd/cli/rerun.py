@@ -15,6 +15,7 @@ import traceback
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
+from io import TextIOWrapper
 from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -189,6 +190,10 @@ def _enter_world(job: _Job) -> Bundle:
     both = [*spec["sys_path"], *sys.path] if is_same_python else [*sys.path, *spec["sys_path"]]
     sys.path[:] = dict.fromkeys(both)
     sys.argv[:] = ["batchd-worker"]
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(
+            line_buffering=True
+        )  # Nearly as in a worker: what a job printed before its death is seen.
     faulthandler.enable(all_threads=True)
     return load_bundle(job.payload) if task.is_pickled else Bundle(load_task(task))
 

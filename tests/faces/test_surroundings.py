@@ -12,7 +12,7 @@ import pytest
 import batchd
 from batchd.client.connection import Connection
 from batchd.errors import UsageError
-from tests.commands import Desk
+from tests.commands import Desk, until
 from tests.contract.calls import WAIT_S, Door, square
 from tests.faces.programs import Programs
 
@@ -143,3 +143,17 @@ with batchd.Executor(1) as executor:
     told = programs.told(program)
     assert told.startswith("BrokenProcessPool the journal ")
     assert "told to leave (SIGTERM)" in told
+
+
+def test_a_thread_that_opens_at_once_knows_where_it_belongs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The supervisor may be there, and the thread be done opening before `start` returns."""
+    start = threading.Thread.start
+
+    def start_and_let_it_run(thread: threading.Thread) -> None:
+        start(thread)
+        if thread.name.startswith("batchd-"):
+            until(lambda: executor._engine._journal is not None or not thread.is_alive(), "it has opened")
+
+    monkeypatch.setattr(threading.Thread, "start", start_and_let_it_run)
+    with batchd.Executor(1) as executor:
+        assert executor.submit(square, 3).result(WAIT_S) == 9
