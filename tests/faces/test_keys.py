@@ -186,4 +186,4 @@ def test_a_batch_with_keys_found_again(desk: Desk) -> None:
         assert batch.add(rows(1, 2, 3), key="id") == 1
         assert batch.skipped == 2
         assert batch.wait().succeeded == 3
-    assert notes(desk.folder / "ran") == ["row 0", "row 1", "row 2"]
+    assert sorted(notes(desk.folder / "ran")) == ["row 0", "row 1", "row 2"]  # Two workers may take turns.
