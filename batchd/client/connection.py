@@ -18,7 +18,6 @@ from typing import Any, Final
 
 from batchd import __version__, errors
 from batchd.edge import control, lock
-from batchd.edge.readiness import readable
 from batchd.errors import BatchdError, SupervisorError, SupervisorMismatch
 from batchd.formats.frame import FrameReader
 from batchd.settings import START_WAIT_S, SUPERVISOR_RESTARTS_MAX
@@ -31,6 +30,7 @@ THROWAWAY: Final = "throw-away"
 LOG_NAME: Final = "supervisor.log"
 _LOG_BYTES_MAX = 1 << 20
 _JOINED_BYTES_MAX = 1 << 16
+_READ_BYTES = 1 << 20
 
 
 class SupervisorGone(Exception):
@@ -75,8 +75,10 @@ class Connection:
     def messages(self) -> list[control.Message]:
         """Return what arrived since the last call, without waiting. Raises SupervisorGone at the end."""
         try:
-            while readable([self.socket.fileno()], 0):
-                self._inbox.extend(self._read())
+            while self._read(socket.MSG_DONTWAIT) >= _READ_BYTES:
+                pass
+        except BlockingIOError:
+            pass
         except SupervisorGone:
             if not self._inbox:  # Its last words are heard first; the next call says that it is gone.
                 raise
@@ -93,18 +95,22 @@ class Connection:
 
     def _receive(self) -> Iterator[control.Message]:
         if not self._inbox:
-            self._inbox.extend(self._read())
+            self._read()
         while self._inbox:
             yield self._inbox.popleft()
 
-    def _read(self) -> list[control.Message]:
+    def _read(self, flags: int = 0) -> int:
+        """Take in what is there; return how many bytes that were."""
         try:
-            data = self.socket.recv(1 << 20)
+            data = self.socket.recv(_READ_BYTES, flags)
+        except BlockingIOError:
+            raise
         except OSError as error:
             raise SupervisorGone(str(error)) from None
         if not data:
             raise SupervisorGone("it hung up")
-        return list(control.decode(self._reader.feed(data)))
+        self._inbox.extend(control.decode(self._reader.feed(data)))
+        return len(data)
 
 
 def checked(reply: dict[str, Any]) -> dict[str, Any]:

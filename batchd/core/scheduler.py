@@ -20,7 +20,10 @@ from batchd.core.restart import RestartIntensity
 from batchd.core.retry import bucket, delay_s
 from batchd.core.stopping import reason_to_stop
 
-_REPORTS = (ev.JobsAcked, ev.CauseExplained, ev.CheckpointReceived, ev.WorkerObserved, ev.Committed)
+_CHANGES_NOTHING = (
+    *(ev.JobsAcked, ev.CauseExplained, ev.CheckpointReceived, ev.WorkerObserved, ev.Committed),
+    *(ev.SegmentsReceived, ev.FunctionReceived, ev.TrimRequested),  # Their jobs are held until they are durable.
+)
 """Events that by themselves give nobody work and free nobody: most steps are made of these alone."""
 
 
@@ -63,7 +66,7 @@ class Scheduler:
         self._entries, self.crew.orders = [], []
         changes_assignment = False
         for event in events:
-            changes_assignment |= not isinstance(event, _REPORTS)
+            changes_assignment |= not isinstance(event, _CHANGES_NOTHING)
             self._on(event, now)
         for batch in list(self.batches.values()):
             self._finish_leaving(batch)

@@ -247,6 +247,11 @@ class BatchJournal:
         with self._lock:
             return copy(self.facts)
 
+    def last_of(self, client: str) -> tuple[int, int]:
+        """Return (number of a client's last submission, its first job), also while another thread commits."""
+        with self._lock:
+            return self.facts.sequences.get(client, (0, 0))
+
     def replace_spec(self, spec: dict[str, Any]) -> None:
         """Store another specification: the user said that changed code continues the batch."""
         try:

@@ -57,6 +57,8 @@ class Client:
         """Batches that stop when this client, or the last of those that share them, goes."""
         self.untold: dict[str, RangeSet] = {}
         """Of the batches it follows: jobs whose outcomes are durable, which it has not been told yet."""
+        self.is_slow = False
+        """Whether it is watched for room to send."""
         self.is_gone = False
 
     def reply(self, number: int, fields: dict[str, Any]) -> None:
@@ -223,8 +225,9 @@ class Clients:
         self._watch_unsent(client)
 
     def _watch_unsent(self, client: Client) -> None:
-        wanted = EVENT_READ | (EVENT_WRITE if client.line.has_unsent else 0)
-        if not client.is_gone:
+        if client.line.has_unsent != client.is_slow and not client.is_gone:
+            client.is_slow = client.line.has_unsent
+            wanted = EVENT_READ | (EVENT_WRITE if client.is_slow else 0)
             self._supervisor.selector.modify(client.line.socket, wanted, lambda: self._on_line(client))
 
     def _drop(self, client: Client) -> None:

@@ -1,7 +1,8 @@
-"""The loop: gather, step, commit, perform. The only clock.
+"""The loop: gather, step, commit, perform, answer. The only clock.
 
 Law: what an entry frees waits for its commit; the scheduler sees to that. Answers that tell somebody "it is recorded"
-wait too (`after_commit`). Everything else, kills and timeouts above all, leaves at once.
+wait too (`after_commit`), and come after the orders to workers: a worker that waits costs more than a client that
+does. Everything else, kills and timeouts above all, leaves at once.
 """
 
 import heapq
@@ -9,7 +10,7 @@ import os
 import random
 import signal
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from itertools import count
 from selectors import EVENT_READ, BaseSelector, DefaultSelector
@@ -67,6 +68,8 @@ class Supervisor:
         """Whether an entry that is not yet in a commit frees something."""
         self._next_commit = 0.0
         self._after: list[tuple[int, Callable[[], None]]] = []
+        self._durable_turn = 0
+        """Everything that was emitted up to this turn is durable."""
         self._next_sample = 0.0
         self._next_news = 0.0
         self._idle_since: float | None = None
@@ -121,8 +124,7 @@ class Supervisor:
                     is_outcome = isinstance(entry, Recorded | Explained | Noted)
                     self._is_urgent |= not is_outcome or entry.batch in self.clients.eager
                 self._commit()
-                for command in turn.commands:
-                    self._perform(command)
+                self._perform(turn.commands)
                 self._tell_news()
                 self._rest()
                 self._leave_when_idle()
@@ -175,7 +177,7 @@ class Supervisor:
             self._is_urgent = False
             self._commits.commit(self._turn, work)
         else:
-            self._release(self._turn)
+            self._durable_turn = self._turn
 
     def _save_later(self, entry: Entry) -> None:
         """Gather an entry for the next commit: of a job's checkpoints the last, or a slow disk would cost memory."""
@@ -205,7 +207,7 @@ class Supervisor:
                         ranges = [(entry.first, entry.first + entry.count) for entry in made_now]
                         self.clients.mark_recorded(name, ranges)
                     self.emit(ev.Committed(turn))
-                    self._release(turn)
+                    self._durable_turn = turn
                 case Stalled(reason=reason):
                     self._set_trouble(reason)
                 case Broken(error=error):
@@ -213,23 +215,34 @@ class Supervisor:
                     say(f"a commit failed, leaving: {type(error).__name__}: {error}")
                     os._exit(3)
 
-    def _release(self, turn: int) -> None:
-        ready = [call for due, call in self._after if due <= turn]
-        self._after = [(due, call) for due, call in self._after if due > turn]
-        for call in ready:
-            call()
+    def _perform(self, commands: Sequence[c.Command]) -> None:
+        """Give workers their orders, then clients their answers: these may tell of a batch that is put down next."""
+        for command in commands:
+            if not isinstance(command, c.PutDown):
+                self.pool.perform(command)
+                if isinstance(command, c.GrantLease):  # Nothing is committed for it, and one more worker is busy.
+                    self.clients.mark_news(command.batch)
+        self._answer()
+        for command in commands:
+            if isinstance(command, c.PutDown):
+                self._put_down(command.batch)
 
-    def _perform(self, command: c.Command) -> None:
-        if isinstance(command, c.PutDown):
-            self.clients.on_put_down(command.batch)
-            self.journals.pop(command.batch).close()
-            self.usage.pop(command.batch, None)
-            self.progress.pop(command.batch, None)
-            self.clients.go_on_without(command.batch)
-        else:
-            self.pool.perform(command)
-            if isinstance(command, c.GrantLease):  # Nothing is committed for it, and one more worker is busy.
-                self.clients.mark_news(command.batch)
+    def _answer(self) -> None:
+        if not self._after or self._after[0][0] > self._durable_turn:
+            return
+        waiting, self._after = self._after, []
+        for due, call in waiting:
+            if due <= self._durable_turn:
+                call()
+            else:
+                self._after.append((due, call))
+
+    def _put_down(self, batch: str) -> None:
+        self.clients.on_put_down(batch)
+        self.journals.pop(batch).close()
+        self.usage.pop(batch, None)
+        self.progress.pop(batch, None)
+        self.clients.go_on_without(batch)
 
     def _set_trouble(self, reason: str) -> None:
         if reason != self.trouble:

@@ -222,8 +222,7 @@ class Requests:
 
     def _submitted(self, name: str, message: Message) -> dict[str, Any]:
         """Return how the batch stands, and where the client's last submission begins, for clients that share it."""
-        facts = self._supervisor.journals[name].snapshot()
-        sequence, first = facts.sequences.get(str(message.fields["client"]), (0, 0))
+        sequence, first = self._supervisor.journals[name].last_of(str(message.fields["client"]))
         found = {"first": first} if sequence == message.fields["sequence"] else {}
         return {**self._clients.progress(name), **found}
 
