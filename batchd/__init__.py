@@ -7,20 +7,27 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 __all__ = [
+    "AsyncBatch",
     "AsyncClient",
+    "AsyncJob",
     "Batch",
+    "BatchInfo",
     "BatchdError",
     "Client",
     "CurrentJob",
     "Executor",
+    "FailureGroup",
+    "Job",
     "JobCancelled",
     "JobCrashed",
     "JobError",
     "JobFailed",
     "JobInterrupted",
     "JobOverMemory",
+    "JobRecord",
     "JobTimeout",
     "JobUnreadable",
+    "Standing",
     "__version__",
     "current_job",
     "map",
@@ -28,8 +35,11 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from batchd.application import AsyncClient, Client
-    from batchd.batch import Batch
+    from batchd.application import BatchInfo, Client, Job, JobRecord
+    from batchd.asyncbatch import AsyncBatch
+    from batchd.asyncclient import AsyncClient, AsyncJob
+    from batchd.batch import Batch, Standing
+    from batchd.edge.failures import FailureGroup
     from batchd.errors import BatchdError
     from batchd.executor import Executor
     from batchd.joberrors import (
@@ -46,23 +56,30 @@ if TYPE_CHECKING:
     from batchd.worker.context import CurrentJob, current_job
 
 _HOMES = {
+    "AsyncBatch": "batchd.asyncbatch",
+    "AsyncClient": "batchd.asyncclient",
+    "AsyncJob": "batchd.asyncclient",
     "Batch": "batchd.batch",
-    "Client": "batchd.application",
-    "AsyncClient": "batchd.application",
+    "BatchInfo": "batchd.application",
     "BatchdError": "batchd.errors",
-    "Executor": "batchd.executor",
-    "map": "batchd.mapping",
-    "starmap": "batchd.mapping",
+    "Client": "batchd.application",
     "CurrentJob": "batchd.worker.context",
-    "current_job": "batchd.worker.context",
+    "Executor": "batchd.executor",
+    "FailureGroup": "batchd.edge.failures",
+    "Job": "batchd.application",
     "JobCancelled": "batchd.joberrors",
     "JobCrashed": "batchd.joberrors",
     "JobError": "batchd.joberrors",
     "JobFailed": "batchd.joberrors",
     "JobInterrupted": "batchd.joberrors",
     "JobOverMemory": "batchd.joberrors",
+    "JobRecord": "batchd.application",
     "JobTimeout": "batchd.joberrors",
     "JobUnreadable": "batchd.joberrors",
+    "Standing": "batchd.batch",
+    "current_job": "batchd.worker.context",
+    "map": "batchd.mapping",
+    "starmap": "batchd.mapping",
 }
 
 

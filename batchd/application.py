@@ -1,18 +1,14 @@
-"""`Client` and `AsyncClient`: for applications that hand work to a journal and go on.
+"""`Client`: for applications that hand work to a journal and go on. Its twin for asyncio is in asyncclient.py.
 
 A client shares the journal's supervisor, which is started when there is none and leaves with the last client. What a
 client was told is durable; what it handed over and nobody runs stays in the journal until a client comes again.
 """
 
-import asyncio
 import os
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from functools import partial
+from concurrent.futures import CancelledError
 from types import TracebackType
-from typing import Any, Final, NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 from batchd.batch import Batch
 from batchd.client.codedigest import code_digest
@@ -37,28 +33,40 @@ from batchd.edge.shelf import Damaged, find_batch, list_batches
 from batchd.engine import Engine, JobFuture
 from batchd.errors import BatchNotFound, UsageError
 from batchd.intake import KeyedInput, PlainInput
+from batchd.joberrors import cancellation
 from batchd.mapping import Key, key_function
 from batchd.worker.calls import ONE
 
-_SLICE: Final = 200
-"""Calls in one turn of an event loop: a few milliseconds of it."""
-
 
 class BatchInfo(NamedTuple):
-    """A batch of the journal, as `Client.batches` lists it."""
+    """A batch of the journal, as `Client.batches` lists it. `size`, `done` and `failed` count jobs.
+
+    >>> client.submit_batch(abs, [-1, -2], name="pair").wait().done
+    2
+    >>> info = next(info for info in client.batches() if info.name == "pair")
+    >>> info.state, info.size, info.done, info.failed
+    ('finished', 2, 2, 0)
+    """
 
     id: str
     name: str
     state: str
+    """open, sealed, stopped, finished or cancelled."""
     size: int
     done: int
     failed: int
+    """With the quarantined."""
     created: str
     """When, in ISO 8601."""
 
 
 class Job:
-    """A job that was handed to a queue, and is on disk."""
+    """A job that was handed to a queue, and is on disk. `batch` and `index` name it in the journal.
+
+    >>> job = client.submit(pow, 2, 5)
+    >>> job.result(), job.done(), job.cancel()
+    (32, True, False)
+    """
 
     def __init__(self, future: JobFuture) -> None:
         self.batch = future.batch
@@ -67,27 +75,60 @@ class Job:
 
     @property
     def id(self) -> str:
-        """`batch:index`: what `Client.job` and the command line know it by."""
+        """`batch:index`: what `Client.job` and the command line know it by, in every process.
+
+        >>> job = client.submit(pow, 2, 5)
+        >>> job.id == f"{job.batch}:{job.index}", client.job(job.id).id == job.id
+        (True, True)
+        """
         return f"{self.batch}:{self.index}"
 
     def __repr__(self) -> str:
         return f"<Job {self.id}>"
 
     def done(self) -> bool:
-        """Whether it has an outcome."""
+        """Whether `result` answers at once: the job has an outcome, or its client was closed before it heard of one.
+
+        >>> import time
+        >>> client.submit(time.sleep, 0.2).done()
+        False
+        """
         return self._future.done()
 
     def result(self, timeout: float | None = None) -> Any:
-        """Wait for the job and return its result. Raises what it raised, JobError, TimeoutError."""
-        return self._future.result(timeout)
+        """Wait up to `timeout` seconds for the job and return its result.
+
+        Raises what the job raised; JobCrashed, JobTimeout and the like; JobCancelled; TimeoutError; and ClientClosed
+        when the client was closed before it heard of an outcome: the job stays in the journal.
+
+        >>> client.submit(pow, 2, 5).result(timeout=60)
+        32
+        >>> client.submit(int, "many").result()
+        Traceback (most recent call last):
+        ValueError: invalid literal for int() with base 10: 'many'
+        """
+        return result_of(self._future, timeout)
 
     def cancel(self) -> bool:
-        """Cancel it if it has not begun; return whether it will never run."""
+        """Cancel it if it has not begun; return whether it will never run.
+
+        >>> import time
+        >>> running, waiting = client.submit(time.sleep, 0.2), client.submit(time.sleep, 60)
+        >>> waiting.cancel(), client.job(waiting.id).state
+        (True, 'cancelled')
+        """
         return self._future.cancel()
 
 
 class JobRecord(NamedTuple):
-    """What the journal holds of a job."""
+    """What the journal holds of a job.
+
+    >>> batch = client.submit_batch(int, ["7", "many"], keep_going=True)
+    >>> batch.wait().failed
+    1
+    >>> client.job(f"{batch.id}:0").value, client.job(f"{batch.id}:1").state
+    (7, 'failed')
+    """
 
     id: str
     state: str
@@ -132,14 +173,23 @@ class Client:
     # --- Jobs one by one ---------------------------------------------------------------------------------------
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Job:
-        """Hand over one job; return when it is on disk. Many threads that do so share commits.
+        """Hand over one job, `fn(*args, **kwargs)`; return when it is on disk. Many threads that do so share commits.
 
-        Raises what pickling raises, and BatchdError.
+        Raises what pickling raises, RuntimeError after `close`, and BatchdError.
+
+        >>> jobs = [client.submit(pow, 2, n) for n in range(4)]
+        >>> [job.result() for job in jobs]
+        [1, 2, 4, 8]
         """
-        return _accepted(self._hand_over(fn, args, kwargs))
+        return accepted(self.hand_over(fn, args, kwargs))
 
     def job(self, job: str) -> JobRecord:
-        """Return what the journal holds of `batch:index`. Raises BatchNotFound."""
+        """Return what the journal holds of the job `batch:index`, whoever handed it over. Raises BatchNotFound.
+
+        >>> job = client.submit(pow, 2, 5)
+        >>> job.result(), client.job(job.id).state, client.job(job.id).value
+        (32, 'succeeded', 32)
+        """
         batch, _, index = job.rpartition(":")
         if not batch or not index.isdigit():
             raise UsageError(f"{job!r} is no job: write batch:index")
@@ -169,7 +219,17 @@ class Client:
         """Submit `fn(item)` for each item; return the batch when they are on disk and it runs.
 
         A batch of that name goes on: what it was given before is not given again (`Batch.skipped`); with `key` only
-        new and changed items run. `seal=False` leaves it open for `Batch.add`. Raises BatchdError.
+        new and changed items run. `timeout` is seconds a job, `workers` as in `batchd.map`. A batch whose first 100
+        jobs fail alike stops, unless `keep_going`. `seal=False` leaves it open for `Batch.add`.
+
+        Raises what pickling `fn` and iterating raise; InputChanged, CodeChanged (unless `accept_code`), BatchdError.
+
+        >>> batch = client.submit_batch(len, ["one", "three"], name="lengths")
+        >>> batch.wait().succeeded, list(batch.results())
+        (2, [3, 5])
+        >>> batch = client.submit_batch(len, ["one", "three", "seventeen"], name="lengths")
+        >>> batch.skipped, batch.added, list(batch.results())
+        (2, 1, [3, 5, 9])
         """
         self._check_process()
         options = self._options(workers or self._workers, retries, timeout, crashes_max, keep_going=keep_going)
@@ -213,7 +273,15 @@ class Client:
         return batch
 
     def batch(self, name: str) -> Batch:
-        """Return a batch by name, id or the beginning of an id, or the `last`. Raises BatchNotFound."""
+        """Return a batch by name, id or the beginning of an id, or the `last`. Raises BatchNotFound.
+
+        Nothing of it runs before it is waited for or added to.
+
+        >>> client.submit_batch(abs, [-1, -2], name="found again").wait().done
+        2
+        >>> list(client.batch("found again").results())
+        [1, 2]
+        """
         self._check_process()
         journal = find_batch(self._folder, name)
         journal.close()
@@ -224,11 +292,27 @@ class Client:
         return found
 
     def batches(self) -> list[BatchInfo]:
-        """Return the batches of the journal that can be read."""
+        """Return the batches of the journal that can be read.
+
+        >>> client.submit_batch(abs, [-1, -2], name="listed").wait().done
+        2
+        >>> [info.size for info in client.batches() if info.name == "listed"]
+        [2]
+        """
         return list(self._listed())
 
     def close(self, *, at_once: bool = False) -> None:
-        """Let go of everything: running jobs may finish unless `at_once`, the rest stays in the journal."""
+        """Let go of everything: running jobs may finish unless `at_once`, the rest stays in the journal.
+
+        What waits there is run when a client comes again. A client used with `with` is closed at its end.
+
+        >>> mine = Client(folder, queue="mine", workers=1)
+        >>> job = mine.submit(pow, 2, 5)
+        >>> mine.close()
+        >>> with Client(folder, queue="mine", workers=1) as mine:  # It is there, and may have run.
+        ...     mine.submit(pow, 2, 6).result(), mine.job(job.id).value
+        (64, 32)
+        """
         if self._pid != os.getpid():
             return
         self._queue.close(at_once=at_once)
@@ -258,7 +342,8 @@ class Client:
         journal.close()
         return journal.facts.done.size < journal.facts.size
 
-    def _hand_over(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> JobFuture:
+    def hand_over(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> JobFuture:
+        """Queue a call without waiting for the disk: for AsyncClient, which waits for many at once."""
         return self._queue.submit(fn, args, kwargs)
 
     def _listed(self) -> Iterator[BatchInfo]:
@@ -300,183 +385,18 @@ class Client:
         )
 
 
-class _Slices:
-    """Calls that an event loop is to make, from any thread: so few in each turn that nobody else waits long."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.loop = loop
-        self._calls: deque[Callable[[], None]] = deque()
-        self._is_due = False
-
-    def add(self, call: Callable[[], None]) -> None:
-        """Have a call made soon."""
-        self._calls.append(call)
-        if not self._is_due:
-            self._is_due = True
-            with suppress(RuntimeError):  # The loop is closed: nobody waits any more.
-                self.loop.call_soon_threadsafe(self._run)
-
-    def _run(self) -> None:
-        self._is_due = False
-        for _ in range(min(_SLICE, len(self._calls))):
-            self._calls.popleft()()
-        if self._calls and not self._is_due:
-            self._is_due = True
-            self.loop.call_soon(self._run)
+def result_of(future: JobFuture, timeout: float | None = None) -> Any:
+    """Return the result of a job that was handed over, or raise what tells why there is none."""
+    try:
+        return future.result(timeout)
+    except CancelledError:
+        if not future.cancelled():  # It is what the job raised.
+            raise
+    raise cancellation(future.batch, future.index or 0)
 
 
-class AsyncJob:
-    """A job that was handed over by an asyncio application, and is on disk."""
-
-    def __init__(self, job: Job, future: JobFuture, slices: _Slices) -> None:
-        self.id = job.id
-        self.batch, self.index = job.batch, job.index
-        self._future, self._slices = future, slices
-
-    def __repr__(self) -> str:
-        return f"<AsyncJob {self.id}>"
-
-    def done(self) -> bool:
-        """Whether it has an outcome."""
-        return self._future.done()
-
-    async def result(self) -> Any:
-        """Wait for the job and return its result. Raises what it raised. To stop waiting does not stop the job."""
-        if not self._future.done():
-            done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._future.add_done_callback(lambda _: self._slices.add(partial(_settle, done)))
-            await done
-        return self._future.result()
-
-    async def cancel(self) -> bool:
-        """Cancel it if it has not begun; return whether it will never run."""
-        return await asyncio.to_thread(self._future.cancel)
-
-
-class AsyncClient:
-    """The twin of `Client` for asyncio: nothing here blocks the event loop.
-
-    >>> async def application(folder):
-    ...     async with AsyncClient(folder) as client:
-    ...         job = await client.submit(pow, 2, 5)
-    ...         return await job.result()
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     asyncio.run(application(folder))
-    32
-    """
-
-    def __init__(self, journal: str | os.PathLike[str] | None = None, **options: Any) -> None:
-        """Take the options of `Client`."""
-        self._journal, self._options = journal, options
-        self._client: Client | None = None
-        self._opening = asyncio.Lock()
-        self._slices: _Slices
-        self._given: deque[_Given] = deque()
-        self._is_due = self._is_closed = False
-        self._hands = ThreadPoolExecutor(1, "batchd-async")
-        """Hands over what was given meanwhile, all at once: the event loop only puts it down and looks at it."""
-
-    async def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> AsyncJob:
-        """Hand over one job; return when it is on disk. Raises what pickling raises, and BatchdError."""
-        await self._opened()
-        told: asyncio.Future[AsyncJob] = asyncio.get_running_loop().create_future()
-        self._given.append(_Given(told, fn, args, kwargs))
-        if not self._is_due:
-            self._is_due = True  # First: the thread may be faster.
-            try:
-                self._hands.submit(self._hand_over)
-            except RuntimeError:  # It was closed meanwhile.
-                self._is_due = False
-                raise
-        return await told
-
-    async def submit_batch(self, fn: Callable[[Any], Any], items: Iterable[Any] = (), **options: Any) -> Batch:
-        """`Client.submit_batch`, in a thread: so is the reading of `items`."""
-        client = await self._opened()
-        return await asyncio.to_thread(client.submit_batch, fn, items, **options)
-
-    async def batch(self, name: str) -> Batch:
-        """`Client.batch`; call the batch's own methods with `asyncio.to_thread`."""
-        client = await self._opened()
-        return await asyncio.to_thread(client.batch, name)
-
-    async def batches(self) -> list[BatchInfo]:
-        """`Client.batches`."""
-        client = await self._opened()
-        return await asyncio.to_thread(client.batches)
-
-    async def job(self, job: str) -> JobRecord:
-        """`Client.job`."""
-        client = await self._opened()
-        return await asyncio.to_thread(client.job, job)
-
-    async def close(self) -> None:
-        """Let go of everything; what was handed over and not run stays in the journal."""
-        self._is_closed = True
-        if self._client is not None:
-            await asyncio.to_thread(self._client.close)
-        await asyncio.to_thread(self._hands.shutdown)
-
-    async def __aenter__(self) -> Self:
-        await self._opened()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.close()
-
-    async def _opened(self) -> Client:
-        if self._is_closed:
-            raise RuntimeError("this AsyncClient was closed: make another")
-        if self._client is not None and self._slices.loop is asyncio.get_running_loop():
-            return self._client
-        async with self._opening:
-            if self._client is not None and self._slices.loop is not asyncio.get_running_loop():
-                raise RuntimeError(
-                    "this AsyncClient belongs to another event loop: make one in the loop that uses it"
-                )
-            if self._client is None:
-                self._slices = _Slices(asyncio.get_running_loop())
-                self._client = await asyncio.to_thread(Client, self._journal, **self._options)
-        return self._client
-
-    def _hand_over(self) -> None:
-        """In a thread: hand over what was given, and tell those who gave it when it is on disk."""
-        assert self._client is not None
-        self._is_due = False
-        under_way: list[tuple[asyncio.Future[AsyncJob], JobFuture]] = []
-        while self._given:
-            told, fn, args, kwargs = self._given.popleft()
-            try:
-                under_way.append((told, self._client._hand_over(fn, args, kwargs)))  # noqa: SLF001  (its other face)
-            except Exception as error:
-                self._slices.add(partial(_settle, told, error=error))
-        for told, future in under_way:
-            try:
-                self._slices.add(partial(_settle, told, AsyncJob(_accepted(future), future, self._slices)))
-            except Exception as error:
-                self._slices.add(partial(_settle, told, error=error))
-
-
-class _Given(NamedTuple):
-    told: "asyncio.Future[AsyncJob]"
-    fn: Callable[..., Any]
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-
-
-def _settle(waiting: "asyncio.Future[Any]", value: Any = None, *, error: Exception | None = None) -> None:
-    if waiting.done():
-        return  # Nobody waits any more.
-    if error is not None:
-        waiting.set_exception(error)
-    else:
-        waiting.set_result(value)
-
-
-def _accepted(future: JobFuture) -> Job:
+def accepted(future: JobFuture) -> Job:
+    """Return the job of a call when it is on disk. Raises what kept it from there."""
     assert future.accepted is not None
     future.accepted.result()
     return Job(future)

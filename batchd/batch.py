@@ -13,27 +13,35 @@ from time import sleep as pause
 from typing import Any, Final, NamedTuple
 
 from batchd.client.attachment import Attachment
-from batchd.client.connection import checked, request
+from batchd.client.connection import request
 from batchd.client.reading import check_on_error, values_of
 from batchd.client.session import Session
 from batchd.client.world import check_python, stored_key
 from batchd.core.events import Options
 from batchd.core.job import JobState
 from batchd.core.ranges import RangeSet
+from batchd.door import AttachedDoor
 from batchd.edge.failures import FailureGroup, group_failures
 from batchd.edge.journal import BatchJournal
 from batchd.edge.outcomes import Outcomes
-from batchd.errors import BatchBusy, BatchdError, SupervisorError, UsageError
+from batchd.errors import BatchBusy, UsageError
 from batchd.intake import PULL_MAX, InputRaised, KeyedInput, PlainInput
 from batchd.mapping import Key, key_function
-from batchd.settings import SUBMIT_WINDOW_BYTES
 
 _LOOK_S: Final = 0.1
 """A batch that another process runs is looked at this often."""
 
+NOTHING_YET: Final = object()
+"""Stands between results that have not come."""
+
 
 class Standing(NamedTuple):
-    """How a batch stands: jobs given and done, and what became of those."""
+    """How a batch stands, in jobs: how many were given and are done, and what became of those.
+
+    >>> batch = client.submit_batch(int, ["1", "many"], keep_going=True)
+    >>> batch.wait()
+    Standing(size=2, done=2, succeeded=1, failed=1, cancelled=0, state='finished', reason='')
+    """
 
     size: int
     done: int
@@ -91,7 +99,11 @@ class Batch:
 
     @property
     def name(self) -> str:
-        """What the batch was called."""
+        """What the batch was called; after its function, if it was given no name.
+
+        >>> client.submit_batch(abs, [-1]).name
+        'abs'
+        """
         return str(self._read(lambda journal: journal.spec["name"]))
 
     # --- Giving ------------------------------------------------------------------------------------------------
@@ -99,14 +111,18 @@ class Batch:
     def add(self, items: Iterable[Any], *, key: Key | None = None) -> int:
         """Add a job per item and return how many were added, when they are on disk.
 
-        The batch stays open, or is opened again. Raises BatchdError, and what iterating raises: what was added
-        before that stays added.
+        The batch stays open, or is opened again. `key` is needed for a batch that was made with one and found by
+        `Client.batch`. Raises BatchdError, and what iterating raises: what was added before that stays added.
+
+        >>> batch = client.submit_batch(abs, [-1, -2], seal=False)
+        >>> batch.add(range(-5, 0)), batch.progress().size
+        (5, 7)
         """
         with self._adding:
             return self._add(items, key)
 
     def _add(self, items: Iterable[Any], key: Key | None) -> int:
-        door = _Door(self._run())
+        door = AttachedDoor(self._run())
         if self._intake is None:
             key_of = key_function(key)
             self._begin(KeyedInput(door, key_of) if key_of else PlainInput(door), is_handle=True)
@@ -128,7 +144,13 @@ class Batch:
         return added
 
     def seal(self) -> None:
-        """Say that no more jobs will come; return when that is on disk."""
+        """Say that no more jobs will come; return when that is on disk. Raises BatchdError.
+
+        >>> batch = client.submit_batch(abs, [-1], seal=False)
+        >>> batch.seal()
+        >>> batch.wait().state  # With the last outcome; it would have stayed "open".
+        'finished'
+        """
         self._check_process()
         if self.progress().state != "finished":
             self._run().request("seal").result()
@@ -136,7 +158,12 @@ class Batch:
     # --- Following ---------------------------------------------------------------------------------------------
 
     def progress(self) -> Standing:
-        """Return how the batch stands now."""
+        """Return how the batch stands now. Runs nothing.
+
+        >>> batch = client.submit_batch(abs, range(-100, 0))
+        >>> batch.progress().size
+        100
+        """
         self._check_process()
         if self._is_live and self._attachment is not None:
             fields = self._attachment.session.progress
@@ -148,7 +175,12 @@ class Batch:
     def wait(self, timeout: float | None = None) -> Standing:
         """Return how the batch stands when every job given so far is done or cancelled, or the batch was stopped.
 
-        Runs the batch if nobody does. Raises TimeoutError after `timeout` seconds, BatchdError.
+        Runs the batch if nobody does. A job that failed is counted, not raised: `results` and `failures` tell of
+        it. Raises TimeoutError after `timeout` seconds, BatchdError.
+
+        >>> standing = client.submit_batch(abs, range(-100, 0)).wait(timeout=60)
+        >>> standing.done, standing.succeeded, standing.state
+        (100, 100, 'finished')
         """
         self._check_process()
         deadline = None if timeout is None else monotonic() + timeout
@@ -174,13 +206,28 @@ class Batch:
 
         Of a batch that this process does not run: of the jobs that are done. `on_error` as in `batchd.map`.
         Raises JobError, BatchdError.
+
+        >>> batch = client.submit_batch(int, ["1", "many", "3"], keep_going=True)
+        >>> list(batch.results(on_error="skip"))
+        [1, 3]
+        >>> [type(result).__name__ for result in batch.results(on_error="return")]
+        ['int', 'JobFailed', 'int']
+        """
+        return _only_results(self.steps(ordered=ordered, on_error=on_error))
+
+    def steps(self, *, ordered: bool, on_error: str, patience_s: float | None = None) -> Iterator[Any]:
+        """Give results as `results` does, and NOTHING_YET whenever `patience_s` went by without one: for AsyncBatch.
+
+        >>> batch = client.submit_batch(abs, [-1], seal=False)
+        >>> [value for value in batch.steps(ordered=True, on_error="raise") if value is not NOTHING_YET]
+        [1]
         """
         check_on_error(on_error)
         self._check_process()
         self._read(lambda journal: check_python(journal.spec, self.id))
-        return self._results(ordered, on_error)
+        return self._steps(ordered, on_error, patience_s)
 
-    def _results(self, ordered: bool, on_error: str) -> Iterator[Any]:
+    def _steps(self, ordered: bool, on_error: str, patience_s: float | None) -> Iterator[Any]:
         attachment = self._attachment
         journal = BatchJournal(self._folder / "batches" / self.id)
         try:
@@ -204,19 +251,36 @@ class Batch:
                 if is_over:
                     return
                 with self._changed:
-                    while self._turns == turns and not self._is_over():
-                        self._changed.wait()
+                    self._changed.wait_for(lambda: self._turns != turns or self._is_over(), patience_s)  # noqa: B023
+                yield NOTHING_YET
         finally:
             journal.close()
 
     def failures(self) -> list[FailureGroup]:
-        """Return what failed, jobs that failed in the same way together, the most frequent first."""
+        """Return what failed, jobs that failed in the same way together, the most frequent first. Raises BatchdError.
+
+        >>> batch = client.submit_batch(int, ["1", "many", "none"], keep_going=True)
+        >>> standing = batch.wait()
+        >>> [(group.type, group.count) for group in batch.failures()]
+        [('ValueError', 2)]
+        """
         return list(self._read(lambda journal: group_failures(journal, Outcomes(journal))))
 
     # --- Steering ----------------------------------------------------------------------------------------------
 
     def retry(self, *, failed: bool = True, quarantined: bool = True, cancelled: bool = False) -> int:
-        """Run jobs again that did not succeed; return how many."""
+        """Run jobs again that did not succeed; return how many. Raises BatchdError.
+
+        `failed` raised, took too long or too much memory; `quarantined` took their workers with them.
+
+        >>> import os
+        >>> batch = client.submit_batch(os.mkdir, [f"{folder}/new/mine"])
+        >>> batch.wait().failed
+        1
+        >>> os.mkdir(f"{folder}/new")
+        >>> batch.retry(), batch.wait().failed
+        (1, 0)
+        """
         self._check_process()
         wanted = {JobState.FAILED: failed, JobState.QUARANTINED: quarantined, JobState.CANCELLED: cancelled}
         states = [state for state, is_wanted in wanted.items() if is_wanted]
@@ -227,11 +291,27 @@ class Batch:
         return jobs
 
     def cancel(self, reason: str = "cancelled") -> None:
-        """Give the batch up: what runs is ended, what has no outcome is cancelled."""
+        """Give the batch up: what runs is ended, what has no outcome is cancelled. Raises BatchdError.
+
+        >>> import time
+        >>> batch = client.submit_batch(time.sleep, [60] * 10)
+        >>> batch.cancel("there is a better one")
+        >>> standing = batch.wait()
+        >>> standing.cancelled, standing.state, standing.reason
+        (10, 'cancelled', 'there is a better one')
+        """
         self._ask("cancel", reason=reason or "cancelled")
 
     def close(self, *, at_once: bool = False) -> None:
-        """Let go of the batch. What runs may finish, unless `at_once`; the rest stays in the journal."""
+        """Let go of the batch. What runs may finish, unless `at_once`; the rest stays in the journal.
+
+        `Client.close` does so for all of its batches. `wait` takes the batch up again.
+
+        >>> batch = client.submit_batch(abs, range(-1_000, 0), name="let go")
+        >>> batch.close()
+        >>> client.batch("let go").wait().succeeded
+        1000
+        """
         if self._pid != os.getpid():
             return
         if self._attachment is not None:
@@ -243,10 +323,10 @@ class Batch:
 
     # --- What it stands on -------------------------------------------------------------------------------------
 
-    def open(self, make: Callable[[], Session], begin: Callable[["_Door"], PlainInput | KeyedInput]) -> None:
+    def open(self, make: Callable[[], Session], begin: Callable[[AttachedDoor], PlainInput | KeyedInput]) -> None:
         """Run the batch from here. For `Client`. Raises BatchdError."""
         attachment = self._attach(make)
-        self._begin(begin(_Door(attachment)), is_handle=False)
+        self._begin(begin(AttachedDoor(attachment)), is_handle=False)
 
     def _begin(self, intake: PlainInput | KeyedInput, *, is_handle: bool) -> None:
         self._intake = intake
@@ -367,67 +447,11 @@ class Batch:
             journal.close()
 
 
-class _Door:
-    """Where an intake puts jobs, from a thread that is not the session's: it waits when too much is under way."""
-
-    def __init__(self, attachment: Attachment) -> None:
-        self._attachment = attachment
-        self._changed = threading.Condition()
-        self._bytes = 0
-        self._error: BatchdError | None = None
-
-    @property
-    def progress(self) -> dict[str, Any]:
-        """What the supervisor last said of the batch."""
-        return self._attachment.session.progress
-
-    def submit(
-        self,
-        body: bytes,
-        checkpoint: str = "",
-        keys: bytes = b"",
-        then: Callable[[dict[str, Any]], None] | None = None,
-    ) -> None:
-        """Add jobs; see `intake.Door`."""
-        with self._changed:
-            while self._bytes >= SUBMIT_WINDOW_BYTES and not self._attachment.is_over:
-                self._changed.wait(_LOOK_S)
-            self._check()
-            self._bytes += len(body)
-
-        def answered(reply: dict[str, Any]) -> None:
-            with self._changed:
-                self._bytes -= len(body)
-                try:
-                    checked(reply)
-                except BatchdError as error:
-                    self._error = error
-                self._changed.notify_all()
-            if then is not None:
-                then(reply)
-
-        session = self._attachment.session
-        self._attachment.post(lambda: session.submit(body, checkpoint, keys, answered))
-
-    def unseal(self) -> None:
-        """Let more input come."""
-        self._attachment.request("unseal").result()
-
-    def wait(self) -> None:
-        """Return when everything is on disk. Raises BatchdError."""
-        with self._changed:
-            while self._bytes and not self._attachment.is_over:
-                self._changed.wait(_LOOK_S)
-        if self._bytes or self._attachment.error or self._error:
-            self._check()
-
-    def _check(self) -> None:
-        """Raise what keeps jobs from the journal."""
-        error = self._attachment.error or self._error
-        if error is not None:
-            raise error
-        if self._attachment.is_over:
-            raise SupervisorError("the batch was closed before everything was added: what `size` counts is in it")
+def _only_results(steps: Iterator[Any]) -> Iterator[Any]:
+    for value in steps:
+        if value is not NOTHING_YET:
+            yield value
+        del value  # Its taker may let go of it before the next is asked for.
 
 
 def _standing(size: int, done: int, counts: dict[JobState, int], state: str, reason: str) -> Standing:

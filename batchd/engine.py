@@ -28,7 +28,7 @@ from batchd.core.job import JobState
 from batchd.core.ranges import RangeSet
 from batchd.edge.journal import BatchJournal
 from batchd.edge.outcomes import Outcomes, Span
-from batchd.errors import BatchdError, SupervisorError
+from batchd.errors import BatchdError, ClientClosed, SupervisorError
 from batchd.formats.segment import Encoding
 from batchd.formats.values import load
 from batchd.joberrors import JobFailed, RemoteTraceback
@@ -410,6 +410,14 @@ class Engine:
             original = told.__cause__ if isinstance(told, JobFailed) else None
             future.set_exception(told if original is None or isinstance(original, RemoteTraceback) else original)
 
+    def _left(self, future: JobFuture) -> ClientClosed:
+        """Return what those are told who wait for a job of a queue that stays in the journal."""
+        job = f"job {self.batch}:{future.index}" if future.index is not None else "the job"
+        return ClientClosed(
+            f"the client was closed before {job} had an outcome: it is in the journal, where the next client of this "
+            f"queue runs it, and Client.job() tells its outcome"
+        )
+
     def _trim(self) -> None:
         """Have the journal forget what was read, when it is thrown away anyway."""
         if self._is_throwaway and (ranges := self._trimming.due()):
@@ -429,8 +437,8 @@ class Engine:
             broken_by = error or SupervisorError(f"batch {self.batch} was left before its jobs were done")
             if future.accepted is not None and not future.accepted.done():
                 future.accepted.set_exception(broken_by)
-            if self._is_queue:
-                futures.Future.cancel(future)  # It stays in the journal, and nobody hears of it here.
+            if self._is_queue and error is None and not future.done():
+                future.set_exception(self._left(future))
             if error is not None and future.set_running_or_notify_cancel():
                 broken = error if isinstance(error, BrokenProcessPool) else BrokenProcessPool(str(error))
                 broken.__cause__ = error if broken is not error else None

@@ -91,6 +91,10 @@ class BatchBusy(SupervisorError):
     """Another client has the batch open."""
 
 
+class ClientClosed(BatchdError):
+    """The client was closed before it heard of the job's outcome."""
+
+
 class FormatError(BatchdError):
     """Bytes do not follow batchd's formats; the message says which record and why."""
 

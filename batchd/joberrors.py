@@ -165,6 +165,18 @@ def error_of(
     return error
 
 
+def cancellation(batch: str, index: int) -> JobCancelled:
+    """Return the error of a job that was cancelled before it began.
+
+    >>> cancellation("abc", 3)
+    JobCancelled('job abc:3: cancelled')
+    """
+    error = JobCancelled()
+    error.batch, error.index, error.cause = batch, index, "cancelled"
+    error.args = (_heading(error),)
+    return error
+
+
 def original_of(failure: Failure, traceback_text: str = "") -> BaseException | None:
     """Return what the job raised, with the worker's traceback as its cause; None when it does not read back here.
 

@@ -37,7 +37,9 @@ class Programs:
 
     def start(self, text: str, *arguments: Any) -> "subprocess.Popen[str]":
         """Start a program, in a process group of its own."""
-        (self.folder / "program.py").write_text(HEAD + text)
+        script = self.folder / "program.py"
+        if not script.exists() or script.read_text() != HEAD + text:  # Another process may be about to read it.
+            script.write_text(HEAD + text)
         process = subprocess.Popen(
             [sys.executable, "-W", "default", "program.py", *map(str, arguments)],
             env=self.environ,

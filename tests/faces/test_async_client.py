@@ -8,13 +8,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Thread
 from types import FrameType
-from typing import Self
+from typing import Any, Self
 
 import pytest
 
 import batchd
 from batchd.edge.lock import holder_of
-from batchd.errors import BatchNotFound, UsageError
+from batchd.errors import BatchNotFound, ClientClosed, UsageError
 from tests.bench import await_death
 from tests.commands import Desk, until
 from tests.contract.calls import WAIT_S, Door, fail, kill_myself, note, notes, square
@@ -29,6 +29,17 @@ MAY_WAIT = {
 OWN = {"asyncio", "selectors"}
 """The event loop waits by itself, when nothing else is to be done."""
 STARTS = {Thread.start.__code__, ThreadPoolExecutor.submit.__code__}
+
+
+def half(x: int) -> int:
+    if x % 2:
+        raise ValueError("odd")
+    return x // 2
+
+
+def enter_last(item: tuple[Door, bool]) -> bool:
+    door, is_last = item
+    return bool(door.enter(is_last)) if is_last else is_last
 
 
 class Watch:
@@ -119,9 +130,66 @@ def test_options_that_make_no_sense_are_refused(desk: Desk) -> None:
 def test_batches(desk: Desk) -> None:
     async def main() -> None:
         async with batchd.AsyncClient(desk.journal, workers=2) as client:
-            batch = await client.submit_batch(square, range(100), name="n")
-            assert (await asyncio.to_thread(batch.wait, WAIT_S)).done == 100
-            assert (await client.batch("n")).id == batch.id
+            batch = await client.submit_batch(half, range(10), name="n", seal=False, keep_going=True)
+            assert await batch.add(range(10, 600)) == 590
+            assert (batch.added, batch.skipped, await batch.name()) == (600, 0, "n")
+            await batch.seal()
+            standing = await batch.wait(WAIT_S)
+            assert standing[:4] == (600, 600, 300, 300)
+            assert await batch.progress() == standing
+            found = await client.batch("n")
+            assert (found.id, repr(found)) == (batch.id, f"<AsyncBatch {batch.id}>")
+            assert [x async for x in found.results(on_error="skip")] == list(range(300))
+            assert [group.count for group in await found.failures()] == [300]
+            assert await found.retry() == 300
+            assert (await found.wait()).failed == 300
+            results = found.results()
+            assert await anext(results) == 0
+            with pytest.raises(batchd.JobFailed, match="odd"):
+                await anext(results)
+            await found.close()
+
+    asyncio.run(main())
+
+
+def test_results_come_while_the_batch_runs(desk: Desk, tmp_path: Path) -> None:
+    door = Door(tmp_path)
+
+    async def main() -> None:
+        async with batchd.AsyncClient(desk.journal, workers=1) as client:
+            batch = await client.submit_batch(enter_last, [(door, False)] * 3 + [(door, True)])
+            results = batch.results()
+            assert [await anext(results) for _ in range(3)] == [False] * 3
+            last = asyncio.ensure_future(anext(results))
+            await asyncio.to_thread(until, door.came, "the last runs")
+            assert not last.done()
+            door.open()
+            assert await last is True
+            with pytest.raises(StopAsyncIteration):
+                await anext(results)
+
+    asyncio.run(main())
+
+
+def test_any_number_may_stop_waiting_for_a_batch(desk: Desk, tmp_path: Path) -> None:
+    """More than there are threads, and nobody who comes later waits for those that were left."""
+    door = Door(tmp_path)
+
+    async def main() -> None:
+        async with batchd.AsyncClient(desk.journal, workers=1) as client:
+            batch = await client.submit_batch(enter_last, [(door, True)])
+            await asyncio.to_thread(until, door.came, "it runs")
+            waiting: list[asyncio.Future[Any]] = [asyncio.ensure_future(batch.wait()) for _ in range(100)]
+            waiting += [asyncio.ensure_future(anext(batch.results())) for _ in range(20)]
+            with pytest.raises(TimeoutError):
+                await batch.wait(0.05)
+            for task in waiting:
+                task.cancel()
+            await asyncio.wait(waiting)
+            assert all(task.cancelled() for task in waiting)
+            assert (await batch.progress()).done == 0
+            door.open()
+            assert (await batch.wait(WAIT_S)).done == 1
 
     asyncio.run(main())
 
@@ -176,6 +244,27 @@ def test_a_job_that_has_not_begun_may_be_cancelled(desk: Desk, tmp_path: Path) -
     asyncio.run(main())
 
 
+def test_what_waits_for_a_job_when_the_client_is_closed_is_told(desk: Desk, tmp_path: Path) -> None:
+    door = Door(tmp_path)
+
+    async def main() -> None:
+        async with batchd.AsyncClient(desk.journal, workers=1) as client:
+            job = await client.submit(door.enter, 7)
+            await asyncio.to_thread(until, door.came, "it runs")
+            waiting = asyncio.create_task(job.result())
+            behind = await client.submit(square, 3)
+            await behind.cancel()
+            await asyncio.to_thread(client._client.close, at_once=True)  # type: ignore[union-attr]
+            with pytest.raises(ClientClosed, match=f"job {job.id} had an outcome"):
+                await waiting
+            assert job.done()
+            with pytest.raises(batchd.JobCancelled, match=f"job {behind.id}: cancelled"):
+                await behind.result()
+            assert behind.done()
+
+    asyncio.run(main())
+
+
 def test_nothing_in_the_event_loop_waits(desk: Desk) -> None:
     """Counted, not timed: how long a wait takes says more of the machine than of batchd."""
 
@@ -189,6 +278,12 @@ def test_nothing_in_the_event_loop_waits(desk: Desk) -> None:
                 assert (await client.job(jobs[3].id)).value == 9
                 await client.batches()
                 await jobs[3].cancel()
+                batch = await client.submit_batch(square, range(100), seal=False)
+                await batch.add(range(100))
+                assert (await batch.wait(WAIT_S)).done == len([x async for x in batch.results()])
+                await batch.retry(), await batch.progress(), await batch.failures()
+                await batch.seal()
+                await batch.cancel()
         return watch
 
     assert asyncio.run(main()).found == set()

@@ -14,7 +14,7 @@ import pytest
 import batchd
 from batchd.edge.journal import BatchJournal
 from batchd.edge.lock import holder_of
-from batchd.errors import UsageError
+from batchd.errors import ClientClosed, UsageError
 from tests.bench import await_death
 from tests.commands import Desk, dead, until
 from tests.contract.calls import WAIT_S, Door, call_with, fail, kill_myself, nap, notes, square, survive_from
@@ -112,6 +112,28 @@ def test_nothing_is_taken_after_the_end(desk: Desk) -> None:
         client.submit(square, 3)
     with pytest.raises(TypeError, match="cannot be pickled"):
         pickle.dumps(client)
+
+
+def test_what_a_closed_client_did_not_hear_of_is_told(desk: Desk, tmp_path: Path) -> None:
+    door = Door(tmp_path)
+    with batchd.Client(desk.journal, workers=1) as client:
+        jobs = [client.submit(door.enter, 7), client.submit(square, 3), client.submit(square, 4)]
+        until(door.came, "the first runs")
+        assert jobs[2].cancel()
+        client.close(at_once=True)
+    for job in jobs[:2]:
+        assert job.done()
+        assert not job.cancel()
+        with pytest.raises(ClientClosed, match=rf"before job {job.id} had an outcome: .* the next client"):
+            job.result(WAIT_S)
+    assert jobs[2].done()
+    with pytest.raises(batchd.JobCancelled, match=f"job {jobs[2].id}: cancelled") as caught:
+        jobs[2].result()
+    assert (caught.value.batch, caught.value.index) == (jobs[2].batch, 2)
+    door.open()
+    with batchd.Client(desk.journal, workers=1) as client:  # As the error says.
+        assert client.submit(square, 5).result(WAIT_S) == 25
+        assert [client.job(job.id).value for job in jobs[:2]] == [7, 9]
 
 
 def test_many_threads_hand_over_at_once(client: batchd.Client) -> None:
