@@ -6,7 +6,14 @@ and the remedy. `exit_code` is what the command line exits with. Bugs are not he
 
 
 class BatchdError(Exception):
-    """Something batchd could not do."""
+    """Something batchd could not do.
+
+    >>> try:
+    ...     client.job("many")
+    ... except BatchdError as error:  # The base of all: of the journal's, of the supervisor's, of jobs'.
+    ...     print(f"{type(error).__name__}: {error}")
+    UsageError: 'many' is no job: write batch:index
+    """
 
     exit_code = 3
 

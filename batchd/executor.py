@@ -117,11 +117,32 @@ class Executor(futures.Executor):
         return _results(self, fn, calls if buffersize is not None else iter(()), under_way, deadline)
 
     def flush(self, timeout: float | None = None) -> None:
-        """Wait until everything submitted so far is in the journal. Raises TimeoutError."""
+        """Wait up to `timeout` seconds until everything submitted so far is in the journal. Raises TimeoutError.
+
+        With `journal` or `name` it survives power loss from then on.
+
+        >>> with Executor(1, journal=folder, name="kept") as executor:
+        ...     futures = [executor.submit(pow, 2, n) for n in range(10)]
+        ...     executor.flush(timeout=60)
+        ...     executor.shutdown()  # What was taken is done first; so does the end of `with`.
+        >>> client.batch("kept").progress().succeeded
+        10
+        """
         self._engine.flush(timeout)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Take no more calls; wait until those that were taken are done, or cancel what has not begun."""
+        """Take no more calls; wait until those that were taken are done, or cancel what has not begun.
+
+        >>> import time
+        >>> executor = Executor(1)
+        >>> running, waiting = executor.submit(time.sleep, 0.1), executor.submit(time.sleep, 60)
+        >>> executor.shutdown(cancel_futures=True)
+        >>> waiting.cancelled()
+        True
+        >>> executor.submit(abs, -1)
+        Traceback (most recent call last):
+        RuntimeError: cannot schedule new futures after shutdown
+        """
         self._finalizer.detach()
         self._engine.close(cancel=cancel_futures)
         if wait:
@@ -131,12 +152,29 @@ class Executor(futures.Executor):
         """Shut down without waiting for what runs: it is killed, and like all that was not done fails.
 
         Its future raises BrokenProcessPool; calls that were not sent yet are cancelled. As in Python 3.14.
+
+        >>> import time
+        >>> executor = Executor(1)
+        >>> future = executor.submit(time.sleep, 60)
+        >>> executor.flush()
+        >>> executor.kill_workers()
+        >>> type(future.exception()).__name__
+        'BrokenProcessPool'
         """
         self._finalizer.detach()
         self._engine.kill()
 
     def terminate_workers(self) -> None:
-        """Do the same: a job that looks at `current_job().cancelled` is given a moment by either."""
+        """Do the same: a job that looks at `current_job().cancelled` is given a moment by either.
+
+        >>> import time
+        >>> executor = Executor(1)
+        >>> future = executor.submit(time.sleep, 60)
+        >>> executor.flush()
+        >>> executor.terminate_workers()
+        >>> type(future.exception()).__name__
+        'BrokenProcessPool'
+        """
         self.kill_workers()
 
     def __reduce__(self) -> Any:

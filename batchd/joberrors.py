@@ -105,19 +105,49 @@ class JobTimeout(JobError, TimeoutError):
 
 
 class JobOverMemory(JobError, MemoryError):
-    """A job that took more memory than it was given."""
+    """A job that took more memory than it was given.
+
+    >>> import batchd, time
+    >>> with batchd.Executor(1, memory_per_job=200 << 20) as executor:
+    ...     error = executor.submit(lambda: (b"x" * (300 << 20), time.sleep(60))).exception()
+    >>> type(error).__name__, isinstance(error, MemoryError), "GiB > 0.20 GiB" in error.cause
+    ('JobOverMemory', True, True)
+    """
 
 
 class JobCancelled(JobError, CancelledError):
-    """A job that was cancelled before it had an outcome."""
+    """A job that was cancelled before it had an outcome.
+
+    >>> import time
+    >>> batch = client.submit_batch(time.sleep, [60, 60])
+    >>> batch.cancel()
+    >>> [isinstance(error, JobCancelled) for error in batch.results(on_error="return")]
+    [True, True]
+    """
 
 
 class JobInterrupted(JobError):
-    """A job that was running too often when the supervisor or the machine died."""
+    """A job that was running too often when the supervisor or the machine died.
+
+    It may be what kills them, so it is quarantined: `batchd retry --quarantined` or `Batch.retry` runs it again.
+
+    >>> failure = Failure("JobInterrupted", "was running at 5 deaths of the supervisor in a row", b"")
+    >>> error_of("abc", 3, JobState.QUARANTINED, failure)
+    JobInterrupted('job abc:3: was running at 5 deaths of the supervisor in a row')
+    """
 
 
 class JobUnreadable(JobError, BrokenProcessPool):
-    """A job whose input or result could not be unpickled where it was wanted."""
+    """A job whose input or result could not be unpickled where it was wanted.
+
+    >>> import batchd
+    >>> class Unpacked:
+    ...     def __reduce__(self):
+    ...         return int, ("many",)  # What unpickling calls.
+    >>> (error,) = batchd.map(str, [Unpacked()], on_error="return", workers=1)
+    >>> print(error.cause)
+    could not unpickle the input: ValueError: invalid literal for int() with base 10: 'many'
+    """
 
 
 class RemoteTraceback(Exception):

@@ -16,6 +16,8 @@ from typing import Final, NamedTuple
 
 import pytest
 
+import batchd
+
 FLOORS: Final = {
     **dict.fromkeys(("errors", "settings", "units"), 0),
     **dict.fromkeys(("core", "formats"), 1),
@@ -162,8 +164,8 @@ def sleeping(path: str, source: str) -> list[str]:
 
 
 def error_sentences(path: str, source: str) -> list[str]:
-    """An error's docstring is the one sentence that a user reads."""
-    sentence = re.compile(r"[A-Z](?:[^.!?\n]|[.!?](?=\w))*\.")
+    """An error's docstring is the one sentence that a user reads, and perhaps an example of it."""
+    sentence = re.compile(r"[A-Z](?:[^.!?\n]|[.!?](?=\w))*\.(\n\n>>> .*)?", re.DOTALL)
     classes = [node for node in ast.walk(parsed(source)) if isinstance(node, ast.ClassDef)]
     wrong = [node for node in classes if not sentence.fullmatch(ast.get_docstring(node) or "")]
     return [f"{path}:{node.lineno} the docstring of {node.name} is not one sentence" for node in wrong]
@@ -287,6 +289,55 @@ def test_importing_batchd_is_cheap() -> None:
     assert loaded_after("import batchd, psutil") == {"psutil"}
 
 
+# --- What users may call is shown ------------------------------------------------------------------------------
+
+UNSHOWN: Final = {
+    "Batch.open": "Client opens its batches",
+    "Batch.steps": "AsyncBatch reads by it",
+    "Client.hand_over": "AsyncClient hands over by it",
+    "FailureGroup.add": "the journal's failures are counted by it",
+}
+"""Public to batchd's own modules alone, and why."""
+
+
+def examples_missing(name: str, thing: object) -> Iterator[str]:
+    """Give what has no example: a class or function, and the methods and properties a class has of its own."""
+    if not callable(thing) and not isinstance(thing, property):
+        return
+    if ">>> " not in (getattr(thing, "__doc__", None) or ""):
+        yield name
+    for inner, each in vars(thing).items() if isinstance(thing, type) else ():
+        found = each.__func__ if isinstance(each, classmethod | staticmethod) else each
+        if not inner.startswith("_") and not isinstance(found, type):
+            yield from examples_missing(f"{name}.{inner}", found)
+
+
+def test_every_public_name_has_an_example() -> None:
+    public = [(name, getattr(batchd, name)) for name in batchd.__all__]
+    missing = {each for name, thing in public for each in examples_missing(name, thing)}
+    assert missing - UNSHOWN.keys() == set(), "what has no example is not public, or not finished"
+    assert all(hasattr(getattr(batchd, name.split(".")[0]), name.split(".")[1]) for name in UNSHOWN)
+
+
+def test_a_missing_example_is_seen() -> None:
+    class Shown:
+        """It has one.
+
+        >>> Shown()
+        """
+
+        def quiet(self) -> None:
+            """Say nothing."""
+
+        @property
+        def bare(self) -> int:
+            return 0
+
+        def _own(self) -> None: ...
+
+    assert list(examples_missing("Shown", Shown)) == ["Shown.quiet", "Shown.bare"]
+
+
 # --- Every rule can fail ---------------------------------------------------------------------------------------
 
 
@@ -322,6 +373,7 @@ def lines(count: int) -> str:
         (sleeping, "tests/unit/test_a.py", "from time import sleep"),
         (error_sentences, "batchd/errors.py", "class A(Exception):\n    pass"),
         (error_sentences, "batchd/errors.py", 'class A(Exception):\n    """Lost. Try again."""'),
+        (error_sentences, "batchd/errors.py", 'class A(Exception):\n    """Lost.\n\n    Try again."""'),
     ],
 )
 def test_a_broken_rule_is_seen(rule: Rule, path: str, source: str) -> None:
@@ -345,6 +397,7 @@ def test_a_broken_rule_is_seen(rule: Rule, path: str, source: str) -> None:
         (names, "batchd/edge/journal.py", ""),
         (sleeping, "tests/unit/test_a.py", "code = 'import time; time.sleep(1)'"),
         (error_sentences, "batchd/errors.py", 'class A(Exception):\n    """The file journal.json is lost."""'),
+        (error_sentences, "batchd/errors.py", 'class A(Exception):\n    """Lost.\n\n    >>> A()\n    """'),
     ],
 )
 def test_a_kept_rule_is_not_complained_about(rule: Rule, path: str, source: str) -> None:

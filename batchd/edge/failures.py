@@ -25,17 +25,30 @@ _WITH_FIGURES: Final = frozenset({"JobTimeout", "JobOverMemory"})
 
 @dataclass(slots=True)
 class FailureGroup:
-    """Jobs that failed in the same way. What tells more than the number is that of the first of them."""
+    """Jobs that failed in the same way. What tells more than the number is that of the first of them.
+
+    >>> batch = client.submit_batch(int, ["1", "many", "none"], keep_going=True)
+    >>> standing = batch.wait()
+    >>> (group,) = batch.failures()
+    >>> group.count, group.type, group.message
+    (2, 'ValueError', "invalid literal for int() with base 10: 'many'")
+    """
 
     fingerprint: str
     """In hexadecimal; '' when there is none."""
     type: str
+    """Of the exception, or JobCrashed and the like."""
     message: str
     state: JobState
+    """FAILED or QUARANTINED."""
     output: str = ""
+    """The last lines it printed."""
     details: dict[str, Any] = field(default_factory=dict)
+    """What else is known: attempt, pid, signal, ..."""
     traceback: str = ""
+    """The worker's, '' when there is none."""
     count: int = 0
+    """How many jobs."""
     ranges: list[Range] = field(default_factory=list)
     """The first of them, in order, as [start, stop)."""
     more: int = 0
@@ -53,12 +66,20 @@ class FailureGroup:
 
     @property
     def example(self) -> int:
-        """The first job."""
+        """The first job's index.
+
+        >>> FailureGroup("", "ValueError", "no", JobState.FAILED, ranges=[(8, 11), (77, 78)]).example
+        8
+        """
         return self.ranges[0][0]
 
     @property
     def indices(self) -> str:
-        """The jobs as people write them: `3, 8-10, 77 and 1,204 more`."""
+        """The jobs as people write them.
+
+        >>> FailureGroup("", "ValueError", "no", JobState.FAILED, ranges=[(8, 11), (77, 78)], more=1204).indices
+        '8-10, 77 and 1,204 more'
+        """
         text = ", ".join(f"{start}-{stop - 1}" if stop - start > 1 else f"{start}" for start, stop in self.ranges)
         return f"{text} and {self.more:,} more" if self.more else text
 

@@ -41,7 +41,11 @@ class Span(NamedTuple):
                 yield index, Failure(self.state.name.capitalize(), self.state.name.lower(), bytes(8))
             return
         for index, payload in enumerate(self.payloads(), self.start):
-            yield index, Failure.decode(payload)
+            failure = Failure.decode(payload)
+            if self.state is JobState.CANCELLED:  # How its worker was ended is no news of the job.
+                tried = {name: value for name, value in failure.details.items() if name == "attempt"}
+                failure = Failure("Cancelled", "cancelled while it ran", bytes(8), failure.output, tried)
+            yield index, failure
 
 
 class Outcomes:

@@ -42,6 +42,14 @@ class CurrentJob:
 
     What it says is said in the job itself, from any of its threads: not after its end, and not by a process that the
     job started. Both are a RuntimeError.
+
+    >>> from batchd.testing import fake_job
+    >>> def charge(customer):
+    ...     job = current_job()
+    ...     return f"charged {customer} under the key {job.batch}:{job.index}, in attempt {job.attempt}"
+    >>> with fake_job(batch="bills", index=7, attempt=2):
+    ...     charge("Ann")
+    'charged Ann under the key bills:7, in attempt 2'
     """
 
     batch: str

@@ -1,5 +1,6 @@
 """`Batch`: given in pieces, followed while it runs, steered, found again, continued by whoever comes next."""
 
+import json
 import os
 import signal
 import threading
@@ -251,6 +252,25 @@ def test_a_batch_may_be_given_up(client: batchd.Client, tmp_path: Path) -> None:
     assert batch.wait(WAIT_S).succeeded == 11
 
 
+def test_what_ran_when_its_batch_was_given_up_was_cancelled(
+    client: batchd.Client, desk: Desk, tmp_path: Path
+) -> None:
+    """And did not crash, whatever it was that ended its worker."""
+    door = Door(tmp_path)
+    batch = client.submit_batch(door.enter, range(3), name="n", workers=1)
+    until(door.came, "the first runs")
+    batch.cancel("no more")
+    assert batch.wait(WAIT_S).cancelled == 3
+    first, *others = batch.results(on_error="return")
+    assert [type(error) for error in (first, *others)] == [batchd.JobCancelled] * 3
+    assert str(first) == f"job {batch.id}:0, attempt 1: cancelled while it ran"
+    assert str(others[0]) == f"job {batch.id}:1: cancelled"
+    assert batch.failures() == []
+    told = [json.loads(line) for line in desk.run("results", "n").stdout.splitlines()]
+    assert [line["state"] for line in told] == ["cancelled"] * 3
+    assert [line["error"]["type"] for line in told] == ["Cancelled"] * 3
+
+
 def test_a_batch_that_nobody_runs_may_be_given_up(client: batchd.Client) -> None:
     client.submit_batch(square, range(3), name="n", seal=False).close()
     batch = client.batch("n")
@@ -372,6 +392,7 @@ def test_a_client_that_dies_in_the_middle_of_adding(programs: Programs) -> None:
     told = int(notes(programs.folder / "told")[-1])
     with batchd.Client(programs.journal, workers=2) as client:
         batch = client.batch("n")
+        assert batch.add([]) == 0  # Behind what the dead one had sent and was not told of.
         standing = batch.progress()
         assert standing.state == "open"
         assert told <= standing.size
