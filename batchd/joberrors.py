@@ -55,7 +55,10 @@ class JobError(BatchdError):
     input_repr: str = ""
     """Its input as text, when whoever made the error knew it."""
     rerun: str = ""
-    """The command that runs it again in the foreground, when there is one."""
+    """The command that runs it again in the foreground, '' for a job whose journal is thrown away."""
+
+    is_thrown_away: bool = False
+    """Whether its worker died, or was ended, and its journal will not be there to look for the cause."""
 
     def __str__(self) -> str:
         return "\n".join(card(self)) if self.cause else super().__str__()
@@ -334,6 +337,8 @@ def _card_lines(error: JobError, lines_max: int | None) -> Iterator[str]:
             yield f"    and {len(stack) - len(shown)} more"
     if error.rerun:
         yield f"  to run it again in the foreground: {error.rerun}"
+    elif error.is_thrown_away:
+        yield "  to run it again in the foreground: with name= or journal= its journal is kept for `batchd rerun`"
 
 
 def _bounded(line: str) -> str:

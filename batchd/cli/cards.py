@@ -6,7 +6,6 @@ one idea: a death that was seen has details, and only such a one is worth a card
 
 from typing import Final
 
-from batchd.cli.results import extend_path
 from batchd.edge.failures import FailureGroup
 from batchd.edge.journal import BatchJournal
 from batchd.edge.outcomes import Outcomes
@@ -27,20 +26,10 @@ def is_death(group: FailureGroup) -> bool:
 
 def card_lines(journal: BatchJournal, group: FailureGroup, rerun: str, *, lines_max: int | None = None) -> list[str]:
     """Return the card of the group's first job. `rerun` is the command that runs it again in the foreground."""
-    from batchd.joberrors import card, error_of  # noqa: PLC0415  (20 ms, for a run that met a crash)
+    from batchd.client.reading import input_at  # noqa: PLC0415  (20 ms, for a run that met a crash)
+    from batchd.joberrors import card, error_of  # noqa: PLC0415
 
     failure = Failure(group.type, group.message, b"", group.output, group.details)
-    given = input_of(journal, group.example)
+    given = input_at(journal, Outcomes(journal), group.example)
     error = error_of(journal.folder.name, group.example, group.state, failure, "", given, rerun=rerun)
     return card(error, lines_max=lines_max)
-
-
-def input_of(journal: BatchJournal, index: int) -> str:
-    """Return one input as people read it, '' when it cannot be shown."""
-    from batchd.joberrors import input_text  # noqa: PLC0415
-
-    extend_path(journal.spec)
-    try:
-        return input_text(journal.spec, Outcomes(journal).input_value(index, harmless=True))
-    except Exception:  # Its own code may do anything; the failure itself matters more.
-        return ""

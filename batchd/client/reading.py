@@ -6,7 +6,7 @@ from typing import Any
 from batchd.core.job import JobState
 from batchd.edge.journal import BatchJournal
 from batchd.edge.outcomes import Outcomes, Span
-from batchd.errors import BatchdError, UsageError
+from batchd.errors import UsageError
 from batchd.formats.report import Failure
 from batchd.formats.segment import Encoding
 from batchd.formats.values import load
@@ -51,15 +51,22 @@ def unreadable(batch: str, index: int, cause: Exception) -> JobUnreadable:
     return error
 
 
+def input_at(journal: BatchJournal, outcomes: Outcomes, index: int) -> str:
+    """Return a job's input as people read it, or why it is not shown. Runs no code that may be at fault."""
+    try:
+        return input_text(journal.spec, outcomes.input_value(index, harmless=True))
+    except Exception as error:
+        return f"(not shown: {error})"
+
+
 def error_at(journal: BatchJournal, outcomes: Outcomes, index: int, state: JobState, failure: Failure) -> JobError:
     """Return the error of a job with all that its journal knows: for a death, its input and how to run it again."""
     batch, spec = journal.folder.name, journal.spec
     given = rerun = ""
     if "pid" in failure.details:  # A death that was seen.
-        try:
-            given = input_text(spec, outcomes.input_value(index, harmless=True))
-        except BatchdError:  # What killed the worker may be what reads it.
-            given = ""
+        given = input_at(journal, outcomes, index)
         if not spec.get("is_throwaway"):
             rerun = rerun_command(journal.folder.parent.parent, batch, index)
-    return error_of(batch, index, state, failure, outcomes.explain(failure.fingerprint), given, rerun=rerun)
+    error = error_of(batch, index, state, failure, outcomes.explain(failure.fingerprint), given, rerun=rerun)
+    error.is_thrown_away = bool(given and not rerun)
+    return error

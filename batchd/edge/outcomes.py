@@ -9,9 +9,10 @@ from batchd.core.ranges import RangeSet
 from batchd.edge.journal import BatchJournal
 from batchd.errors import FormatError, JournalDamaged
 from batchd.formats import tables
+from batchd.formats.likeness import likeness
 from batchd.formats.report import Failure
 from batchd.formats.segment import Block, Encoding, unpack
-from batchd.formats.values import load, runs_code
+from batchd.formats.values import load
 
 
 class Span(NamedTuple):
@@ -129,15 +130,14 @@ class Outcomes:
     def input_value(self, index: int, *, harmless: bool = False) -> Any:
         """Decode one job's input, for people to look at.
 
-        That may run the user's code, which may do anything; with `harmless` it raises FormatError instead.
+        That may run the user's code, which may do anything; with `harmless` objects are likenesses of themselves.
+        Raises what unpickling raises, FormatError for what has no likeness.
         """
         first, block = self.input_block(index)
         if block.encoding is not Encoding.ITEMS:
             return block.values()[index - first]
         payload = block.payloads()[index - first]
-        if harmless and runs_code(payload):
-            raise FormatError(f"the input of job {index} cannot be read without running code")
-        return load(payload)
+        return likeness(payload) if harmless else load(payload)
 
     def input_block(self, index: int) -> tuple[int, Block]:
         """Return the block that holds a job's input, and the block's first job. Raises JournalDamaged."""

@@ -31,6 +31,18 @@ ROOT = Path(__file__).parents[2]
 MIB = 1 << 20
 
 
+class Thing:
+    def __init__(self) -> None:
+        self.name, self.size = "a thing", 3
+
+    def __repr__(self) -> str:
+        raise AssertionError("what killed a worker is not asked again")
+
+
+def die_with(_: Thing) -> None:
+    os._exit(3)
+
+
 def test_it_is_an_executor_and_its_futures_are_futures(make_ours: Any) -> None:
     executor = make_ours(1)
     assert isinstance(executor, Executor)
@@ -242,6 +254,19 @@ def test_a_journal_may_be_given_as_text_and_shared(desk: Desk) -> None:
     told = json.loads(desk.run("ls", "--json").stdout)
     assert sorted(batch["name"] for batch in told["batches"]) == ["one", "two"]
     assert [batch["succeeded"] for batch in told["batches"]] == [1, 1]
+
+
+@pytest.mark.parametrize("is_kept", [False, True])
+def test_the_card_of_a_crash_shows_objects_and_how_to_run_it_again(is_kept: bool, desk: Desk, make_ours: Any) -> None:
+    executor = make_ours(1, **({"journal": desk.journal, "name": "n"} if is_kept else {}))
+    crash = executor.submit(die_with, Thing()).exception(WAIT_S)
+    assert isinstance(crash, batchd.JobCrashed)
+    assert crash.input_repr == "(Thing(name='a thing', size=3))"
+    *_, last = str(crash).splitlines()
+    if is_kept:
+        assert last.endswith(f"batchd rerun {crash.batch}:0 --journal {desk.journal}")
+    else:
+        assert last.endswith("with name= or journal= its journal is kept for `batchd rerun`")
 
 
 def test_the_batch_and_index_of_a_crash_name_it_in_the_journal(desk: Desk, tmp_path: Path) -> None:
