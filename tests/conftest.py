@@ -10,6 +10,21 @@ import pytest
 
 from tests.bench import Bench, House, is_alive, open_descriptors
 from tests.commands import Desk, dead, until
+from tests.fault.ledger import Ledger, Tally
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--fault-table", metavar="FILE", help="write what the fault tests saw, as a table")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(Ledger(config.getoption("--fault-table")))
+
+
+@pytest.fixture
+def tally(request: pytest.FixtureRequest) -> Tally:
+    """Where a fault test counts what it did."""
+    return Tally(request.node.user_properties)
 
 
 @pytest.fixture

@@ -58,6 +58,7 @@ def crash_of(executor: Executor, call: Callable[..., Any], *args: Any) -> Any:
     ],
     ids=["exit 3", "exit 0", "SIGKILL", "SIGTERM", "SIGSEGV", "abort"],
 )
+@pytest.mark.covers("W4", "W5", "P4")
 def test_a_crash_is_told_exactly(
     executor: Executor, tmp_path: Path, end: Any, args: tuple[Any, ...], number: int | None, code: int | None
 ) -> None:
@@ -90,6 +91,7 @@ def test_a_crash_can_be_passed_on(executor: Executor) -> None:
     assert (str(copy), copy.exitcode, copy.pid, copy.index) == (str(error), 3, error.pid, error.index)
 
 
+@pytest.mark.covers("P28")
 def test_a_crash_in_an_executor_within_a_job_comes_out(executor: Executor) -> None:
     error = executor.submit(crash_elsewhere).exception(WAIT_S)
     assert isinstance(error, batchd.JobCrashed)
@@ -97,6 +99,7 @@ def test_a_crash_in_an_executor_within_a_job_comes_out(executor: Executor) -> No
     assert executor.submit(square, 3).result(WAIT_S) == 9
 
 
+@pytest.mark.covers("P1")
 def test_neighbours_of_a_crash_all_have_their_results(make_ours: Any, tmp_path: Path) -> None:
     executor = make_ours(2)
     jobs = {x: executor.submit(square_or_crash, x, 50, str(tmp_path / "crashed")) for x in range(100)}
@@ -134,6 +137,7 @@ def test_a_worker_killed_from_outside_costs_the_job_it_ran(executor: Executor, d
     assert executor.submit(square, 3).result(WAIT_S) == 9
 
 
+@pytest.mark.covers("W3")
 def test_an_idle_worker_killed_from_outside_costs_nothing(executor: Executor) -> None:
     pid = executor.submit(os.getpid).result(WAIT_S)
     os.kill(pid, signal.SIGKILL)
@@ -153,6 +157,7 @@ def test_map_raises_a_crash_at_its_place(executor: Executor, tmp_path: Path) -> 
     [(id, (KillsItsReader(),)), (made_by, (KillsItsPickler,))],
     ids=["its input is read", "its result is written"],
 )
+@pytest.mark.covers("I2", "R1", "P14")
 def test_a_crash_while_a_value_travels_is_the_jobs(executor: Executor, call: Any, args: tuple[Any, ...]) -> None:
     assert crash_of(executor, call, *args).signal == signal.SIGKILL
     assert executor.submit(square, 3).result(WAIT_S) == 9
@@ -161,6 +166,7 @@ def test_a_crash_while_a_value_travels_is_the_jobs(executor: Executor, call: Any
 @pytest.mark.parametrize(
     ("call", "args"), [(id, (Unreadable(),)), (made_by, (Unreadable,))], ids=["an input", "a result"]
 )
+@pytest.mark.covers("I1", "P14")
 def test_a_value_that_does_not_read_back_fails_its_job_alone(
     executor: Executor, call: Any, args: tuple[Any, ...]
 ) -> None:
@@ -171,6 +177,7 @@ def test_a_value_that_does_not_read_back_fails_its_job_alone(
     assert (before.result(WAIT_S), after.result(WAIT_S)) == (4, 9)
 
 
+@pytest.mark.covers("W13", "P6")
 def test_an_initializer_that_raises_is_named(make_ours: Any) -> None:
     error = make_ours(1, initializer=fail, initargs=(ValueError, "no start")).submit(square, 2).exception(WAIT_S)
     assert isinstance(error, BrokenProcessPool)

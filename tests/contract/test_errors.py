@@ -123,6 +123,7 @@ def test_a_group_of_errors_comes_back_as_one(pool: Executor) -> None:
     assert [(type(each), str(each)) for each in error.exceptions] == [(ValueError, "one"), (TypeError, "two")]
 
 
+@pytest.mark.covers("R2", "P14")
 def test_an_error_that_does_not_pickle_fails_its_job_alone(pool: Executor) -> None:
     bad, good = pool.submit(fail_with_a_lock), pool.submit(square, 3)
     assert isinstance(bad.exception(WAIT_S), Exception)
@@ -172,6 +173,7 @@ def test_a_keyword_that_does_not_pickle_fails_its_job_alone(pool: Executor) -> N
 
 
 @pytest.mark.parametrize(("made", "kinds"), [(threading.Lock, (TypeError, PicklingError)), (Refuses, PicklingError)])
+@pytest.mark.covers("R1", "P14")
 def test_a_result_that_does_not_pickle_fails_its_job_alone(pool: Executor, made: Any, kinds: Any) -> None:
     before, bad, after = pool.submit(square, 2), pool.submit(made_by, made), pool.submit(square, 3)
     assert isinstance(bad.exception(WAIT_S), kinds)

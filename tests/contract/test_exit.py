@@ -44,6 +44,7 @@ def run(kind: str, folder: Path, text: str) -> "subprocess.CompletedProcess[str]
     )
 
 
+@pytest.mark.covers("P25")
 def test_pending_jobs_run(kind: str, tmp_path: Path) -> None:
     ended = run(
         kind,
@@ -59,6 +60,7 @@ print("the end")
     assert sorted(notes(tmp_path / "ran")) == sorted(map(str, range(8)))
 
 
+@pytest.mark.covers("P25")
 def test_an_unused_or_finished_executor_is_not_heard_of(kind: str, tmp_path: Path) -> None:
     ended = run(
         kind,

@@ -86,6 +86,7 @@ def test_a_job_that_takes_too_long_is_ended(make_ours: Any) -> None:
     assert quick.result(WAIT_S) == 16
 
 
+@pytest.mark.covers("R2")
 def test_an_error_that_does_not_read_back_fails_its_job_alone(make_ours: Any) -> None:
     executor = make_ours(1)
     before, bad = executor.submit(square, 2), executor.submit(fail, TwoArguments, 1, 2)
@@ -117,6 +118,7 @@ def test_waiting_for_jobs_that_a_shutdown_cancelled_ends(make_ours: Any, door: D
 
 
 @pytest.mark.parametrize("depth", [1, 2])
+@pytest.mark.covers("P28")
 def test_a_job_may_have_an_executor_of_its_own(make_ours: Any, depth: int) -> None:
     executor: Executor = make_ours(2)
     jobs = [executor.submit(square_elsewhere, x, depth) for x in range(3)]
@@ -138,6 +140,7 @@ def run_program(folder: Path, text: str) -> "subprocess.CompletedProcess[str]":
 
 
 @pytest.mark.parametrize("end", ["os._exit(0)", "sys.exit(0)"])
+@pytest.mark.covers("C5")
 def test_a_fork_of_the_program_is_refused_and_harms_nobody(tmp_path: Path, end: str) -> None:
     ended = run_program(
         tmp_path,
@@ -170,6 +173,7 @@ print(os.getpid())
 # --- Large values ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.covers("P16")
 def test_large_values_may_cross(make_ours: Any) -> None:
     executor = make_ours(2)
     there, back = executor.submit(len, bytes(100 * MIB)), executor.submit(bytes, 100 * MIB)
@@ -183,6 +187,7 @@ def anonymous_mib(pid: int) -> int:
     return next(int(line.split()[1]) >> 10 for line in lines if line.startswith("RssAnon"))
 
 
+@pytest.mark.covers("P18")
 def test_large_values_are_let_go_after_use(make_ours: Any) -> None:
     executor = make_ours(1)
     pid, before = executor.submit(os.getpid).result(WAIT_S), anonymous_mib(os.getpid())
@@ -195,6 +200,7 @@ def test_large_values_are_let_go_after_use(make_ours: Any) -> None:
 # --- What is left, and what is kept ------------------------------------------------------------------------------
 
 
+@pytest.mark.covers("P26")
 def test_without_a_journal_nothing_is_left(tmp_path: Path) -> None:
     ended = run_program(
         tmp_path,
@@ -215,6 +221,7 @@ with batchd.Executor(2) as executor:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["program.py", "tmp"]
 
 
+@pytest.mark.covers("P26")
 def test_nothing_is_left_of_a_program_that_was_killed(tmp_path: Path) -> None:
     ended = run_program(
         tmp_path,

@@ -39,6 +39,7 @@ def test_the_help_says_what_there_is(desk: Desk) -> None:
     assert "--older-than TIME" in desk.run("prune", "--help").stdout
 
 
+@pytest.mark.covers("X8")
 def test_a_pruned_batch_gives_its_space_back_and_can_be_run_again(desk: Desk) -> None:
     run_range(desk, 100, "small")
     before = disk_blocks(desk.journal)
@@ -57,6 +58,7 @@ def test_a_pruned_batch_gives_its_space_back_and_can_be_run_again(desk: Desk) ->
     assert listed(desk) == {"small": "finished", "large": "finished"}
 
 
+@pytest.mark.covers("X8")
 def test_a_running_batch_outlives_every_prune(desk: Desk) -> None:
     run_range(desk, 10, "old")
     process = desk.start("run", desk.task("slow_square"), "--range", "0:100000", "--name", "live")
@@ -98,6 +100,7 @@ def _batches(desk: Desk) -> list[Path]:
     return [path for path in (desk.journal / "batches").iterdir() if not path.name.startswith(".")]
 
 
+@pytest.mark.covers("J1", "X7")
 def test_damage_is_found_salvaged_and_run_again(desk: Desk) -> None:
     run_range(desk, 100, "good")
     run_range(desk, 50_000, "bad")
@@ -136,6 +139,7 @@ def test_damage_is_found_salvaged_and_run_again(desk: Desk) -> None:
     assert bad not in {path.name for path in (desk.journal / "batches").iterdir()}
 
 
+@pytest.mark.covers("X6")
 def test_an_old_backup_is_put_back_and_goes_on(desk: Desk) -> None:
     args = ("run", desk.task("marked_square"), "--range", "0:2000", "--name", "work", "--out", "out.jsonl")
     process = desk.start(*args)

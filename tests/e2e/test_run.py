@@ -205,6 +205,7 @@ def test_max_failures_stops_the_batch(desk: Desk) -> None:
     assert summary_of(ran.stdout)["state"] == "stopped"
 
 
+@pytest.mark.covers("W5", "P4")
 def test_each_way_a_job_can_end_costs_that_job_alone(desk: Desk) -> None:
     ran = desk.run(
         "run", desk.task("ends_in_many_ways"), "--range", "0:20", "--out", "out.jsonl", "--max-crashes", "1"
@@ -222,6 +223,7 @@ def test_each_way_a_job_can_end_costs_that_job_alone(desk: Desk) -> None:
     assert "SIGSEGV" in told[6]
 
 
+@pytest.mark.covers("P27")
 def test_a_crash_is_explained_with_the_stack_and_the_last_output(desk: Desk) -> None:
     desk.run("run", desk.task("segfault_at_3"), "--range", "0:5", "--max-crashes", "1")
     told = desk.run("failures", "last").stdout
@@ -230,6 +232,7 @@ def test_a_crash_is_explained_with_the_stack_and_the_last_output(desk: Desk) -> 
     assert "segfault_at_3" in told  # faulthandler's Python stack.
 
 
+@pytest.mark.covers("W9", "P7")
 def test_a_timeout_ends_c_code_that_holds_the_gil(desk: Desk) -> None:
     ran = desk.run("run", desk.task("hangs_in_c_at_2"), "--range", "0:10", "--timeout", "1s", "--out", "out.jsonl")
     assert ran.returncode == 1
@@ -239,6 +242,7 @@ def test_a_timeout_ends_c_code_that_holds_the_gil(desk: Desk) -> None:
     assert sum(line["state"] == "succeeded" for line in desk.results()) == 9
 
 
+@pytest.mark.covers("W11", "P4", "P19")
 def test_a_job_past_its_memory_limit_fails_with_both_figures(desk: Desk) -> None:
     ran = desk.run(
         "run", desk.task("eats_memory_at_1"), "--range", "0:4", "--memory-per-job", "300M", "--out", "out.jsonl"
@@ -256,6 +260,7 @@ def test_results_json_cannot_hold_are_told_by_index(desk: Desk) -> None:
     assert ":3 cannot be written as JSON" in ran.stderr
 
 
+@pytest.mark.covers("P24")
 def test_interrupted_by_ctrl_c_it_is_resumable(desk: Desk) -> None:
     command = ("run", desk.task("slow_square"), "--range", "0:100", "--out", "out.jsonl")
     process = desk.start(*command)
@@ -270,6 +275,7 @@ def test_interrupted_by_ctrl_c_it_is_resumable(desk: Desk) -> None:
     assert set(desk.executions().values()) == {1}  # A drain wastes nothing.
 
 
+@pytest.mark.covers("P24")
 def test_a_second_ctrl_c_aborts(desk: Desk) -> None:
     process = desk.start("run", desk.task("long_job"), "--range", "0:4")
     until(lambda: len(desk.executions()) >= 1, "a job runs", process)
@@ -281,6 +287,7 @@ def test_a_second_ctrl_c_aborts(desk: Desk) -> None:
     assert process.returncode == 130
 
 
+@pytest.mark.covers("H3")
 def test_hangup_and_terminate_drain_too(desk: Desk) -> None:
     for number in (signal.SIGHUP, signal.SIGTERM):
         process = desk.start("run", desk.task("slow_square"), "--range", "0:300", "--name", number.name)
@@ -362,6 +369,7 @@ def test_fresh_interpreters_and_process_durability(desk: Desk) -> None:
     assert desk.results("a.jsonl") == desk.results("b.jsonl")
 
 
+@pytest.mark.covers("P26")
 def test_nothing_is_left_when_the_last_client_has_gone(desk: Desk) -> None:
     desk.run("run", desk.task("square"), "--range", "0:50")
     until(lambda: not desk.supervisor(), "the supervisor left")

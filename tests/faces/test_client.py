@@ -354,6 +354,7 @@ os._exit(0)
 
 
 @pytest.mark.parametrize("kind", ["client", "executor"])
+@pytest.mark.covers("C5")
 def test_a_fork_is_refused_and_keeps_nothing_alive(programs: Programs, kind: str) -> None:
     """The child outlives its parent; the parent's supervisor does not."""
     process = programs.start(FORKING, kind)

@@ -204,6 +204,7 @@ def test_the_throw_away_journal_forgets_small_results_as_well() -> None:
     assert sizes[-1] <= 2 * max(sizes[:4])
 
 
+@pytest.mark.covers("P17", "P18")
 def test_memory_stays_flat_with_an_endless_input(programs: Programs) -> None:
     told = programs.told(
         """

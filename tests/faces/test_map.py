@@ -126,6 +126,7 @@ def test_nothing_begins_before_the_first_result_is_asked_for(ran: str) -> None:
 
 
 @pytest.mark.parametrize("ordered", [True, False])
+@pytest.mark.covers("P17")
 def test_input_is_read_no_further_than_the_window(ordered: bool) -> None:
     items = Pulled(itertools.count())
     results = batchd.map(square, items, workers=2, buffersize=100, ordered=ordered)
@@ -142,6 +143,7 @@ def test_a_window_of_one_gives_one_after_the_other() -> None:
 
 
 @pytest.mark.parametrize("ordered", [True, False])
+@pytest.mark.covers("P17")
 def test_an_endless_input_works(ordered: bool) -> None:
     results = batchd.map(square, itertools.count(), workers=2, ordered=ordered)
     assert len(set(itertools.islice(results, 20_000))) == 20_000

@@ -125,6 +125,7 @@ def test_what_becomes_of_failures_is_checked_before_results_are_asked_for(client
         batch.results(on_error="Raise")
 
 
+@pytest.mark.covers("R1", "P14")
 def test_a_result_that_cannot_be_read_here_is_a_failure_of_its_job(client: batchd.Client) -> None:
     batch = client.submit_batch(Job(), range(3), name="n")
     batch.wait(WAIT_S)

@@ -69,6 +69,7 @@ def in_child(call):
 """
 
 
+@pytest.mark.covers("C5")
 def test_a_fork_is_told_that_the_executor_is_not_its_own(programs: Programs) -> None:
     program = """
 with batchd.Executor(1) as executor:

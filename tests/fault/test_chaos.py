@@ -10,11 +10,13 @@ import pytest
 
 from batchd.testing.chaos import Chaos, Report, Target
 from tests.bench import ROOT
+from tests.fault.ledger import Tally
 
 pytestmark = pytest.mark.fault
 
 
-def test_nothing_is_lost_and_nothing_is_left(tmp_path: Path) -> None:
+@pytest.mark.covers("X11", "P26")
+def test_nothing_is_lost_and_nothing_is_left(tmp_path: Path, tally: Tally) -> None:
     asked = ("--duration", "1.5s", "--seed", "13", "--jobs", "200", "--json")  # Its first kills are early ones.
     command = [sys.executable, "-m", "batchd", "chaos", *asked]
     environ = {**os.environ, "TMPDIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
@@ -25,6 +27,10 @@ def test_nothing_is_lost_and_nothing_is_left(tmp_path: Path) -> None:
     assert told["executions"] >= told["jobs"] == 200
     assert sum(told["kills"].values()) > 0
     assert list(tmp_path.iterdir()) == []
+    kills = sum(told["kills"].values())
+    tally.injected(kills)
+    tally.count("real SIGKILLs", kills)
+    tally.checked(told["jobs"], lost=told["lost"], doubled=told["recorded_twice"])
 
 
 class Forged(Chaos):
@@ -50,10 +56,15 @@ def test_a_forged_result_is_found(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(("seed", "workers"), [(1, 2), (2, 4), (3, 16)])
-def test_nothing_is_lost_for_a_minute(tmp_path: Path, seed: int, workers: int) -> None:
+@pytest.mark.covers("X11", "W1", "S1")
+def test_nothing_is_lost_for_a_minute(tmp_path: Path, seed: int, workers: int, tally: Tally) -> None:
     jobs = 3000 * workers
     report = Chaos(tmp_path, Report(seed=seed, duration_s=60.0, jobs=jobs, workers=workers), lambda _: None).run()
     assert not report.findings, report.findings.examples
     assert report.kills[Target.SUPERVISOR] > 5
     assert report.kills[Target.WORKER] > 20
     assert report.replays > 0
+    tally.injected(sum(report.kills.values()))
+    tally.count("real SIGKILLs", sum(report.kills.values()))
+    counts = report.findings.counts
+    tally.checked(report.jobs, lost=counts["lost"], doubled=counts["recorded_twice"])

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections import Counter
 from contextlib import suppress
 
 import pytest
@@ -14,19 +15,22 @@ from batchd.core.job import JobState
 from batchd.edge.journal import BatchJournal
 from batchd.edge.outcomes import Outcomes
 from tests.commands import Desk, dead, pause, summary_of, until
+from tests.fault.ledger import Tally
 
 pytestmark = pytest.mark.fault
 
 
-def kill(pid: int) -> None:
+def kill(pid: int, tally: Tally) -> None:
     """SIGKILL, if it is still there."""
     if pid <= 0:
         return
     with suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
+        tally.injected(1)
+        tally.count("real SIGKILLs", 1)
 
 
-def check_whole(desk: Desk, jobs: int) -> None:
+def check_whole(desk: Desk, jobs: int, tally: Tally) -> None:
     """Every job succeeded, is recorded once, and has the result a plain loop gives."""
     assert desk.results() == [{"index": i, "state": "succeeded", "result": i * i} for i in range(jobs)]
     (folder,) = (desk.journal / "batches").iterdir()
@@ -35,13 +39,16 @@ def check_whole(desk: Desk, jobs: int) -> None:
         assert journal.facts.done.size == jobs
         assert journal.facts.count(JobState.SUCCEEDED) == jobs
         spans = list(Outcomes(journal).spans(journal.facts.done, journal.facts.generation))
+        recorded = Counter(index for span in spans for index in range(span.start, span.stop))
+        tally.checked(jobs, lost=jobs - len(recorded), doubled=recorded.total() - len(recorded))
         assert sum(span.stop - span.start for span in spans) == jobs
     finally:
         journal.close()
     assert len(set(desk.attempts())) == len(desk.attempts()), "an attempt number was given twice"
 
 
-def test_the_supervisor_is_killed_at_random_moments(desk: Desk) -> None:
+@pytest.mark.covers("S1", "P2")
+def test_the_supervisor_is_killed_at_random_moments(desk: Desk, tally: Tally) -> None:
     jobs = 1500
     process = desk.start("run", desk.task("marked_square"), "--range", f"0:{jobs}", "--out", "out.jsonl")
     dice = random.Random(1)
@@ -50,12 +57,12 @@ def test_the_supervisor_is_killed_at_random_moments(desk: Desk) -> None:
         ran = len(desk.attempts())
         desk.wait_for_jobs(ran + 1, process, may_end=True)
         pause(dice.uniform(0.0, 0.2))
-        kill(desk.supervisor())
+        kill(desk.supervisor(), tally)
         kills += 1
     _, err = process.communicate(timeout=90)
     assert process.returncode == 0, err
     assert "the supervisor died" in err
-    check_whole(desk, jobs)
+    check_whole(desk, jobs, tally)
 
 
 _TRACE = "strace"
@@ -75,6 +82,7 @@ _MORE_TIMES = [
         *(pytest.param(call, times, marks=pytest.mark.slow) for call, times in _MORE_TIMES),
     ],
 )
+@pytest.mark.covers("S1")
 def test_the_supervisor_is_killed_at_its_nth_system_call(desk: Desk, call: str, times: tuple[int, ...]) -> None:
     """Before, within and after commits, and between a commit and the frames that follow it."""
     jobs = 300
@@ -106,7 +114,8 @@ def test_the_supervisor_is_killed_at_its_nth_system_call(desk: Desk, call: str, 
     assert len(desk.executions()) == jobs
 
 
-def test_the_client_is_killed_and_run_again(desk: Desk) -> None:
+@pytest.mark.covers("C1")
+def test_the_client_is_killed_and_run_again(desk: Desk, tally: Tally) -> None:
     jobs = 1000
     command = ("run", desk.task("marked_square"), "--range", f"0:{jobs}", "--out", "out.jsonl")
     for done in (100, 500):
@@ -117,27 +126,29 @@ def test_the_client_is_killed_and_run_again(desk: Desk) -> None:
     ran = desk.run(*command)
     assert ran.returncode == 0, ran.stderr
     assert "were already done" in ran.stderr
-    check_whole(desk, jobs)
+    check_whole(desk, jobs, tally)
 
 
-def test_everything_is_killed_together_and_run_again(desk: Desk) -> None:
+@pytest.mark.covers("S1", "C1", "P2")
+def test_everything_is_killed_together_and_run_again(desk: Desk, tally: Tally) -> None:
     jobs = 1000
     command = ("run", desk.task("marked_square"), "--range", f"0:{jobs}", "--out", "out.jsonl")
     for done in (100, 400, 700):
         process = desk.start(*command)
         desk.wait_for_jobs(done, process)
         process.kill()
-        kill(desk.supervisor())
+        kill(desk.supervisor(), tally)
         for pid in desk.processes():
-            kill(pid)
+            kill(pid, tally)
         process.communicate()
     assert desk.run(*command).returncode == 0
-    check_whole(desk, jobs)
+    check_whole(desk, jobs, tally)
     doubled = [index for index, times in desk.executions().items() if times > 1]
     assert len(doubled) < 3 * 60, "more than what was in flight ran twice"
 
 
-def test_random_workers_are_killed_throughout(desk: Desk) -> None:
+@pytest.mark.covers("W1", "P2", "P5")
+def test_random_workers_are_killed_throughout(desk: Desk, tally: Tally) -> None:
     jobs = 1500
     process = desk.start(
         "run", desk.task("marked_square"), "--range", f"0:{jobs}", "--out", "out.jsonl", "--max-crashes", "1000"
@@ -148,14 +159,15 @@ def test_random_workers_are_killed_throughout(desk: Desk) -> None:
     while process.poll() is None and kills < 60:
         workers = desk.workers()
         if workers:
-            kill(dice.choice(workers))
+            kill(dice.choice(workers), tally)
             kills += 1
         pause(0.02)
     _, err = process.communicate(timeout=90)
     assert process.returncode == 0, err
-    check_whole(desk, jobs)
+    check_whole(desk, jobs, tally)
 
 
+@pytest.mark.covers("P1", "P3", "P5")
 def test_a_job_that_kills_its_worker_each_time_is_quarantined_and_costs_nobody_else(desk: Desk) -> None:
     ran = desk.run("run", desk.task("poison_at_500"), "--range", "0:1000", "--out", "out.jsonl")
     assert ran.returncode == 1
@@ -169,6 +181,7 @@ def test_a_job_that_kills_its_worker_each_time_is_quarantined_and_costs_nobody_e
     assert [attempt for index, attempt in desk.attempts() if index == 500] == [1, 2, 3]
 
 
+@pytest.mark.covers("P1", "P3")
 def test_fast_neighbours_of_a_poison_job_run_again_only_if_they_were_not_reported(desk: Desk) -> None:
     ran = desk.run("run", desk.task("fast_poison_at_500"), "--range", "0:1000", "--out", "out.jsonl")
     assert ran.returncode == 1
@@ -181,6 +194,7 @@ def test_fast_neighbours_of_a_poison_job_run_again_only_if_they_were_not_reporte
     assert again == list(range(500 - len(again), 500))
 
 
+@pytest.mark.covers("X5")
 def test_a_job_that_kills_the_supervisor_too_ends_in_quarantine(desk: Desk) -> None:
     ran = desk.run("run", desk.task("supervisor_killer_at_7"), "--range", "0:200", "--out", "out.jsonl")
     assert ran.returncode == 1, ran.stderr
@@ -191,12 +205,13 @@ def test_a_job_that_kills_the_supervisor_too_ends_in_quarantine(desk: Desk) -> N
     assert len(set(attempts)) == len(attempts)
 
 
-def test_workers_are_gone_soon_after_their_supervisor(desk: Desk) -> None:
+@pytest.mark.covers("S3")
+def test_workers_are_gone_soon_after_their_supervisor(desk: Desk, tally: Tally) -> None:
     process = desk.start("run", desk.task("long_job"), "--range", "0:8")
     until(lambda: len(desk.executions()) >= 2, "jobs run", process)
     workers = [pid for pid in desk.processes() if not dead(pid)]
     process.kill()
-    kill(desk.supervisor())
+    kill(desk.supervisor(), tally)
     process.communicate()
     until(lambda: all(dead(pid) for pid in workers), "the lifeline kills every worker")
 

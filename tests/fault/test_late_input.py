@@ -69,6 +69,7 @@ def connections(desk: Desk) -> int:
     return Path("/proc/net/unix").read_text().count(str(desk.journal / control.SOCKET_NAME))
 
 
+@pytest.mark.covers("C1")
 def test_it_is_neither_lost_nor_read_again(desk: Desk) -> None:
     command = ["run", desk.task("text_length"), "-", "--name", "n", "--out", str(desk.folder / "out.jsonl")]
     pid = killed_with_more_on_its_way(desk, command)

@@ -112,6 +112,7 @@ class Caller:
 @pytest.mark.parametrize(
     ("seed", "count"), [(1, 100), *(pytest.param(seed, 3000, marks=pytest.mark.slow) for seed in range(2, 6))]
 )
+@pytest.mark.covers("C6")
 def test_no_request_harms_the_supervisor(house: House, seed: int, count: int) -> None:
     house.start(same(3), "other")
     pid = house.supervisor

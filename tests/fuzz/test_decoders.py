@@ -9,6 +9,7 @@ import pytest
 
 from batchd.errors import FormatError
 from tests.bench import ROOT
+from tests.fault.ledger import Tally
 from tests.fuzz.fuzzer import Fuzzer, Outcome, Target
 from tests.fuzz.targets import TARGETS, mended_blocks, mended_frames
 
@@ -16,7 +17,8 @@ COUNT = 800
 HERE = str(Path(__file__).parent)
 
 
-def test_any_bytes_are_a_value_or_a_typed_error() -> None:
+@pytest.mark.covers("X10", "P12")
+def test_any_bytes_are_a_value_or_a_typed_error(tally: Tally) -> None:
     """In a process of its own: its memory is bounded, so a decoder that asks for too much is found out."""
     command = [sys.executable, "-m", "tests.fuzz", "--count", str(COUNT), "--seed", "1"]
     ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -24,6 +26,8 @@ def test_any_bytes_are_a_value_or_a_typed_error() -> None:
     lines = ran.stdout.splitlines()
     assert len(lines) == len(TARGETS)
     assert all(f"{COUNT:,} executions" in line for line in lines)
+    tally.injected(COUNT * len(TARGETS))
+    tally.count("fuzz inputs", COUNT * len(TARGETS))
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)

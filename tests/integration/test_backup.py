@@ -133,6 +133,7 @@ def house_of_copies(tmp_path: Path) -> Iterator[Callable[[Path], House]]:
         house.close()
 
 
+@pytest.mark.covers("X9")
 def test_a_backup_of_a_running_batch_goes_on_by_itself(
     house: House, house_of_copies: Callable[[Path], House], tmp_path: Path
 ) -> None:
@@ -152,6 +153,7 @@ def test_a_backup_of_a_running_batch_goes_on_by_itself(
         assert each.outcomes() == {index: index for index in range(200)}
 
 
+@pytest.mark.covers("X6")
 def test_an_old_backup_can_be_put_back(
     house: House, house_of_copies: Callable[[Path], House], tmp_path: Path
 ) -> None:

@@ -57,6 +57,7 @@ def test_a_worker_is_ready_when_its_birth_was_announced(bench: Bench, unborn: in
     assert bench.pool.workers[1].pid > 0
 
 
+@pytest.mark.covers("W3", "P11")
 def test_a_worker_whose_template_died_before_it_was_announced_never_was(bench: Bench, unborn: int) -> None:
     for number in (2, 3):  # They wait for the same template.
         bench.pool.perform(c.StartWorker(number, "k"))

@@ -61,6 +61,7 @@ def test_commits_are_done_in_order(written: Path, thread: CommitThread) -> None:
     journal.close()
 
 
+@pytest.mark.covers("D1")
 def test_a_full_disk_stalls_and_the_same_entries_are_written_in_the_end(written: Path, thread: CommitThread) -> None:
     journal = Stubborn(written, is_writer=True)
     journal.errors = [
@@ -77,6 +78,7 @@ def test_a_full_disk_stalls_and_the_same_entries_are_written_in_the_end(written:
     journal.close()
 
 
+@pytest.mark.covers("D3")
 def test_any_other_error_is_an_unknown_outcome(written: Path, thread: CommitThread) -> None:
     journal = Stubborn(written, is_writer=True)
     journal.errors = [
@@ -109,6 +111,7 @@ def test_a_thread_that_waits_for_the_disk_can_be_stopped(written: Path, monkeypa
         (lmdb.CorruptedError("x: MDB_CORRUPTED"), 0, False),
     ],
 )
+@pytest.mark.covers("D1", "D3")
 def test_a_short_write_is_a_full_disk_only_if_the_disk_is_full(
     written: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, free_bytes: int, *, is_it: bool
 ) -> None:

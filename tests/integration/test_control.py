@@ -22,6 +22,7 @@ from tests.bench import WAIT_S, House
 @pytest.mark.parametrize(
     "data", [b"garbage " * 100, b"\0" * 4096, b"bdF1" + b"\xff" * 100, b"GET / HTTP/1.1\r\n\r\n" * 9]
 )
+@pytest.mark.covers("C6")
 def test_garbage_ends_its_own_connection_only(house: House, data: bytes) -> None:
     session = house.start([("work", 0.01, n) for n in range(10)])
     pid = house.supervisor
@@ -79,6 +80,7 @@ OPEN: dict[str, Any] = {
         {"do": "scale"},
     ],
 )
+@pytest.mark.covers("C6")
 def test_a_request_that_makes_no_sense_is_answered_so(shared_house: House, fields: dict[str, Any]) -> None:
     pid = shared_house.supervisor
     with control.connect(shared_house.folder) as line:
@@ -104,6 +106,7 @@ def shared_house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
     made.close()
 
 
+@pytest.mark.covers("C6")
 def test_segments_that_are_cut_off_are_refused(shared_house: House) -> None:
     session = shared_house.sessions[0]
     line = session._connection

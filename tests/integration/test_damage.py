@@ -1,9 +1,7 @@
 """Damage is found wherever it is, named by its jobs, and is never the end of the process that looks for it."""
 
 import json
-import os
 import re
-import signal
 from pathlib import Path
 from random import Random
 
@@ -23,6 +21,7 @@ from batchd.formats import pages, tables
 from batchd.formats.segment import Block, pack_vector
 from batchd.settings import FORMAT_VERSION
 from tests.author import submission, success
+from tests.fault.ledger import Tally
 from tests.ruin import (
     PAGE_BYTES,
     SPEC,
@@ -68,6 +67,7 @@ def test_an_empty_batch_is_well(tmp_path: Path) -> None:
     assert check_batch(tmp_path / "b") == ("b", 0, 0, [], 0)
 
 
+@pytest.mark.covers("J3")
 def test_a_lost_lock_file_is_made_again(tmp_path: Path) -> None:
     place = place_of(tmp_path, original().data)
     assert not (place / "lock.mdb").exists()
@@ -103,6 +103,7 @@ def test_a_batch_is_checked_while_it_is_written(tmp_path: Path) -> None:
     assert sizes == sorted(set(sizes)), "nothing was written between the checks"
 
 
+@pytest.mark.covers("J3")
 def test_a_lock_file_that_was_removed_under_a_writer_is_told_of(tmp_path: Path) -> None:
     BatchJournal.create(tmp_path / "b", {**SPEC, "durability": "process"}).close()
     with Isolated(lambda tell: write_on(tell, tmp_path / "b")) as child:
@@ -162,7 +163,8 @@ def reads_the_same(place: Path) -> bool:
 
 
 @pytest.mark.parametrize("seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 6))])
-def test_what_is_called_well_reads_as_it_was_written(tmp_path: Path, seed: int) -> None:
+@pytest.mark.covers("J1")
+def test_what_is_called_well_reads_as_it_was_written(tmp_path: Path, seed: int, tally: Tally) -> None:
     """Bits are flipped anywhere, often in the heads of pages. LMDB's own verifier must have nothing to add."""
     made, random = original(), Random(seed)
     found = 0
@@ -180,10 +182,13 @@ def test_what_is_called_well_reads_as_it_was_written(tmp_path: Path, seed: int) 
         except VerifyError as error:
             pytest.fail(f"{where}: {error}")
         assert reads_the_same(place), where
+    tally.injected(40)
+    tally.count("bit flips", 40)
     assert 5 < found < 35, "the flips hit nothing, or the check cries at everything"
 
 
 @pytest.mark.parametrize("table", [tables.INPUTS, tables.OUTCOMES])
+@pytest.mark.covers("J1")
 def test_a_flipped_bit_in_a_record_costs_that_record(tmp_path: Path, table: bytes) -> None:
     made = original()
     page = made.leaf(table)
@@ -200,6 +205,7 @@ def test_a_flipped_bit_in_a_record_costs_that_record(tmp_path: Path, table: byte
     assert first < findings[0].stop <= stop
 
 
+@pytest.mark.covers("J1")
 def test_a_flipped_bit_in_a_large_value_costs_that_value(tmp_path: Path) -> None:
     made = original()
     page = next(number for number in range(2, 1 << 16) if b"z" * 3_000 in made.page(number))
@@ -249,6 +255,7 @@ def test_a_page_without_its_header_names_the_jobs_behind_it(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("part", range(5))
+@pytest.mark.covers("J1")
 def test_every_page_in_use_matters(tmp_path: Path, part: int) -> None:
     """Each page is overwritten in turn: only the free ones may go unnoticed."""
     made = original()
@@ -286,6 +293,7 @@ def test_a_tree_that_leads_into_itself_has_an_end(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("offset", "what"), [(0, b"\7"), (10, b"\0"), (16, b"\0"), (20, b"\7"), (40, b"\1"), (144, b"\xfe")]
 )
+@pytest.mark.covers("J1")
 def test_both_headers_must_be_whole(tmp_path: Path, number: int, offset: int, what: bytes) -> None:
     place = place_of(tmp_path, overwritten(original().data, number * PAGE_BYTES + offset, what))
     assert FILE in {finding.table for finding in found_in(place)}
@@ -311,6 +319,7 @@ def test_a_page_that_is_free_and_in_use_is_found(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("length", [0, 1, 100, 4096, 8192, 8193, 20_000, 60_000, 150_000, -PAGE_BYTES, -1])
+@pytest.mark.covers("J2")
 def test_a_file_that_was_cut_off_is_damage_and_no_signal(tmp_path: Path, length: int) -> None:
     made = original()
     place = place_of(tmp_path, made.data[:length])
@@ -438,6 +447,7 @@ def test_a_record_that_cannot_be_is_named(place: Path, table: bytes, key: bytes,
     assert expected in texts(found_in(place))
 
 
+@pytest.mark.covers("J7")
 def test_a_newer_batch_is_no_damage(place: Path) -> None:
     change(place, tables.META, tables.META_FORMAT, json.dumps({"format": FORMAT_VERSION + 1}).encode())
     with pytest.raises(JournalNewer, match="update batchd"):
@@ -451,43 +461,6 @@ def test_a_block_in_a_record_that_is_damaged_costs_no_other() -> None:
         told = [block.first for _, block in blocks_in(record) if isinstance(block, Block)]
         assert told == [0, 4], f"byte {at}"
         assert sum(isinstance(block, str) for _, block in blocks_in(record)) == 1
-
-
-# --- The child that may die ------------------------------------------------------------------------------------
-
-
-def test_a_child_that_dies_is_a_sentence() -> None:
-    def die(tell: Tell) -> None:
-        tell({"said": 1})
-        os.kill(os.getpid(), signal.SIGBUS)
-
-    with Isolated(die) as child:
-        assert list(child.told()) == [{"said": 1}]
-        assert child.death == "it was killed by SIGBUS"
-
-
-def test_a_child_that_is_stuck_is_ended() -> None:
-    with Isolated(lambda _: signal.pause()) as child:
-        assert list(child.told(silence_s=0.05)) == []
-        assert child.death == "it was stuck for 0 s"
-
-
-def test_a_child_that_raises_says_what() -> None:
-    def fail(_: Tell) -> None:
-        raise JournalError("not today")
-
-    with Isolated(fail) as child:
-        assert list(child.told()) == [{"error": "not today", "kind": "JournalError"}]
-        assert child.death == ""
-    with Isolated(lambda tell: tell({"bad": object()})) as child:
-        assert next(child.told())["kind"] == ""
-
-
-def test_a_child_that_is_not_waited_for_does_not_stay() -> None:
-    with Isolated(lambda _: signal.pause()) as child:
-        pid = child._pid
-    with pytest.raises(ProcessLookupError):
-        os.kill(pid, 0)
 
 
 def test_lmdb_that_dies_of_a_file_is_damage(tmp_path: Path) -> None:

@@ -241,6 +241,7 @@ def lines_of(process: "subprocess.Popen[bytes]", count: int) -> list[bytes]:
 
 @pytest.mark.fault
 @pytest.mark.parametrize("durability", ["disk", "process"])
+@pytest.mark.covers("S1")
 def test_a_kill_loses_nothing_that_was_acknowledged(
     place: Path, monkeypatch: pytest.MonkeyPatch, durability: str
 ) -> None:
@@ -280,6 +281,7 @@ while True:
 """
 
 
+@pytest.mark.covers("J4", "J5")
 def test_a_reader_follows_while_the_writer_writes_and_the_map_grows(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -307,6 +309,7 @@ def test_a_reader_follows_while_the_writer_writes_and_the_map_grows(
     journal.close()
 
 
+@pytest.mark.covers("J4")
 def test_one_commit_larger_than_the_map_makes_it_grow_until_it_fits(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -382,6 +385,7 @@ def written(place: Path) -> Path:
     return place
 
 
+@pytest.mark.covers("J7")
 def test_a_newer_format_is_refused_with_both_versions(written: Path) -> None:
     newer = settings.FORMAT_VERSION + 1
     change(written, tables.META, tables.META_FORMAT, json.dumps({"format": newer}).encode())
@@ -426,6 +430,7 @@ def test_what_is_not_there_is_no_batch(tmp_path: Path) -> None:
         (tables.OUTCOMES, tables.OUTCOME.pack(0, 1), success("b", 1, ["twice"]).block),
     ],
 )
+@pytest.mark.covers("J1")
 def test_records_that_do_not_read_as_written_are_damage(
     written: Path, table: bytes, key: bytes, value: bytes
 ) -> None:
@@ -443,6 +448,7 @@ def test_a_file_that_lmdb_did_not_write_is_refused(written: Path, content: bytes
             BatchJournal(written, is_writer=is_writer)
 
 
+@pytest.mark.covers("J1")
 def test_a_flipped_bit_in_an_outcome_is_damage_and_names_the_job(written: Path) -> None:
     key = tables.OUTCOME.pack(0, 10)
     value = bytearray(value_of(written, tables.OUTCOMES, key))

@@ -41,6 +41,7 @@ def test_the_reason_is_told_although_the_template_is_dead_when_it_is_read(bench:
     ("source", "words"),
     [("import os\nos._exit(3)\n", "the template process of .*mine.py:run died"), ("x = 1\n", "has no 'run'")],
 )
+@pytest.mark.covers("W13")
 def test_other_ways_not_to_import(bench: Bench, tmp_path: Path, source: str, words: str) -> None:
     assert re.search(words, bench.add_key(key_spec(module(tmp_path, source))))
 
@@ -49,6 +50,7 @@ def test_a_folder_that_is_gone_is_named(bench: Bench, tmp_path: Path) -> None:
     assert f"cannot enter {tmp_path}/gone" in bench.add_key(key_spec(cwd=tmp_path / "gone"))
 
 
+@pytest.mark.covers("P22")
 def test_a_module_that_starts_a_thread_gets_fresh_interpreters(bench: Bench, tmp_path: Path) -> None:
     source = (
         "import os, threading\n"
@@ -70,6 +72,7 @@ def test_forked_workers_share_what_the_template_imported(bench: Bench, tmp_path:
     assert len({told[0][0], told[0][1], told[1][1]}) == 3
 
 
+@pytest.mark.covers("W3", "P11")
 def test_a_template_that_was_killed_is_started_again(bench: Bench) -> None:
     at_work(bench, [("pid",)])
     template = bench.pool._templates["k"].process.pid
@@ -95,6 +98,7 @@ def test_a_recorder_without_a_free_slot_starts_no_worker(tmp_path: Path) -> None
         bench.close()
 
 
+@pytest.mark.covers("H1", "P29")
 def test_a_process_out_of_descriptors_starts_no_worker(bench: Bench) -> None:
     at_work(bench, [])
     soft, hard = getrlimit(RLIMIT_NOFILE)

@@ -228,6 +228,7 @@ def test_a_batch_that_only_could_not_be_opened_stays(folder: Path, run: Run, mon
 # --- How they go -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.covers("X8")
 def test_the_space_is_given_back(folder: Path, run: Run) -> None:
     make(folder, "a", jobs=2_000)
     before = disk_bytes(folder / "batches" / "a")
@@ -325,6 +326,7 @@ def test_a_rename_that_is_not_durable_deletes_nothing(
     assert (folder / "batches" / ".old-a" / "data.mdb").exists()
 
 
+@pytest.mark.covers("D1", "X8")
 def test_a_full_disk_does_not_keep_it_from_making_room(folder: Path) -> None:
     """Not a byte can be written: the limit on the size of files stands for a disk without a free block."""
     make(folder, "a")
@@ -383,6 +385,7 @@ def test_what_changed_while_the_question_stood_there_stays(
 # --- Beside a supervisor ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.covers("X8")
 def test_a_running_batch_stays_and_others_go(house: House, run: Run, folder: Path) -> None:
     make(house.folder, "old")
     make(house.folder, "older")

@@ -23,6 +23,7 @@ from batchd.formats import pages, tables
 from batchd.formats.report import Failure
 from batchd.formats.segment import HEADER_BYTES, pack_items
 from tests.author import submission, success
+from tests.fault.ledger import Tally
 from tests.ruin import (
     PAGE_BYTES,
     SPEC,
@@ -61,7 +62,8 @@ def cut_off(made: Original, random: Random) -> bytes:
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("ruin", [flip_a_bit, lose_a_sector, lose_a_page, cut_off])
-def test_nothing_that_is_brought_out_is_wrong(tmp_path: Path, ruin: Ruin, seed: int) -> None:
+@pytest.mark.covers("J1", "J2", "X7")
+def test_nothing_that_is_brought_out_is_wrong(tmp_path: Path, ruin: Ruin, seed: int, tally: Tally) -> None:
     made, random = original(), Random(seed)
     for turn in range(10):
         place = place_of(tmp_path, ruin(made, random))
@@ -82,6 +84,8 @@ def test_nothing_that_is_brought_out_is_wrong(tmp_path: Path, ruin: Ruin, seed: 
                 assert len(gone) <= 6 or min(gone) >= made.size - 30_000, where
             for index in gone:
                 assert index >= salvage.size or index in salvage.lost_inputs, where
+    tally.injected(10)
+    tally.count("bit flips", 10 if ruin is flip_a_bit else 0)
 
 
 def test_a_whole_batch_loses_nothing(tmp_path: Path) -> None:
@@ -94,6 +98,7 @@ def test_a_whole_batch_loses_nothing(tmp_path: Path) -> None:
         assert salvage.spec == SPEC
 
 
+@pytest.mark.covers("X7")
 def test_records_are_found_without_any_tree(tmp_path: Path) -> None:
     made = original()
     data = made.data

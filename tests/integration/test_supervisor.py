@@ -50,6 +50,7 @@ def test_the_last_client_takes_the_supervisor_with_it(house: House) -> None:
     assert house.facts().is_attached is False
 
 
+@pytest.mark.covers("S4")
 def test_a_second_supervisor_is_refused_and_told_who_is_there(house: House) -> None:
     house.start(same(1))
     pid = house.supervisor
@@ -59,6 +60,7 @@ def test_a_second_supervisor_is_refused_and_told_who_is_there(house: House) -> N
     assert holder_of(house.folder)["pid"] == pid
 
 
+@pytest.mark.covers("S8")
 def test_a_supervisor_of_another_version_is_named(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     session = house.start(same(1))
     monkeypatch.setattr(client, "__version__", "99.0")
@@ -130,6 +132,7 @@ def test_two_clients_in_two_processes_share_one_supervisor(house: House) -> None
 # --- Signals ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.covers("H3")
 def test_a_term_lets_running_jobs_finish_and_the_rest_waits(house: House, tmp_path: Path) -> None:
     door = str(tmp_path / "door")
     with listening(tmp_path / "door") as hear:
@@ -148,6 +151,7 @@ def test_a_term_lets_running_jobs_finish_and_the_rest_waits(house: House, tmp_pa
     assert {0, 1} <= {index for start, stop in facts.done for index in range(start, stop)}
 
 
+@pytest.mark.covers("S7")
 def test_a_second_term_ends_running_jobs(house: House, tmp_path: Path) -> None:
     with listening(tmp_path / "door") as hear:
         session = house.start([("announce", str(tmp_path / "door"), 600)])
@@ -167,6 +171,7 @@ def test_a_second_term_ends_running_jobs(house: House, tmp_path: Path) -> None:
 
 
 @pytest.mark.fault
+@pytest.mark.covers("S3", "P9")
 def test_workers_are_gone_with_a_supervisor_that_was_killed(house: House, tmp_path: Path) -> None:
     door = str(tmp_path / "door")
     with listening(tmp_path / "door") as hear:
@@ -179,6 +184,7 @@ def test_workers_are_gone_with_a_supervisor_that_was_killed(house: House, tmp_pa
 
 
 @pytest.mark.fault
+@pytest.mark.covers("S1")
 def test_no_attempt_is_given_twice_however_often_the_supervisor_is_killed(house: House, tmp_path: Path) -> None:
     jobs, kills = 600, 4
     written = tmp_path / "written"
@@ -210,6 +216,7 @@ def test_a_batch_can_be_open_once_only(house: House) -> None:
     assert house.session().open()["state"] == "finished"
 
 
+@pytest.mark.covers("C4")
 def test_a_resubmission_is_not_doubled(house: House) -> None:
     session = house.session()
     session.open()
@@ -304,6 +311,7 @@ def test_a_time_limit_ends_the_job_that_is_over_it(house: House) -> None:
         assert re.fullmatch(r"timed out after \d+\.\d s", found[index].message)
 
 
+@pytest.mark.covers("W11", "P19")
 def test_a_memory_limit_ends_the_job_that_is_over_it(house: House) -> None:
     items = [*same(10), ("eat", 200 << 20), *same(10)]
     found = house.run(items, memory_bytes_max=100 << 20, keep_going=True)
@@ -358,6 +366,7 @@ def fill(place: Path) -> Path:
 
 @pytest.mark.fault
 @pytest.mark.parametrize("durability", ["disk", "process"])
+@pytest.mark.covers("D1", "P29")
 def test_a_full_disk_pauses_a_batch_and_space_lets_it_go_on(small_disk: Path, durability: str) -> None:
     house = House(small_disk / "journal")
     try:

@@ -118,6 +118,7 @@ def test_a_worker_that_is_stopped_finishes_and_leaves(bench: Bench) -> None:
 # --- Failures of jobs ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.covers("W5", "R1", "R2", "P14")
 def test_every_bad_result_and_exception_costs_its_own_job(bench: Bench) -> None:
     bad = [
         (("leave_politely", 3), "SystemExit", "3"),
@@ -145,6 +146,7 @@ def test_every_bad_result_and_exception_costs_its_own_job(bench: Bench) -> None:
     assert "batchd/worker" not in texts.split("lock")[0], "frames of batchd itself are of no use to the user"
 
 
+@pytest.mark.covers("I1")
 def test_an_input_that_does_not_unpickle_fails_alone(bench: Bench) -> None:
     from tests.jobs import Unreadable
 
@@ -190,6 +192,7 @@ def test_a_job_knows_who_it_is(bench: Bench) -> None:
         (("leave", 7), "exited with code 7 before finishing", {"exit_code": 7}),
     ],
 )
+@pytest.mark.covers("W4", "W5", "P4")
 def test_a_death_names_the_job_and_the_cause(bench: Bench, item: Any, cause: str, detail: dict[str, int]) -> None:
     worker = at_work(bench, [("work", 0.002, "good"), ("say", "soon"), item, ("same", "never")])
     pid = worker.pid
@@ -205,6 +208,7 @@ def test_a_death_names_the_job_and_the_cause(bench: Bench, item: Any, cause: str
     assert not [event for event in bench.events if isinstance(event, ev.LeaseEnded)]
 
 
+@pytest.mark.covers("W10")
 def test_a_job_that_closes_descriptors_is_found_when_it_runs_again(bench: Bench) -> None:
     """Fast jobs are reported in groups, so the first time nobody is blamed; then they are reported one by one."""
     worker = at_work(bench, [("work", 0.002), ("same", 1), ("close_descriptors",), ("same", 3)])
@@ -220,6 +224,7 @@ def test_a_job_that_closes_descriptors_is_found_when_it_runs_again(bench: Bench)
     assert failure_of(gone).details["exit_code"] == EXIT_DESCRIPTORS
 
 
+@pytest.mark.covers("W4", "P27")
 def test_a_segfault_leaves_its_python_stack(bench: Bench) -> None:
     worker = at_work(bench, [("segfault",)])
     bench.lease(worker, 0, 1)
@@ -228,12 +233,14 @@ def test_a_segfault_leaves_its_python_stack(bench: Bench) -> None:
     assert re.search(r'File ".*tests/jobs\.py", line \d+ in segfault', output)
 
 
+@pytest.mark.covers("P27")
 def test_what_a_job_printed_before_its_death_is_kept(bench: Bench) -> None:
     worker = at_work(bench, [("say", "of another"), ("say_and_die", "last words")])
     bench.lease(worker, 0, 2)
     assert failure_of(bench.gone(worker)).output == "last words\n"
 
 
+@pytest.mark.covers("W3")
 def test_a_worker_that_is_killed_at_rest_blames_nobody(bench: Bench) -> None:
     worker = at_work(bench, [("same", 1), ("same", 2)])
     os.kill(worker.pid, signal.SIGKILL)
@@ -247,6 +254,7 @@ def test_a_worker_that_is_killed_at_rest_blames_nobody(bench: Bench) -> None:
     assert gone.position.phase is not Phase.RUNNING
 
 
+@pytest.mark.covers("P7", "P27")
 def test_a_kill_that_was_ordered_gives_its_reason_and_a_stack(bench: Bench, tmp_path: Path) -> None:
     with listening(tmp_path / "door") as hear:
         worker = at_work(bench, [("announce", str(tmp_path / "door"), 600)])
@@ -268,6 +276,7 @@ def test_a_worker_can_be_killed_before_it_is_born(bench: Bench) -> None:
     assert (gone.worker, gone.position) == (50, None)
 
 
+@pytest.mark.covers("W10", "P12")
 def test_garbage_on_the_report_pipe_ends_the_worker(bench: Bench) -> None:
     worker = at_work(bench, [("work", 0.002, "good"), ("write_garbage",), ("work", 600)])
     number = bench.lease(worker, 0, 3)
@@ -277,6 +286,7 @@ def test_garbage_on_the_report_pipe_ends_the_worker(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("job", ["fork_and_return", "fork_and_raise"])
+@pytest.mark.covers("W6")
 def test_a_child_that_returns_from_the_job_is_silent(bench: Bench, job: str) -> None:
     worker = at_work(bench, [(job,), ("work", 0.002, "next"), (job,), ("pid",)])
     pid = worker.pid
@@ -290,6 +300,7 @@ def test_a_child_of_a_job_may_print_and_ask_who_it_is(bench: Bench) -> None:
 
 
 @pytest.mark.fault
+@pytest.mark.covers("W7", "P8")
 def test_a_daemon_of_a_dead_worker_is_gone_too(bench: Bench) -> None:
     worker = at_work(bench, [("leave_a_daemon",), ("leave", 1)])
     other = bench.start()
@@ -305,6 +316,7 @@ def test_a_daemon_of_a_dead_worker_is_gone_too(bench: Bench) -> None:
 
 
 @pytest.mark.fault
+@pytest.mark.covers("S3", "P9")
 def test_the_lifeline_ends_workers_whatever_holds_them(bench: Bench, tmp_path: Path) -> None:
     with listening(tmp_path / "door") as hear:
         busy = at_work(bench, [("start_a_child", str(tmp_path / "door"))])
@@ -325,6 +337,7 @@ def test_the_lifeline_ends_workers_whatever_holds_them(bench: Bench, tmp_path: P
 
 
 @pytest.mark.parametrize("is_fresh", [False, True])
+@pytest.mark.covers("P22")
 def test_a_worker_has_only_its_own_descriptors(bench: Bench, *, is_fresh: bool) -> None:
     # High numbers of the supervisor's must not pass the worker's broom.
     inflated = [os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC) for _ in range(2 * PROTOCOL_FD_MIN)]
@@ -349,6 +362,7 @@ def test_two_workers_of_a_template_draw_different_numbers(bench: Bench) -> None:
     assert len(drawn) == 2
 
 
+@pytest.mark.covers("P23")
 def test_blas_has_one_thread_unless_the_user_says_otherwise(bench: Bench) -> None:
     names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
     worker = at_work(bench, [("environ", name) for name in names], environ={"OPENBLAS_NUM_THREADS": "3"})

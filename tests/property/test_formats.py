@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -119,6 +120,7 @@ def test_a_value_with_anything_else_inside_is_not_plain(value: Any) -> None:
 
 
 @given(st.binary(max_size=300))
+@pytest.mark.covers("X10")
 def test_random_bytes_are_no_block(data: bytes) -> None:
     found = value_or_format_error(lambda: read_blocks(data))
     assert found is None or data == b""
@@ -164,12 +166,14 @@ def read_stream(data: bytes, cuts: list[int]) -> list[Frame]:
 
 
 @given(st.binary(max_size=200), st.lists(st.integers(0, 300), max_size=8))
+@pytest.mark.covers("X10", "P12")
 def test_random_bytes_are_no_frames(data: bytes, cuts: list[int]) -> None:
     assert not value_or_format_error(lambda: read_stream(data, cuts))
     value_or_format_error(lambda: read_stream(b"bdF1" + data, cuts))
 
 
 @given(FRAMES, HURT, st.lists(st.integers(0, 2**16), max_size=8))
+@pytest.mark.covers("X10", "P12")
 def test_a_hurt_stream_gives_only_frames_that_were_sent(
     frames: list[tuple[int, bytes, bytes]], damage: Any, cuts: list[int]
 ) -> None:

@@ -13,14 +13,18 @@ from batchd.core.job import Cause, History, JobState
 from batchd.core.lease import Lease
 from batchd.core.scheduler import Scheduler
 from batchd.testing import MemoryJournal, Simulation
+from tests.fault.ledger import Tally
 
 CHUNK = 200
 
 
 @pytest.mark.parametrize("first", range(0, 2_000, CHUNK))
-def test_every_invariant_holds_in_every_schedule(first: int) -> None:
+@pytest.mark.covers("X12", "W14")
+def test_every_invariant_holds_in_every_schedule(first: int, tally: Tally) -> None:
     for seed in range(first, first + CHUNK):
         Simulation(seed).run()
+    tally.injected(CHUNK)
+    tally.count("schedules simulated", CHUNK)
 
 
 def test_a_seed_is_a_schedule() -> None:
@@ -159,6 +163,7 @@ class RecordsFailuresAsSuccess(Scheduler):
         RecordsFailuresAsSuccess,
     ],
 )
+@pytest.mark.covers("X12")
 def test_a_broken_scheduler_is_caught(broken: type[Scheduler]) -> None:
     for seed in range(500):
         try:

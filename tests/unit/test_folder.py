@@ -263,6 +263,7 @@ def test_a_file_is_not_a_journal(place: Path) -> None:
         open_folder(place / "below")
 
 
+@pytest.mark.covers("J7")
 def test_a_newer_journal_names_both_versions(place: Path) -> None:
     open_folder(place)
     newer = settings.FORMAT_VERSION + 1
@@ -344,6 +345,7 @@ def mounts(tmp_path: Path, *points: tuple[str, str]) -> Path:
 @pytest.mark.parametrize(
     "kind", ["nfs", "nfs4", "cifs", "smb3", "9p", "fuse.sshfs", "fuse", "ceph", "glusterfs", "afs"]
 )
+@pytest.mark.covers("D7")
 def test_a_network_file_system_is_refused_before_anything_is_made(tmp_path: Path, kind: str) -> None:
     place = tmp_path / "a" / "journal"
     with pytest.raises(JournalUnsafe, match=f"file system \\({kind}\\).*--journal"):

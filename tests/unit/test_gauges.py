@@ -38,6 +38,7 @@ def test_without_cgroups_the_host_and_the_affinity_count(tmp_path: Path) -> None
     assert workers_auto(tmp_path) == (8, "8 CPUs usable (affinity 8, no cgroup quota)")
 
 
+@pytest.mark.covers("P23")
 def test_version_2_asks_every_level(tmp_path: Path) -> None:
     root = machine_with(
         tmp_path,
@@ -54,6 +55,7 @@ def test_version_2_asks_every_level(tmp_path: Path) -> None:
     assert workers_auto(root) == (2, "2.5 CPUs usable (affinity 8, cgroup quota 2.5)")
 
 
+@pytest.mark.covers("P23")
 def test_version_1_asks_each_controller_in_its_own_tree(tmp_path: Path) -> None:
     root = machine_with(
         tmp_path,

@@ -1,0 +1,224 @@
+"""The fault table: every fault that batchd has an answer to, how it is injected, and what is expected then.
+
+Tests say which rows they cover (`@pytest.mark.covers("W4")`); test_table.py holds that no row is without a test or
+a reason. ledger.py writes README.md beside this file from these rows and from what a run of them saw. Here are only
+words: W workers, S supervisor, C clients, D disk, J journal, T clock, I input, R result, H host, X the rest; P are
+the promises of the pool, whose tests are often the same.
+"""
+
+from typing import Final, NamedTuple
+
+
+class Row(NamedTuple):
+    """One fault, or one promise of the pool."""
+
+    fault: str
+    injected: str
+    expected: str
+    instead: str = ""
+    """Why it is not injected here, and what covers it instead; '' when tests inject it."""
+
+
+FAULTS: Final[dict[str, Row]] = {
+    "W1": Row(
+        "worker killed while it runs jobs", "SIGKILL to random workers", "that job charged, each recorded once"
+    ),
+    "W2": Row(
+        "worker killed while it writes a result",
+        "SIGKILL at its n-th write for every n (strace), and in the middle of a frame of 1 MB",
+        "torn report dropped, only jobs that were not reported run again",
+    ),
+    "W3": Row("worker killed while idle or being born", "SIGKILL at rest, template killed", "nobody is charged"),
+    "W4": Row(
+        "crash in native code",
+        "null pointer, os.abort, SIGILL",
+        "signal named, Python stack kept, quarantined after 3",
+    ),
+    "W5": Row("job leaves the process", "os._exit(0), sys.exit, SystemExit", "never taken for success"),
+    "W6": Row("job forks and the child returns", "os.fork", "child silenced, one result"),
+    "W7": Row("job leaves a daemon behind", "sleep in a session of its own", "gone with its worker, nobody else's"),
+    "W8": Row(
+        "worker stopped",
+        "SIGSTOP, with and without a time limit",
+        "time limit ends it; without one it is slow, not dead",
+    ),
+    "W9": Row(
+        "native code holds the GIL", "C call without a switch", "busy, not dead; ended by its time limit alone"
+    ),
+    "W10": Row("job closes or writes to descriptors", "os.closerange, os.write", "worker replaced, guilty job found"),
+    "W11": Row("job takes too much memory", "600 MB at a stroke", "ended by its limit, both figures in the message"),
+    "W12": Row("job leaks descriptors", "open until EMFILE", "that job fails with the cause, the batch goes on"),
+    "W13": Row(
+        "workers die before they are ready",
+        "import or initializer raises, leaves or dies",
+        "told once, no restart storm",
+    ),
+    "W14": Row(
+        "result arrives after the time limit", "report left in the pipe over the kill", "one outcome, never two"
+    ),
+    "W15": Row(
+        "results faster than the disk", "flood of large results, slow fdatasync", "pressure back, no deadlock"
+    ),
+    "S1": Row(
+        "supervisor killed at any system call",
+        "SIGKILL at the n-th journal, pipe and socket call, every n until the run completes (strace)",
+        "next one replays; lost 0, recorded twice 0",
+    ),
+    "S2": Row("supervisor stopped for a minute", "SIGSTOP, SIGCONT", "no false timeouts, nothing lost"),
+    "S3": Row(
+        "supervisor killed while jobs run long", "SIGKILL", "workers gone within 1 s, also those holding the GIL"
+    ),
+    "S4": Row("two supervisors on one journal", "second one started", "refused, first one named by pid"),
+    "S5": Row(
+        "supervisor killed for memory",
+        "",
+        "as S1",
+        "to the supervisor it is a SIGKILL (S1); workers are chosen first (P20); this machine's memory is not filled",
+    ),
+    "S6": Row(
+        "exception in a callback", "fault point raises within one request", "that connection dropped, loop lives"
+    ),
+    "S7": Row("signal storm", "500 SIGCHLD, SIGHUP, SIGTERM", "one drain, a second SIGTERM ends at once"),
+    "S8": Row("package replaced under a supervisor", "client of another version", "named by both versions"),
+    "C1": Row(
+        "client killed while it submits", "SIGKILL at random and at the n-th call (strace)", "resumed, none twice"
+    ),
+    "C2": Row("client stopped in the middle of a request", "SIGSTOP, half a frame sent", "everybody else is served"),
+    "C2b": Row(
+        "supervisor waits for a lock that a client holds",
+        "",
+        "no such call",
+        "clients open batches for reading only, and read transactions take no lock: held by a rule over the source "
+        "(test_sources.py)",
+    ),
+    "C3": Row("reader stopped in a read transaction", "SIGSTOP", "batch goes on, growth bounded, space used again"),
+    "C4": Row("submit repeated after a lost reply", "same sequence sent again", "not doubled"),
+    "C5": Row("client forks with everything open", "os.fork", "child refused, parent unharmed"),
+    "C6": Row(
+        "garbage on the socket", "random bytes, changed requests, half a frame", "closed or refused; others served"
+    ),
+    "C7": Row("another user connects", "process with another uid", "refused by SO_PEERCRED"),
+    "D1": Row("disk full at a commit", "small tmpfs, filled", "paused with a message, goes on when there is space"),
+    "D2": Row("disk full before the first open", "small tmpfs, filled", "refused in words, no SIGBUS"),
+    "D3": Row(
+        "write error", "EIO at the n-th pwrite or fdatasync (strace)", "never acknowledged, replay, same results"
+    ),
+    "D4": Row(
+        "power loss",
+        "writes recorded by strace; each prefix rebuilt, un-synced ones dropped and reordered",
+        "everything acknowledged is there, the journal is well",
+    ),
+    "D5": Row("slow disk", "fdatasync takes 2 s (strace)", "status answered, time limits kept meanwhile"),
+    "D6": Row("read-only disk", "EROFS (strace), read-only mount", "readable, refusal in words, resumed afterwards"),
+    "D7": Row("journal on a network file system", "mount table that says so", "refused before anything is made"),
+    "J1": Row("bit flip", "every kind of page and record", "found, range named, nothing wrong brought out"),
+    "J2": Row("data file cut off", "truncated at many lengths", "told before it is mapped, no signal"),
+    "J3": Row(
+        "lock file deleted", "unlink under a writer, and at rest", "told by the check; made again; nothing lost"
+    ),
+    "J4": Row("map full", "small map", "grown, the transaction made whole"),
+    "J5": Row("map grown by another process", "set_mapsize", "readers follow"),
+    "J6": Row("reader table full", "4096 readers", "error in words; goes on when they are gone"),
+    "J7": Row("newer format", "version raised", "refused with both versions"),
+    "T1": Row(
+        "wall clock jumps",
+        "",
+        "durations unchanged",
+        "setting the clock would hit the whole machine; nothing that decides reads the wall clock: held by a rule "
+        "over the source (test_sources.py)",
+    ),
+    "T2": Row(
+        "suspend and resume",
+        "",
+        "as S2",
+        "a machine under test cannot be suspended; CLOCK_MONOTONIC stands still meanwhile, so what is left is S2",
+    ),
+    "T3": Row("reboot", "recorder and lock with another boot id", "not trusted: nobody killed, nobody charged by it"),
+    "I1": Row("input does not unpickle", "__reduce__ that raises", "that job fails with the cause"),
+    "I2": Row("input unpickles endlessly", "nested 100,000 deep, one that kills its reader", "that job alone"),
+    "R1": Row("result does not pickle", "lock, generator, __reduce__ that raises or dies", "that job fails"),
+    "R2": Row("exception does not read back", "two-argument constructor, __setstate__ that dies", "kept as text"),
+    "R3": Row("result of 2 GiB", "bytes(2 << 30)", "that job fails with the limit, supervisor stays small"),
+    "H1": Row(
+        "process or descriptor limit", "RLIMIT_NPROC as another user, EMFILE", "fewer workers and a message, no loop"
+    ),
+    "H2": Row("50 CPU hogs on one core", "taskset", "no false kills"),
+    "H3": Row("SIGTERM with a budget of 10 s", "SIGTERM", "drained, durable, gone in time"),
+    "X1": Row("job writes garbage to descriptors 1 to 20", "os.write", "only what it printed changes"),
+    "X2": Row("job ignores SIGTERM", "SIG_IGN, with a time limit", "ended all the same, with its children"),
+    "X3": Row("job prints 100 MB", "print", "capture stays small, last lines kept"),
+    "X4": Row("job recurses without end", "Python recursion, C recursion", "RecursionError, or SIGSEGV named"),
+    "X5": Row("job kills its supervisor each time", "SIGKILL from within", "quarantined, not an endless loop"),
+    "X6": Row("old backup restored", "journal backup, put back later", "goes on from there"),
+    "X7": Row("batch damaged beyond reading", "headers and trees overwritten", "salvage brings out what is readable"),
+    "X8": Row("space wanted back", "prune, also while a batch runs", "du shows it; a running batch is never touched"),
+    "X9": Row("backup while a batch runs", "journal backup", "reads as the journal did, goes on by itself"),
+    "X10": Row("any bytes at a decoder", "fuzzing guided by coverage, Hypothesis", "a value or a typed error"),
+    "X11": Row("all of it at once", "batchd chaos", "lost 0, recorded twice 0"),
+    "X12": Row("any order of events", "seeded simulation", "every invariant holds"),
+    "P1": Row("exactly the running job is charged", "SIGKILL, SIGSEGV, os._exit, abort", "others run once"),
+    "P2": Row("no ambiguity at the edges", "SIGKILL at random moments", "none lost, none doubled"),
+    "P3": Row("a lease blames one job", "poison in the middle of a lease", "finished neighbours keep their results"),
+    "P4": Row("the cause of a death is named", "one job per cause", "signal, exit code, time limit, memory"),
+    "P5": Row("poison is quarantined", "job that always crashes", "runs as often as allowed, others finish"),
+    "P6": Row("no restart storm", "initializer that raises or dies", "error soon, few starts"),
+    "P7": Row("a time limit ends C code", "PyDLL.sleep, SIGTERM ignored", "ended within limit and grace"),
+    "P8": Row("a job's children die with it", "plain, own session, double fork", "none alive 1 s after"),
+    "P9": Row("no worker outlives the supervisor", "SIGKILL: idle, GIL held, writing a result", "gone within 1 s"),
+    "P10": Row(
+        "no replay while an old worker lives", "SIGSTOP to it, SIGKILL to the supervisor", "dead before replay"
+    ),
+    "P11": Row("template killed", "SIGKILL", "running jobs unharmed, next worker starts"),
+    "P12": Row("any bytes on a worker's pipe", "garbage, truncated frames", "worker ended, cause named"),
+    "P13": Row("the supervisor never unpickles", "result that kills its reader", "the client alone sees it"),
+    "P14": Row("values that do not travel", "lambda, generator, __reduce__ that raises", "that job fails"),
+    "P15": Row("stopped is noticed, slow is not dead", "SIGSTOP with and without a limit", "as W8"),
+    "P16": Row("full pipes do not deadlock", "100 MB argument while 100 MB result", "both arrive"),
+    "P17": Row("input is read lazily", "endless generator", "no further than the window"),
+    "P18": Row("results are let go", "many large results", "memory flat"),
+    "P19": Row("memory limit per job", "600 MB at a stroke", "ended, reported as memory"),
+    "P20": Row("the supervisor is not the OOM killer's choice", "oom_score_adj read from /proc", "workers before it"),
+    "P21": Row(
+        "recycling loses nothing", "", "-", "workers are not recycled; each serves until it is stopped or dies"
+    ),
+    "P22": Row(
+        "no inherited descriptors or locks", "descriptors of a worker listed", "only its own; template: 1 thread"
+    ),
+    "P23": Row("threads and CPUs are counted", "environment, made-up cgroups", "one BLAS thread, quota respected"),
+    "P24": Row("Ctrl-C", "SIGINT to the foreground", "one drain; a second aborts"),
+    "P25": Row("interpreter exit without shutdown", "program ends", "pending work done, no noise"),
+    "P26": Row(
+        "nothing is left behind",
+        "1,000 pools, some of them killed",
+        "no process, zombie, shared memory, temporary file or descriptor more than before",
+    ),
+    "P27": Row("output and stack are captured", "segfault, prints", "both in the report, bounded"),
+    "P28": Row("nested use", "executor within a job", "works"),
+    "P29": Row("ENOSPC, EMFILE, EAGAIN on fork", "small tmpfs, limits", "job waits or fails, supervisor lives"),
+    "P30": Row(
+        "clock jumps do not fire limits",
+        "",
+        "as T1",
+        "as T1: nothing that decides reads the wall clock (test_sources.py)",
+    ),
+}
+
+IDS: Final = frozenset(
+    {f"{letter}{number}" for letter, last in zip("WSCDJTIRHXP", (15, 8, 7, 7, 7, 3, 2, 3, 3, 12, 30), strict=True)
+     for number in range(1, last + 1)}
+    | {"C2b"}
+)  # fmt: skip
+"""Every row there must be."""
+
+FIGURES: Final = (
+    "schedules simulated",
+    "crash points enumerated",
+    "states after a power loss",
+    "real SIGKILLs",
+    "bit flips",
+    "fuzz inputs",
+    "jobs checked",
+    "lost",
+    "doubled",
+)
+"""What a run counts, in the order it is shown."""
