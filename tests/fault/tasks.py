@@ -1,0 +1,240 @@
+"""Tasks that do to their worker what a fault of the table says. Each does it for one input and is good for others."""
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import threading
+from contextlib import suppress
+from pathlib import Path
+from select import select
+from typing import Any
+
+import batchd
+
+BAD = 3
+"""The input that goes wrong."""
+kept: list[Any] = []
+"""What a job leaves in its worker."""
+
+
+def wait(seconds: float) -> None:
+    select([], [], [], seconds)
+
+
+def mark(*words: object) -> None:
+    """Write a line to the file MARKS names."""
+    fd = os.open(os.environ["MARKS"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    os.write(fd, (" ".join(map(str, words)) + "\n").encode())
+    os.close(fd)
+
+
+def mark_attempt() -> int:
+    """Write down `index attempt`; return the attempt."""
+    job = batchd.current_job()
+    mark(job.index, job.attempt)
+    return job.attempt
+
+
+def stops_itself_once(x: int) -> int:
+    """The first attempt of one job is stopped."""
+    if x == BAD and mark_attempt() == 1:
+        os.kill(os.getpid(), signal.SIGSTOP)
+    return x * x
+
+
+def stops_itself_and_tells(x: int) -> int:
+    """One job is stopped until somebody lets it go on, who is told its pid."""
+    if x == BAD:
+        Path(os.environ["MARKS"]).write_text(f"{os.getpid()}\n")
+        os.kill(os.getpid(), signal.SIGSTOP)
+    return x * x
+
+
+def holds_the_gil(x: int) -> int:
+    ctypes.PyDLL(None).usleep(400_000)
+    return x * x
+
+
+def leaks_descriptors(x: int) -> int:
+    if x == BAD:
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
+        while True:
+            kept.append(open(os.devnull, "rb"))  # noqa: SIM115
+    return x * x
+
+
+def writes_garbage(x: int) -> int:
+    if x == BAD:
+        for fd in range(1, 21):
+            with suppress(OSError):
+                os.write(fd, os.urandom(100))
+        with suppress(OSError):
+            os.write(1, b"\nthe end of the garbage\n")
+        raise ValueError("wrote garbage")
+    return x * x
+
+
+def ignores_the_end(x: int) -> int:
+    """One job ignores every signal it can, starts a child that does so as well, and takes for ever."""
+    if x == BAD:
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
+        child = subprocess.Popen(["/bin/sleep", "600"])
+        mark(child.pid)
+        mark(os.getpid())
+        while True:
+            wait(600)
+    return x * x
+
+
+def prints_100_mb(x: int) -> int:
+    if x == BAD:
+        line = "x" * 1023
+        for _ in range(100 << 10):
+            print(line)
+        print("the last line")
+        raise ValueError("printed enough")
+    return x * x
+
+
+def recurses(x: int) -> Any:
+    if x == BAD:
+        return recurses(x)
+    return x * x
+
+
+def recurses_in_c(x: int) -> Any:
+    """Overflow the stack of the thread itself: nothing that Python could raise."""
+    if x == BAD:
+        sys.setrecursionlimit(1 << 30)
+        deep: Any = ()
+        for _ in range(1_000_000):
+            deep = (deep,)
+        return repr(deep)
+    return x * x
+
+
+def leaves_children(x: int) -> int:
+    """One job starts sleepers in its own group, in a session of their own and forked twice, and dies."""
+    if x == BAD:
+        own = subprocess.Popen(["/bin/sleep", "600"])
+        alone = subprocess.Popen(["/bin/sleep", "600"], start_new_session=True)
+        read, write = os.pipe()
+        if os.fork() == 0:
+            os.setsid()
+            if (grandchild := os.fork()) != 0:
+                os.write(write, str(grandchild).encode())
+                os._exit(0)
+            os.execv("/bin/sleep", ["sleep", "600"])
+        mark(own.pid, alone.pid, int(os.read(read, 20)))
+        os.kill(os.getpid(), signal.SIGKILL)
+    return x * x
+
+
+def waits_with_a_child(x: int) -> int:
+    """Like leaves_children, and lives on."""
+    own = subprocess.Popen(["/bin/sleep", "600"])
+    alone = subprocess.Popen(["/bin/sleep", "600"], start_new_session=True)
+    mark(os.getpid(), own.pid, alone.pid)
+    wait(600)
+    return x
+
+
+def large_result(x: int) -> bytes:
+    return bytes([x % 256]) * (1 << 20)
+
+
+def result_of_2_gib(x: int) -> Any:
+    return bytes(2 << 30) if x == BAD else x * x
+
+
+def waits_long_once(x: int) -> int:
+    """Write down who runs; the first attempt of each job takes for ever."""
+    attempt = mark_attempt()
+    if attempt == 1:
+        wait(600)
+    return x * x
+
+
+def takes_a_second(x: int) -> int:
+    mark_attempt()
+    wait(1.0)
+    return x * x
+
+
+def short_work(x: int) -> int:
+    mark_attempt()
+    wait(0.01)
+    return x * x
+
+
+def waits_600(x: int) -> int:
+    mark(os.getpid())
+    wait(600)
+    return x
+
+
+class KillsWhoReadsIt:
+    """It pickles well; whoever unpickles it dies, but for the worker, which tries it first."""
+
+    def __init__(self) -> None:
+        self.worker = os.getpid()
+
+    def __reduce__(self) -> Any:
+        return _kill_reader, (self.worker,)
+
+
+def _kill_reader(worker: int) -> str:
+    if os.getpid() != worker:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return "read"
+
+
+def result_that_kills_its_reader(x: int) -> Any:
+    return KillsWhoReadsIt() if x == BAD else x * x
+
+
+class DiesWhenRead(Exception):
+    """It pickles well, and kills the process that unpickles it."""
+
+    def __reduce__(self) -> Any:
+        return _kill_reader, (os.getpid(),)
+
+
+def exception_that_kills_its_reader(x: int) -> int:
+    if x == BAD:
+        raise DiesWhenRead("no way back")
+    return x * x
+
+
+def nested(depth: int) -> Any:
+    made: Any = None
+    for _ in range(depth):
+        made = [made]
+    return made
+
+
+def nested_result(x: int) -> Any:
+    return nested(100_000) if x == BAD else x * x
+
+
+def threads_and_descriptors(x: int) -> tuple[int, list[str]]:
+    names = []
+    for entry in Path("/proc/self/fd").iterdir():
+        if int(entry.name) < 100:
+            with suppress(OSError):  # The one that lists the others.
+                names.append(str(entry.readlink()))
+    return threading.active_count(), sorted(names)
+
+
+def oom_scores(x: int) -> tuple[int, int]:
+    """Return how readily the kernel would kill the worker and its supervisor."""
+
+    def adjustment(pid: int | str) -> int:
+        return int(Path(f"/proc/{pid}/oom_score_adj").read_text())
+
+    return adjustment("self"), adjustment(os.getppid())
