@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import lmdb
 
-from batchd.edge.journal import open_environment
+from batchd.edge.environment import open_environment
 from benchmarks.contest import Contender, Contest, Goal, Sample, Setting
 from benchmarks.executors import Made, Usage, on_disk, process_pool, thrown_away
 from benchmarks.jobs import noop

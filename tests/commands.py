@@ -123,7 +123,7 @@ def pause(seconds: float = 0.005) -> None:
 
 
 def dead(pid: int) -> bool:
-    """Whether a process is gone, or only a zombie of it is left."""
+    """Whether a process is gone, or only a zombie of it is left. Nobody is process 0."""
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:

@@ -10,6 +10,7 @@ import pytest
 
 from tests.bench import Bench, House, is_alive, open_descriptors
 from tests.commands import Desk, dead, until
+from tests.disks import mounted
 from tests.fault.ledger import Ledger, Tally
 
 
@@ -19,6 +20,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(Ledger(config.getoption("--fault-table")))
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 80 MB."""
+    with mounted(tmp_path / "disk", "size=80m,mode=700") as refusal:
+        if refusal:
+            pytest.skip(f"no small disk can be mounted here: {refusal}")
+        yield tmp_path / "disk"
 
 
 @pytest.fixture

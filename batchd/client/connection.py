@@ -137,7 +137,9 @@ def connect(folder: Path, *, is_throwaway: bool = False) -> Connection:
             trouble = start_supervisor(folder, is_throwaway=is_throwaway)
         except (OSError, BatchdError) as error:
             if folder.exists():
-                raise
+                if isinstance(error, BatchdError):
+                    raise
+                raise SupervisorError(f"cannot start a supervisor for {folder}: {error}") from error
             raise SupervisorError(
                 f"the journal {folder} is gone: it was moved or deleted, or is the one of a program that names none, "
                 "which goes when its supervisor is told to leave (SIGTERM): with `journal=` or `name=` it stays"

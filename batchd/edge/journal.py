@@ -21,6 +21,7 @@ from batchd.core.facts import BatchFacts, apply
 from batchd.core.job import JobState
 from batchd.core.ranges import RangeSet
 from batchd.core.stored import copy, entry_of, facts_of, fields_of, stored_of
+from batchd.edge.environment import open_environment, readers
 from batchd.errors import BatchdError, FormatError, IllegalTransition, JournalDamaged, JournalError, JournalNewer
 from batchd.formats import tables
 from batchd.formats.joblog import LOG_NAME
@@ -28,9 +29,7 @@ from batchd.formats.segment import Encoding, header_of, pack, pack_items
 from batchd.settings import (
     CHECKPOINT_RECORDS,
     FORMAT_VERSION,
-    MAP_BYTES,
     READERS_CHECK_COMMITS,
-    READERS_MAX,
     RECORD_BYTES_MAX,
 )
 
@@ -395,71 +394,6 @@ def _jobs_in(record: bytes | memoryview) -> int:
         _, count, _, length = header_of(record, at)
         jobs, at = jobs + count, at + length
     return jobs
-
-
-def open_environment(folder: Path, *, readonly: bool = False, sync: bool = True) -> lmdb.Environment:
-    """Open an LMDB environment with the one set of settings everybody uses. Raises JournalError."""
-    try:
-        return lmdb.open(
-            str(folder),
-            map_size=0 if readonly else MAP_BYTES,
-            readonly=readonly,
-            create=not readonly,
-            sync=sync,
-            metasync=sync,
-            mode=0o600,
-            max_dbs=len(tables.TABLES),
-            max_readers=READERS_MAX,
-            readahead=False,
-            meminit=False,
-            lib_version=0,  # The 0.9 on-disk format, whatever the environment says.
-        )
-    except lmdb.Error as error:
-        raise JournalError(f"cannot open the batch in {folder}: {error}") from None
-    except MemoryError:
-        raise JournalError(
-            f"cannot map the batch in {folder}: the address space is limited; run `ulimit -v unlimited`"
-        ) from None
-
-
-class _Readers:
-    """The environments this process reads: LMDB must not have the same one open twice in a process."""
-
-    def __init__(self) -> None:
-        self._lock = Lock()
-        self._open: dict[str, tuple[lmdb.Environment, int]] = {}
-        """The environment, and how many use it."""
-        os.register_at_fork(after_in_child=self._forget)
-
-    def _forget(self) -> None:
-        """In a child made by fork: let go of what its parent opened, or the child could not open it for itself."""
-        self._lock = Lock()
-        for env, _ in self._open.values():
-            env.close()
-        self._open.clear()
-
-    def acquire(self, folder: Path) -> lmdb.Environment:
-        """Return the environment of a batch, opened for reading. Raises JournalError."""
-        with self._lock:
-            key = os.path.realpath(folder)
-            env, users = self._open.get(key) or (open_environment(folder, readonly=True), 0)
-            self._open[key] = env, users + 1
-            return env
-
-    def release(self, folder: Path) -> None:
-        """Close the environment when nobody uses it any more."""
-        with self._lock:
-            key = os.path.realpath(folder)
-            if key not in self._open:
-                return  # Opened before a fork: it is the parent's.
-            env, users = self._open.pop(key)
-            if users > 1:
-                self._open[key] = env, users - 1
-            else:
-                env.close()
-
-
-readers = _Readers()
 
 
 def sync_folder(folder: Path) -> None:

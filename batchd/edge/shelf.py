@@ -12,8 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from batchd.edge.environment import readers
 from batchd.edge.folder import BATCHES_NAME, journal_folder
-from batchd.edge.journal import BatchJournal, readers
+from batchd.edge.journal import BatchJournal
 from batchd.errors import BatchdError, BatchNotFound, JournalDamaged
 
 LAST: Final = "last"

@@ -12,8 +12,9 @@ from typing import Any, Final, Self
 
 import lmdb
 
+from batchd.edge.environment import open_environment
 from batchd.edge.isolation import Isolated, Tell
-from batchd.edge.journal import BatchJournal, open_environment
+from batchd.edge.journal import BatchJournal
 from batchd.errors import BatchdError, JournalError
 from batchd.formats import pages, tables
 

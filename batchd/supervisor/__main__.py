@@ -46,7 +46,8 @@ def in_words(error: Exception, folder: Path) -> BatchdError:
     """Return what an error of the system at the start means for the journal."""
     text = str(error)
     if "No space left" in text or "quota" in text:
-        return JournalFull(f"the disk under {folder} is full: free some space there, or use --journal ({text})")
+        full = Path(error.filename).parent if isinstance(error, OSError) and error.filename else folder
+        return JournalFull(f"the disk under {full} is full: free some space there, or use --journal ({text})")
     return JournalError(f"{folder} cannot be used: {text}")
 
 

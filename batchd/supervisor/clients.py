@@ -7,6 +7,7 @@ they ask for is in requests.py.
 import os
 from collections.abc import Callable, Sequence
 from selectors import EVENT_READ, EVENT_WRITE, BaseSelector
+from traceback import print_exc
 from typing import Any, Protocol
 
 from batchd.core import events as ev
@@ -220,7 +221,12 @@ class Clients:
             self._drop(client)
             return
         for message in messages:
-            self.answer(client, message)
+            try:
+                self.answer(client, message)
+            except Exception:  # A bug, and perhaps of one request only: the others are served on.
+                print_exc()
+                self._drop(client)
+                return
         client.line.flush()
         self._watch_unsent(client)
 

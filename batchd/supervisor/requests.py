@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import lmdb
+
 from batchd import __version__
 from batchd.core import events as ev
 from batchd.core.job import Allowances, JobState
@@ -26,6 +28,7 @@ from batchd.errors import (
     BatchdError,
     BatchNotFound,
     FormatError,
+    JournalError,
     JournalFull,
     SupervisorError,
     TaskError,
@@ -172,7 +175,11 @@ class Requests:
             journal = BatchJournal.create(folder, spec, request.key_spec.payload)
         made = all_interrupted(copy(journal.facts))
         if made:  # The machine died while the batch ran: the recorder that knew more is lost.
-            journal.commit(made)
+            try:
+                journal.commit(made)
+            except lmdb.Error as error:
+                journal.close()
+                raise JournalError(f"cannot write to the batch in {folder}: {error}") from None
         supervisor.journals[name] = journal
         supervisor.progress[name] = journal.progress()
         supervisor.usage[name] = {**supervisor.batch_usage(name), **journal.read_usage()}

@@ -204,7 +204,12 @@ class Recorder:
     def create(cls, path: Path, *, boot_id: str, journal_id: str, epoch: int, slots: int) -> "Recorder":
         """Make a new file, readable by its owner only; an old one of that name must be gone."""
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        os.ftruncate(fd, _HEADER_BYTES + slots * SLOT_BYTES)
+        try:
+            os.posix_fallocate(fd, 0, _HEADER_BYTES + slots * SLOT_BYTES)  # Or a full tmpfs is a SIGBUS later on.
+        except OSError as error:
+            os.close(fd)
+            path.unlink()
+            raise OSError(error.errno, error.strerror, str(path)) from None
         os.pwrite(fd, _HEADER.pack(_MAGIC, boot_id.encode(), journal_id.encode(), epoch), 0)
         return cls(fd)
 

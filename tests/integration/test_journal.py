@@ -21,6 +21,7 @@ from batchd.core import entries as e
 from batchd.core.facts import BatchFacts
 from batchd.core.job import JobState
 from batchd.core.stored import stored_of
+from batchd.edge import environment
 from batchd.edge import journal as journal_module
 from batchd.edge.journal import BatchJournal
 from batchd.edge.outcomes import Outcomes
@@ -285,7 +286,7 @@ while True:
 def test_a_reader_follows_while_the_writer_writes_and_the_map_grows(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(journal_module, "MAP_BYTES", 1 << 18)
+    monkeypatch.setattr(environment, "MAP_BYTES", 1 << 18)
     journal = BatchJournal.create(place, {"durability": "process"})
     with run_python(READER, place) as process:
         assert lines_of(process, 1) == [b"open\n"]
@@ -313,7 +314,7 @@ def test_a_reader_follows_while_the_writer_writes_and_the_map_grows(
 def test_one_commit_larger_than_the_map_makes_it_grow_until_it_fits(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(journal_module, "MAP_BYTES", 1 << 17)
+    monkeypatch.setattr(environment, "MAP_BYTES", 1 << 17)
     journal = BatchJournal.create(place, {})
     items = [f"{index:01000}" for index in range(2_000)]
     journal.commit([submission(journal.facts, items), e.Sealed("b")])

@@ -15,8 +15,9 @@ from batchd.cli import journal as journal_verbs
 from batchd.core import entries as e
 from batchd.core.job import JobState
 from batchd.core.ranges import RangeSet
+from batchd.edge.environment import open_environment
 from batchd.edge.folder import open_folder
-from batchd.edge.journal import BatchJournal, open_environment
+from batchd.edge.journal import BatchJournal
 from batchd.edge.salvage import Salvage
 from batchd.errors import JournalError, UsageError
 from batchd.formats import pages, tables

@@ -24,6 +24,7 @@ from batchd.formats.report import Failure
 from batchd.formats.segment import input_blocks
 from batchd.settings import WORKERS_MAX
 from tests.bench import ROOT, WAIT_S, House, await_death, key_spec, listening, pump_until
+from tests.disks import fill
 
 GONE_S = 1.0
 """Workers are promised to be gone so soon after their supervisor."""
@@ -333,35 +334,6 @@ def test_a_job_that_kills_its_worker_is_quarantined_and_nobody_else(house: House
 
 
 # --- A full disk -----------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    place = tmp_path / "disk"
-    place.mkdir()
-    if os.geteuid() != 0:
-        pytest.skip("only root can mount a small disk")
-    options = "size=80m,mode=700"
-    made = subprocess.run(
-        ["/bin/mount", "-t", "tmpfs", "-o", options, "tmpfs", place], capture_output=True, check=False
-    )
-    if made.returncode:
-        pytest.skip(f"no small disk can be mounted here: {made.stderr.decode().strip()}")
-    yield place
-    subprocess.run(["/bin/umount", "--lazy", place], check=True)
-
-
-def fill(place: Path) -> Path:
-    """Take every byte of a disk."""
-    filler = place / "filler"
-    with filler.open("wb", buffering=0) as file:
-        for size in (1 << 20, 4096, 1):
-            try:
-                while True:
-                    file.write(b"x" * size)
-            except OSError:
-                continue
-    return filler
 
 
 @pytest.mark.fault

@@ -1,0 +1,103 @@
+"""LMDB environments: the one set of settings everybody opens them with, and those this process reads.
+
+What is in them is journal.py's. LMDB must not have the same environment open twice in a process.
+"""
+
+import errno
+import os
+from pathlib import Path
+from threading import Lock
+
+import lmdb
+
+from batchd.errors import JournalError, JournalFull
+from batchd.formats import tables
+from batchd.settings import LOCK_BYTES, MAP_BYTES, READERS_MAX
+
+
+def open_environment(folder: Path, *, readonly: bool = False, sync: bool = True) -> lmdb.Environment:
+    """Open an LMDB environment with the one set of settings everybody uses. Raises JournalError."""
+    has_lock = _reserve_lock(folder)
+    if not (has_lock or readonly):
+        raise JournalFull(f"the disk under {folder} is full: free some space there")
+    try:
+        return lmdb.open(
+            str(folder),
+            map_size=0 if readonly else MAP_BYTES,
+            readonly=readonly,
+            create=not readonly,
+            sync=sync,
+            metasync=sync,
+            mode=0o600,
+            max_dbs=len(tables.TABLES),
+            max_readers=READERS_MAX,
+            readahead=False,
+            lock=has_lock,  # Without its file nobody writes either, for that needs one as well.
+            meminit=False,
+            lib_version=0,  # The 0.9 on-disk format, whatever the environment says.
+        )
+    except lmdb.Error as error:
+        raise JournalError(f"cannot open the batch in {folder}: {error}") from None
+    except MemoryError:
+        raise JournalError(
+            f"cannot map the batch in {folder}: the address space is limited; run `ulimit -v unlimited`"
+        ) from None
+
+
+def _reserve_lock(folder: Path) -> bool:
+    """Give the file of LMDB's reader slots its blocks; return whether there was room.
+
+    Without them a full disk is a SIGBUS for whoever comes. Only where they are missing, because
+    closing the file would drop the locks of an environment this process has open.
+    """
+    path = folder / "lock.mdb"
+    try:
+        if not path.exists() or path.stat().st_blocks * 512 < LOCK_BYTES:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            try:
+                os.posix_fallocate(fd, 0, LOCK_BYTES)
+            finally:
+                os.close(fd)
+    except OSError as error:  # Where nothing may be written, LMDB reads without a lock by itself, or says why not.
+        return error.errno not in {errno.ENOSPC, errno.EDQUOT}
+    return True
+
+
+class _Readers:
+    """The environments this process reads."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._open: dict[str, tuple[lmdb.Environment, int]] = {}
+        """The environment, and how many use it."""
+        os.register_at_fork(after_in_child=self._forget)
+
+    def _forget(self) -> None:
+        """In a child made by fork: let go of what its parent opened, or the child could not open it for itself."""
+        self._lock = Lock()
+        for env, _ in self._open.values():
+            env.close()
+        self._open.clear()
+
+    def acquire(self, folder: Path) -> lmdb.Environment:
+        """Return the environment of a batch, opened for reading. Raises JournalError."""
+        with self._lock:
+            key = os.path.realpath(folder)
+            env, users = self._open.get(key) or (open_environment(folder, readonly=True), 0)
+            self._open[key] = env, users + 1
+            return env
+
+    def release(self, folder: Path) -> None:
+        """Close the environment when nobody uses it any more."""
+        with self._lock:
+            key = os.path.realpath(folder)
+            if key not in self._open:
+                return  # Opened before a fork: it is the parent's.
+            env, users = self._open.pop(key)
+            if users > 1:
+                self._open[key] = env, users - 1
+            else:
+                env.close()
+
+
+readers = _Readers()

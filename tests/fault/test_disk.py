@@ -1,0 +1,186 @@
+"""Disks that are full, read-only or without shared memory: told in words, never a signal, and well again later."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.commands import Desk, dead, status_of, until
+from tests.disks import fill, remount
+from tests.fault import tasks
+from tests.fault.ledger import Tally
+
+pytestmark = pytest.mark.fault
+TASKS = Path(tasks.__file__)
+READING = (["ls"], ["show", "b"], ["results", "b"], ["failures", "b"], ["journal", "check"], ["status"])
+
+
+@pytest.fixture
+def on_disk(small_disk: Path, desk: Desk) -> Desk:
+    """A journal on a small disk."""
+    desk.journal = small_disk / "journal"
+    desk.environ["BATCHD_JOURNAL"] = str(desk.journal)
+    return desk
+
+
+def task(jobs: int = 10) -> tuple[str, ...]:
+    return ("run", f"{TASKS}:short_work", "--range", f"0:{jobs}", "--name", "b", "--out", "out.jsonl", "-j", "2")
+
+
+def check_whole(desk: Desk, jobs: int) -> None:
+    assert [line["result"] for line in desk.results()] == [index * index for index in range(jobs)]
+    assert len(set(desk.attempts())) == len(desk.attempts())
+
+
+def gone(desk: Desk) -> bool:
+    return dead(desk.supervisor()) and not desk.workers()
+
+
+@pytest.mark.covers("D2")
+@pytest.mark.parametrize("left", [0, 4096, 8192, 40_000, 400_000])
+def test_a_disk_that_is_full_from_the_start_is_told_and_used_when_there_is_space(on_disk: Desk, left: int) -> None:
+    disk = on_disk.journal.parent
+    filler = fill(disk)
+    os.truncate(filler, filler.stat().st_size - left)
+    ran = on_disk.run(*task())
+    assert ran.returncode == 3
+    assert "full" in ran.stderr or "No space left" in ran.stderr
+    assert "Traceback" not in ran.stderr
+    filler.unlink()
+    ran = on_disk.run(*task())
+    assert ran.returncode == 0, ran.stderr
+    check_whole(on_disk, 10)
+
+
+@pytest.mark.covers("D2", "J3")
+def test_without_lock_files_a_full_disk_can_be_read_and_nobody_dies_of_it(on_disk: Desk, tally: Tally) -> None:
+    """As after a restored backup: whoever opens a batch first makes the file, which then has no room."""
+    assert on_disk.run(*task()).returncode == 0
+    until(lambda: gone(on_disk), "the supervisor is gone")
+    filler = fill(on_disk.journal.parent)
+    for command in (*READING, ["cancel", "b"], [*task(20)]):
+        for file in on_disk.journal.glob("batches/*/lock.mdb"):
+            file.unlink()
+        ran = on_disk.run(*command)
+        assert ran.returncode >= 0, f"{command} ended with signal {-ran.returncode}"
+        assert "Traceback" not in ran.stderr
+        if command in READING:
+            assert ran.returncode == 0, ran.stderr
+        else:
+            assert ran.returncode in {2, 3}, ran.stderr
+    tally.injected(len(READING) + 2)
+    filler.unlink()
+    ran = on_disk.run(*task(20))
+    assert ran.returncode == 0, ran.stderr
+    check_whole(on_disk, 20)
+
+
+@pytest.mark.covers("D1", "D2")
+def test_a_batch_that_was_cut_off_is_readable_on_a_full_disk_and_goes_on_later(on_disk: Desk) -> None:
+    """The machine died while it ran; what is left of it in shared memory is lost as well."""
+    process = on_disk.start(*task(300))
+    on_disk.wait_for_jobs(20, process)
+    process.kill()
+    process.communicate()
+    os.kill(on_disk.supervisor(), signal.SIGKILL)
+    until(lambda: gone(on_disk), "all are dead")
+    (Path("/dev/shm") / f"batchd-{os.geteuid()}-{on_disk.journal_id()}").unlink()
+    filler = fill(on_disk.journal.parent)
+    for command in READING:
+        assert on_disk.run(*command).returncode == 0
+    ran = on_disk.run(*task(300))
+    assert ran.returncode == 3
+    assert "full" in ran.stderr or "No space left" in ran.stderr
+    filler.unlink()
+    assert on_disk.run(*task(300)).returncode == 0
+    check_whole(on_disk, 300)
+
+
+@pytest.mark.covers("D1")
+@pytest.mark.parametrize("left", [0, 4096, 16_384])
+def test_a_batch_that_is_taken_up_again_when_there_is_room_for_little_else(on_disk: Desk, left: int) -> None:
+    """The supervisor can start, and not write: no supervisor after the other dies of it."""
+    process = on_disk.start(*task(300))
+    on_disk.wait_for_jobs(20, process)
+    process.kill()
+    process.communicate()
+    os.kill(on_disk.supervisor(), signal.SIGKILL)
+    until(lambda: gone(on_disk), "all are dead")
+    (Path("/dev/shm") / f"batchd-{os.geteuid()}-{on_disk.journal_id()}").unlink()
+    filler = fill(on_disk.journal.parent)
+    os.truncate(filler, filler.stat().st_size - 4096 - left)
+    process = on_disk.start(*task(300))
+    until(lambda: process.poll() is not None or status_of(on_disk).get("trouble"), "it is told")
+    filler.unlink()
+    _, err = process.communicate(timeout=60)
+    assert "died" not in err, log_of(on_disk)
+    assert "Traceback" not in log_of(on_disk)
+    assert on_disk.run(*task(300)).returncode == 0
+    check_whole(on_disk, 300)
+
+
+def log_of(desk: Desk) -> str:
+    return (desk.journal / "supervisor.log").read_text("utf-8", "replace")
+
+
+@pytest.mark.covers("D6")
+def test_a_read_only_disk_can_be_read_and_is_refused_in_words_to_who_would_write(on_disk: Desk) -> None:
+    assert on_disk.run(*task()).returncode == 0
+    until(lambda: gone(on_disk), "the supervisor is gone")
+    remount(on_disk.journal.parent, "ro")
+    for command in READING:
+        ran = on_disk.run(*command)
+        assert ran.returncode == 0, (command, ran.stderr)
+    ran = on_disk.run(*task(20))
+    assert ran.returncode == 3, ran.stderr
+    assert "Read-only file system" in ran.stderr
+    assert "Traceback" not in ran.stderr
+    remount(on_disk.journal.parent, "rw")
+    assert on_disk.run(*task(20)).returncode == 0
+    check_whole(on_disk, 20)
+
+
+SHM = """
+import sys
+from pathlib import Path
+from tests.commands import Desk, dead, until
+from tests.disks import fill, mounted
+desk = Desk(Path(sys.argv[1]))
+with mounted(Path("/dev/shm"), "size=4m") as refusal:  # Seen by this process and its children alone.
+    assert not refusal
+    filler = fill(Path("/dev/shm"))
+    import os
+    os.truncate(filler, filler.stat().st_size - int(sys.argv[2]))
+    ran = desk.run("run", sys.argv[3], "--range", "0:10")
+    print(ran.returncode, ran.stderr)
+    filler.unlink()
+    print(desk.run("run", sys.argv[3], "--range", "0:10").returncode)
+    until(lambda: dead(desk.supervisor()), "it is gone")
+"""
+
+
+@pytest.mark.covers("D2")
+@pytest.mark.parametrize("left", [0, 4096, 1 << 20])
+def test_full_shared_memory_is_named_and_no_signal(tmp_path: Path, left: int) -> None:
+    """The flight recorder lies there; containers often have little of it."""
+    command = ["/usr/bin/unshare", "--mount", sys.executable, "-c", SHM, str(tmp_path), str(left)]
+    ran = subprocess.run([*command, f"{TASKS}:short_work"], capture_output=True, text=True, check=False)
+    if "unshare failed" in ran.stderr or not Path(command[0]).exists():
+        pytest.skip(f"no /dev/shm of one's own can be had here: {ran.stderr}")
+    assert ran.returncode == 0, ran.stderr
+    first, *_, last = ran.stdout.splitlines()
+    assert first.startswith("3 batchd: the disk under /dev/shm is full: free some space there")
+    assert last == "0"
+
+
+@pytest.mark.covers("D1", "X8")
+def test_on_a_full_disk_prune_makes_room(on_disk: Desk) -> None:
+    assert on_disk.run(*task()).returncode == 0
+    until(lambda: gone(on_disk), "the supervisor is gone")
+    fill(on_disk.journal.parent)
+    ran = on_disk.run("prune", "b", "--yes")
+    assert ran.returncode == 0, ran.stderr
+    assert list((on_disk.journal / "batches").iterdir()) == []

@@ -1,0 +1,210 @@
+"""Each system call of a supervisor that runs a small batch: killed there, failing there, or slow there."""
+
+import re
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from time import monotonic
+
+import pytest
+
+from batchd.edge.journal import BatchJournal
+from batchd.edge.outcomes import Outcomes
+from tests.bench import await_death
+from tests.commands import Desk, dead, status_of, summary_of, until
+from tests.fault import tasks
+from tests.fault.ledger import Tally
+from tests.fault.tracing import STRACE, needs_strace, traced_supervisor
+
+pytestmark = [pytest.mark.fault, needs_strace]
+TASKS = Path(tasks.__file__)
+JOBS = 3
+JOURNAL = ["fdatasync", "fsync", "pwrite64", "writev", "ftruncate", "rename"]
+SOCKETS_AND_PIPES = ["write", "sendto", "sendmsg", "recvfrom", "read", "accept4", "unlink"]
+SLOW = [pytest.param(call, marks=pytest.mark.slow) for call in JOURNAL + SOCKETS_AND_PIPES]
+
+
+def run(desk: Desk, name: str, *args: str, jobs: int = JOBS) -> str:
+    """Run the small batch, which must end well, and return what the command told."""
+    ran = desk.run(
+        *("run", f"{TASKS}:short_work", "--range", f"0:{jobs}", "--name", name, "--out", f"{name}.jsonl"),
+        *("-j", "1", "--max-crashes", "1000", *args),
+    )
+    assert ran.returncode == 0, ran.stderr
+    return ran.stderr
+
+
+def check(desk: Desk, name: str, tally: Tally, jobs: int = JOBS) -> None:
+    """Every job has the one right outcome, and no attempt number was given twice."""
+    assert [line["result"] for line in desk.results(f"{name}.jsonl")] == [index * index for index in range(jobs)]
+    batch = summary_of(desk.run("show", name, "--json").stdout)["batch"]
+    journal = BatchJournal(desk.journal / "batches" / batch)  # Folds every record: a double one is refused.
+    try:
+        spans = Outcomes(journal).spans(journal.facts.done, journal.facts.generation)
+        recorded = Counter(index for span in spans for index in range(span.start, span.stop))
+    finally:
+        journal.close()
+    tally.checked(jobs, lost=jobs - len(recorded), doubled=recorded.total() - len(recorded))
+    assert recorded == Counter(range(jobs))
+    attempts = desk.attempts()
+    assert len(set(attempts)) == len(attempts)
+    desk.marks.unlink()
+
+
+def ended_well(log: str) -> bool:
+    """Whether the supervisor, the first that was traced, came to its own end."""
+    first = log.split(maxsplit=1)[0]
+    return re.search(rf"^{first} +\+\+\+ exited with 0", log, re.MULTILINE) is not None
+
+
+@pytest.mark.covers("S1", "P2")
+@pytest.mark.parametrize("call", SLOW)
+@pytest.mark.parametrize("from_the_start", [False, True])
+def test_it_is_killed_at_every_call(desk: Desk, call: str, tally: Tally, *, from_the_start: bool) -> None:
+    """The n-th call of each of its threads, and of its template and worker, for every n until it ends by itself."""
+    if from_the_start and call in {"read", "sendmsg", "recvfrom", "accept4", "sendto"}:
+        pytest.skip("at its start it reads modules; what it says to clients comes later")
+    nth = survived = kills = 0
+    while survived < 2:
+        nth += 1
+        name = f"{call}-{nth}"
+        with traced_supervisor(desk, f"{call}:signal=KILL:when={nth}", from_the_start=from_the_start) as traced:
+            run(desk, name)
+            is_over = ended_well(traced.end())
+        check(desk, name, tally)
+        survived = survived + 1 if is_over else 0
+        kills += not is_over
+    tally.injected(kills)
+    tally.count("crash points enumerated", kills)
+    tally.count("real SIGKILLs", kills)
+    assert kills or call in {"writev", "ftruncate", "unlink", "rename", "fsync", "write"}
+
+
+@pytest.mark.covers("S1")
+@pytest.mark.parametrize(("call", "nth"), [("fdatasync", 3), ("pwrite64", 4), ("recvfrom", 5), ("write", 4)])
+def test_it_is_killed_at_a_call_of_each_kind(desk: Desk, call: str, nth: int, tally: Tally) -> None:
+    with traced_supervisor(desk, f"{call}:signal=KILL:when={nth}") as traced:
+        run(desk, "b")
+        assert not ended_well(traced.end())
+    check(desk, "b", tally)
+    tally.count("crash points enumerated", 1)
+    tally.count("real SIGKILLs", 1)
+
+
+@pytest.mark.covers("C1")
+@pytest.mark.slow
+@pytest.mark.parametrize("call", ["sendto", "recvfrom"])
+def test_a_client_is_killed_at_every_call_and_run_again(desk: Desk, call: str, tally: Tally) -> None:
+    nth = kills = 0
+    code = -9
+    while code:
+        nth += 1
+        name = f"{call}-{nth}"
+        command = ["run", f"{TASKS}:short_work", "--range", f"0:{JOBS}", "--name", name, "--out", f"{name}.jsonl"]
+        injected = [STRACE, "-qq", "-o", "/dev/null", "-e", f"inject={call}:signal=KILL:when={nth}"]
+        code = subprocess.run(
+            [*injected, sys.executable, "-m", "batchd", *command, "-j", "1"],
+            env=desk.environ,
+            cwd=desk.folder,
+            capture_output=True,
+            check=False,
+        ).returncode
+        kills += code != 0
+        run(desk, name)
+        check(desk, name, tally)
+    tally.injected(kills)
+    tally.count("crash points enumerated", kills)
+    tally.count("real SIGKILLs", kills)
+    assert kills > 2
+
+
+# --- Errors ----------------------------------------------------------------------------------------------------
+
+
+def run_until_well(desk: Desk, name: str) -> str:
+    """Run the small batch; where it was refused in words, run it again, as its user would."""
+    args = ["--range", f"0:{JOBS}", "--name", name, "--out", f"{name}.jsonl", "-j", "1"]
+    ran = desk.run("run", f"{TASKS}:short_work", *args)
+    told = ran.stderr
+    assert "Traceback" not in told
+    if ran.returncode:
+        assert ran.returncode == 3, told
+        assert "Input/output error" in told or "Read-only file system" in told, told
+        until(lambda: dead(desk.supervisor()), "the supervisor that cannot write is gone")
+        assert desk.run("run", f"{TASKS}:short_work", *args).returncode == 0
+    return told
+
+
+@pytest.mark.covers("D3", "D6")
+@pytest.mark.parametrize(
+    ("call", "error"),
+    [
+        pytest.param(call, error, marks=pytest.mark.slow)
+        for call in ("fdatasync", "pwrite64", "writev", "fsync", "ftruncate")
+        for error in ("EIO", "EROFS")
+    ],
+)
+def test_each_write_fails_once(desk: Desk, call: str, error: str, tally: Tally) -> None:
+    """Whatever fails, nothing is told to be recorded that is not; in the end all is there, once."""
+    nth = failed = 0
+    while True:
+        nth += 1
+        name = f"{call}-{nth}"
+        with traced_supervisor(desk, f"{call}:error={error}:when={nth}") as traced:
+            run_until_well(desk, name)
+            log = traced.end()
+        check(desk, name, tally)
+        if "(INJECTED)" not in log:
+            break
+        failed += 1
+    tally.injected(failed)
+    assert failed or call in {"writev", "ftruncate", "fsync"}
+
+
+@pytest.mark.covers("D3")
+@pytest.mark.parametrize("first", [5, *(pytest.param(each, marks=pytest.mark.slow) for each in (1, 3, 7, 9))])
+def test_a_disk_that_keeps_failing_is_told_and_not_tried_for_ever(desk: Desk, first: int, tally: Tally) -> None:
+    """The batch cannot be made, or what was recorded is unknown: told in words, and the same command goes on."""
+    with traced_supervisor(desk, f"fdatasync:error=EIO:when={first}+") as traced:
+        told = run_until_well(desk, "b")
+        traced.end()
+    assert "Input/output error" in told or "the supervisor died" in told
+    check(desk, "b", tally)
+
+
+# --- Slowness --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.covers("D5", "W15")
+@pytest.mark.slow
+def test_a_slow_disk_delays_answers_and_neither_status_nor_time_limits(desk: Desk, tally: Tally) -> None:
+    """Each fdatasync takes 2 s; a job with a limit of 1 s is ended in time all the same."""
+    desk.run("run", f"{TASKS}:short_work", "--range", "0:1", "--name", "before")
+    with traced_supervisor(desk, "fdatasync:delay_enter=2000000:when=8+"):
+        process = desk.start(
+            *("run", f"{TASKS}:waits_600", "--range", "0:2", "-j", "2", "--timeout", "1s", "--out", "out.jsonl")
+        )
+        desk.marks.unlink(missing_ok=True)
+        until(lambda: desk.marks.exists() and len(desk.marks.read_text().split()) == 2, "both jobs run", process)
+        began = monotonic()
+        pids = [int(word) for word in desk.marks.read_text().split()]
+        for pid in pids:
+            await_death(pid, 1.9)  # The limit, and nothing of the 2 s that an answer takes.
+        tally.saw(f"ended {monotonic() - began:.2f} s after they began")
+        asked = monotonic()
+        assert status_of(desk)["batchd"] == 1
+        tally.saw(f"status answered in {monotonic() - asked:.2f} s")
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 1, err
+    assert {line["error"]["message"] for line in desk.results()} == {"timed out after 1.0 s"}
+
+
+@pytest.mark.covers("W15")
+@pytest.mark.slow
+def test_a_flood_of_large_results_onto_a_slow_disk_comes_through(desk: Desk) -> None:
+    desk.run("run", f"{TASKS}:short_work", "--range", "0:1", "--name", "before")
+    with traced_supervisor(desk, "fdatasync:delay_enter=300000", "pwrite64:delay_enter=2000"):
+        ran = desk.run("run", f"{TASKS}:large_result", "--range", "0:60", "-j", "2", "--name", "flood")
+    assert ran.returncode == 0, ran.stderr
+    assert "60 succeeded" in ran.stderr

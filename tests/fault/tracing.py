@@ -1,0 +1,75 @@
+"""A supervisor under strace: killed, failed or held up at the n-th system call of a kind."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from batchd.edge.folder import open_folder
+from tests.commands import Desk, until
+
+STRACE: Final = "strace"
+needs_strace = pytest.mark.skipif(
+    shutil.which(STRACE) is None, reason="strace is not installed: nothing can be done to system calls"
+)
+
+
+class Traced:
+    """A supervisor that strace holds."""
+
+    def __init__(self, strace: subprocess.Popen[bytes], log: Path) -> None:
+        self._strace = strace
+        self._log = log
+
+    def end(self) -> str:
+        """Wait until everything that was traced is gone; return what strace wrote."""
+        self._strace.wait(60)
+        return self._log.read_text(errors="replace")
+
+
+def ready_supervisor(desk: Desk, *before: str) -> subprocess.Popen[bytes]:
+    """Start a supervisor by hand, perhaps behind another command, and return once it is ready, or has failed."""
+    ready, its_ready = os.pipe()
+    command = [*before, sys.executable, "-m", "batchd.supervisor", str(desk.journal), str(its_ready)]
+    process = subprocess.Popen(command, pass_fds=(its_ready,), env=desk.environ, stderr=subprocess.DEVNULL)
+    os.close(its_ready)
+    os.read(ready, 1 << 16)
+    os.close(ready)
+    return process
+
+
+@contextmanager
+def traced_supervisor(desk: Desk, *inject: str, from_the_start: bool = False) -> Iterator[Traced]:
+    """Run a supervisor for `desk` under strace, with these injections (`fdatasync:error=EIO:when=3`).
+
+    Only what comes after it is ready counts, unless `from_the_start`.
+    """
+    open_folder(desk.journal)
+    until(lambda: not desk.supervisor(), "no supervisor holds the journal")
+    log = desk.folder / "strace.log"
+    log.unlink(missing_ok=True)
+    calls = ",".join(each.partition(":")[0] for each in inject)
+    options = ["-f", "-qq", "-o", str(log), "-e", f"trace={calls}"]
+    for each in inject:
+        options += ["-e", f"inject={each}"]
+    supervisor = None
+    if from_the_start:
+        strace = ready_supervisor(desk, STRACE, *options)
+    else:
+        supervisor = ready_supervisor(desk)
+        strace = subprocess.Popen([STRACE, *options, "-p", str(supervisor.pid)])
+        status = Path(f"/proc/{supervisor.pid}/status")
+        until(lambda: f"TracerPid:\t{strace.pid}\n" in status.read_text(), "strace has attached")
+    try:
+        yield Traced(strace, log)
+    finally:
+        for process in (strace, supervisor):
+            if process is not None:
+                process.kill()
+                process.wait()
