@@ -186,8 +186,8 @@ class AsyncClient:
 
         >>> async def application():
         ...     async with AsyncClient(folder, workers=1) as client:
-        ...         await client.submit_batch(abs, [-1, -2], name="mine")
-        ...         batch = await client.batch("mine")
+        ...         await client.submit_batch(abs, [-1, -2], name="signs")
+        ...         batch = await client.batch("signs")
         ...         return [result async for result in batch.results()]
         >>> asyncio.run(application())
         [1, 2]

@@ -6,6 +6,7 @@ they ask for is in requests.py.
 
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from selectors import EVENT_READ, EVENT_WRITE, BaseSelector
 from traceback import print_exc
 from typing import Any, Protocol
@@ -177,7 +178,6 @@ class Clients:
                 client.bound.discard(batch)
                 client.untold.pop(batch, None)
                 client.line.send(NEWS, {**self.progress(batch), "is_put_down": True})
-                self._watch_unsent(client)
         self.shared.discard(batch)
         self.eager.discard(batch)
 
@@ -185,6 +185,14 @@ class Clients:
         """Serve those who waited until the batch was put down."""
         for call in self._put_down.pop(batch, ()):
             call()
+
+    def watch_slow(self) -> None:
+        """Watch for room whoever reads more slowly than it is told things, and nobody else; once a turn."""
+        for client in self._clients:
+            if client.line.has_unsent != client.is_slow:
+                client.is_slow = client.line.has_unsent
+                wanted = EVENT_READ | (EVENT_WRITE if client.is_slow else 0)
+                self._supervisor.selector.modify(client.line.socket, wanted, partial(self._on_line, client))
 
     def close(self) -> None:
         """Hang up on everybody."""
@@ -207,8 +215,8 @@ class Clients:
             return
         self._clients.append(client)
         selector = self._supervisor.selector
-        selector.register(line, EVENT_READ, lambda: self._on_line(client))
-        selector.register(client.pidfd, EVENT_READ, lambda: self._drop(client))
+        selector.register(line, EVENT_READ, partial(self._on_line, client))
+        selector.register(client.pidfd, EVENT_READ, partial(self._drop, client))
 
     def _on_line(self, client: Client) -> None:
         if client.is_gone:
@@ -228,13 +236,6 @@ class Clients:
                 self._drop(client)
                 return
         client.line.flush()
-        self._watch_unsent(client)
-
-    def _watch_unsent(self, client: Client) -> None:
-        if client.line.has_unsent != client.is_slow and not client.is_gone:
-            client.is_slow = client.line.has_unsent
-            wanted = EVENT_READ | (EVENT_WRITE if client.is_slow else 0)
-            self._supervisor.selector.modify(client.line.socket, wanted, lambda: self._on_line(client))
 
     def _drop(self, client: Client) -> None:
         if client.is_gone:
@@ -255,7 +256,6 @@ class Clients:
             fields["recorded"] = list(untold)
             client.untold[batch] = RangeSet()
         client.line.send(NEWS, fields)
-        self._watch_unsent(client)
 
     def progress(self, batch: str) -> dict[str, Any]:
         """Return what clients are told of a batch."""

@@ -126,6 +126,7 @@ class Supervisor:
                 self._commit()
                 self._perform(turn.commands)
                 self._tell_news()
+                self.clients.watch_slow()
                 self._rest()
                 self._leave_when_idle()
         finally:
