@@ -36,6 +36,8 @@ def open_environment(folder: Path, *, readonly: bool = False, sync: bool = True)
             meminit=False,
             lib_version=0,  # The 0.9 on-disk format, whatever the environment says.
         )
+    except lmdb.ReadersFullError:
+        raise JournalError(f"{READERS_MAX} readers are in {folder}, which is the limit: try again later") from None
     except lmdb.Error as error:
         raise JournalError(f"cannot open the batch in {folder}: {error}") from None
     except MemoryError:

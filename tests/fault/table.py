@@ -71,9 +71,8 @@ FAULTS: Final[dict[str, Row]] = {
     "S4": Row("two supervisors on one journal", "second one started", "refused, first one named by pid"),
     "S5": Row(
         "supervisor killed for memory",
-        "",
+        "oom_score_adj 1000, control group with a memory limit",
         "as S1",
-        "to the supervisor it is a SIGKILL (S1); workers are chosen first (P20); this machine's memory is not filled",
     ),
     "S6": Row(
         "exception in a callback", "fault point raises within one request", "that connection dropped, loop lives"
@@ -140,7 +139,9 @@ FAULTS: Final[dict[str, Row]] = {
     "R2": Row("exception does not read back", "two-argument constructor, __setstate__ that dies", "kept as text"),
     "R3": Row("result of 2 GiB", "bytes(2 << 30)", "that job fails with the limit, supervisor stays small"),
     "H1": Row(
-        "process or descriptor limit", "RLIMIT_NPROC as another user, EMFILE", "fewer workers and a message, no loop"
+        "process or descriptor limit",
+        "control group that allows 10 processes, EMFILE",
+        "fewer workers do all of it, nobody is charged",
     ),
     "H2": Row("50 CPU hogs on one core", "taskset", "no false kills"),
     "H3": Row("SIGTERM with a budget of 10 s", "SIGTERM", "drained, durable, gone in time"),

@@ -148,6 +148,12 @@ def large_result(x: int) -> bytes:
     return bytes([x % 256]) * (1 << 20)
 
 
+def large_result_later(x: int) -> bytes:
+    mark_attempt()
+    wait(0.5)
+    return bytes(1 << 20)
+
+
 def result_of_2_gib(x: int) -> Any:
     return bytes(2 << 30) if x == BAD else x * x
 

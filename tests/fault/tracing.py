@@ -23,14 +23,21 @@ needs_strace = pytest.mark.skipif(
 class Traced:
     """A supervisor that strace holds."""
 
-    def __init__(self, strace: subprocess.Popen[bytes], log: Path) -> None:
+    def __init__(
+        self, strace: subprocess.Popen[bytes], supervisor: subprocess.Popen[bytes] | None, log: Path
+    ) -> None:
         self._strace = strace
+        self._supervisor = supervisor
         self._log = log
 
-    def end(self) -> str:
-        """Wait until everything that was traced is gone; return what strace wrote."""
-        self._strace.wait(60)
-        return self._log.read_text(errors="replace")
+    def end(self) -> int:
+        """Wait until everything that was traced is gone; return how the supervisor ended, as Popen tells it."""
+        code = self._strace.wait(60)  # It ends as the one that it has started did.
+        return self._supervisor.wait(60) if self._supervisor is not None else code
+
+    def injected(self) -> bool:
+        """Whether some call was made to fail."""
+        return "(INJECTED)" in self._log.read_text(errors="replace")
 
 
 def ready_supervisor(desk: Desk, *before: str) -> subprocess.Popen[bytes]:
@@ -67,7 +74,7 @@ def traced_supervisor(desk: Desk, *inject: str, from_the_start: bool = False) ->
         status = Path(f"/proc/{supervisor.pid}/status")
         until(lambda: f"TracerPid:\t{strace.pid}\n" in status.read_text(), "strace has attached")
     try:
-        yield Traced(strace, log)
+        yield Traced(strace, supervisor, log)
     finally:
         for process in (strace, supervisor):
             if process is not None:

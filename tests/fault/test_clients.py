@@ -1,0 +1,148 @@
+"""Clients that are stopped, of another user, or too many: the others are served."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from batchd.client import request
+from batchd.edge import control
+from batchd.edge.journal import BatchJournal
+from batchd.edge.outcomes import Outcomes
+from batchd.errors import JournalError
+from tests.bench import ROOT, House, pump_until
+from tests.fault.ledger import Tally
+
+pytestmark = pytest.mark.fault
+
+
+@contextmanager
+def program(source: str, *args: object) -> Iterator["subprocess.Popen[bytes]"]:
+    """Run a program that says a line when it is where it should be; it is killed in the end."""
+    with subprocess.Popen(
+        [sys.executable, "-c", source, *map(str, args)], cwd=ROOT, stdout=subprocess.PIPE, stdin=subprocess.PIPE
+    ) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"there\n"
+            yield process
+        finally:
+            process.kill()
+
+
+HALF = """
+import sys
+from pathlib import Path
+from batchd.edge import control
+line = control.connect(Path(sys.argv[1]))
+line.sendall(control.encode(control.REQUEST, {"do": "hello", "number": 1})[:9])
+print("there", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.covers("C2", "C6")
+def test_a_client_that_stops_in_the_middle_of_a_request_holds_nobody_up(house: House) -> None:
+    session = house.start([("work", 0.005, index) for index in range(200)])
+    with program(HALF, house.folder) as process:
+        os.kill(process.pid, signal.SIGSTOP)
+        pump_until(session, lambda: session.progress["done"] > 50, "the batch goes on")
+        assert request(house.folder, "status")["pid"] == house.supervisor
+        house.finish(session)
+    assert house.outcomes() == {index: index for index in range(200)}
+
+
+READER = """
+import sys
+from pathlib import Path
+from batchd.edge.journal import BatchJournal
+journal = BatchJournal(Path(sys.argv[1]))
+txn = journal.begin()
+print("there", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.covers("C3")
+def test_a_reader_that_is_stopped_costs_bounded_space_and_no_time(house: House, tally: Tally) -> None:
+    """It sees an old state for ever, whose pages cannot be used again while it lives."""
+    jobs = 3_000
+
+    def run(batch: str, *, has_reader: bool) -> int:
+        session = house.start([("work", 0.0005, "x" * 500)] * jobs, batch)
+        pump_until(session, lambda: session.progress["done"] > 10, "some are done")
+        place = house.folder / "batches" / batch
+        if has_reader:
+            with program(READER, place) as process:
+                os.kill(process.pid, signal.SIGSTOP)
+                house.finish(session)
+        else:
+            house.finish(session)
+        return (place / "data.mdb").stat().st_blocks * 512
+
+    alone, watched = run("alone", has_reader=False), run("watched", has_reader=True)
+    assert house.outcomes("watched") == dict.fromkeys(range(jobs), "x" * 500)
+    assert watched < 10 * alone
+    tally.saw(f"{watched / alone:.1f} times the space")
+
+
+@pytest.mark.covers("J6")
+def test_a_full_table_of_readers_is_an_error_in_words_and_over_when_they_go(tmp_path: Path, tally: Tally) -> None:
+    """4096 readers; the process that holds them is killed, and its slots are free again."""
+    BatchJournal.create(tmp_path / "b", {}).close()
+    with program(CROWD, tmp_path / "b"), pytest.raises(JournalError, match="4096 readers are in"):
+        BatchJournal(tmp_path / "b")
+    reader = BatchJournal(tmp_path / "b")
+    assert list(Outcomes(reader).spans(reader.facts.done, 0)) == []
+    reader.close()
+    tally.injected(4096)
+
+
+CROWD = """
+import sys, lmdb
+env = lmdb.open(sys.argv[1], readonly=True, max_dbs=9, max_spare_txns=0)
+txns = []
+try:
+    while True:
+        txns.append(env.begin())
+except lmdb.ReadersFullError:
+    print("there", flush=True)
+sys.stdin.read()
+"""
+
+
+STRANGER = """
+import os, socket, sys
+line = socket.socket(socket.AF_UNIX)
+os.setresgid(65534, 65534, 65534); os.setgroups([]); os.setresuid(65534, 65534, 65534)
+line.connect(sys.argv[1])
+print("there", flush=True)
+line.settimeout(20)
+try:
+    sys.stdout.write(repr(line.recv(10)))
+except ConnectionError:
+    sys.stdout.write("b''")
+"""
+
+
+@pytest.mark.covers("C7")
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else for a moment")
+def test_another_user_is_refused_even_where_the_modes_would_let_him_in(house: House, tmp_path: Path) -> None:
+    """The folder is 0700 and the socket 0600; both are opened wide here, so that only the peer's uid is left."""
+    session = house.start([("work", 0.05, index) for index in range(100)])
+    pump_until(session, lambda: session.progress["done"] > 2, "it runs")
+    for path in (house.folder, *house.folder.parents[:4]):
+        if path.stat().st_uid == 0 and path != Path("/tmp"):
+            path.chmod(0o755)
+    (house.folder / control.SOCKET_NAME).chmod(0o666)
+    with program(STRANGER, house.folder / control.SOCKET_NAME) as stranger:
+        assert stranger.stdout is not None
+        assert stranger.stdout.read() == b"b''", "somebody else was served"
+    house.folder.chmod(0o700)
+    house.finish(session)
+    assert house.outcomes() == {index: index for index in range(100)}

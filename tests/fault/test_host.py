@@ -1,0 +1,153 @@
+"""The machine runs short: of processes, descriptors, memory, CPU; or it was started anew."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from batchd.core.events import Phase
+from batchd.edge.folder import open_folder
+from batchd.edge.lock import boot_id
+from batchd.supervisor import recovery
+from batchd.worker.recorder import POSITION, Lane, Recorder, phase_word
+from tests.bench import House
+from tests.commands import Desk, dead, until
+from tests.fault import tasks
+from tests.fault.ledger import Tally
+from tests.fault.tracing import ready_supervisor
+
+pytestmark = pytest.mark.fault
+TASKS = Path(tasks.__file__)
+CGROUPS = Path("/sys/fs/cgroup")
+
+
+def task(name: str, jobs: int, *args: str) -> tuple[str, ...]:
+    return ("run", f"{TASKS}:{name}", "--range", f"0:{jobs}", "--out", "out.jsonl", "--name", "b", *args)
+
+
+def check(desk: Desk, jobs: int) -> None:
+    assert [line["result"] for line in desk.results()] == [index * index for index in range(jobs)]
+
+
+@contextmanager
+def cgroup(controller: str, **limits: int) -> Iterator[Path]:
+    """Make a control group (version 1) with limits; whoever is in it at the end is moved out."""
+    place = CGROUPS / controller / f"batchd-test-{os.getpid()}"
+    try:
+        place.mkdir()
+        for name, value in limits.items():
+            (place / f"{controller}.{name}").write_text(str(value))
+    except OSError as error:
+        with suppress(OSError):
+            place.rmdir()
+        pytest.skip(f"no control group can be made here: {error.strerror}")
+    try:
+        yield place
+    finally:
+        until(lambda: all(dead(int(pid)) for pid in (place / "cgroup.procs").read_text().split()), "all are dead")
+        until(lambda: not (place / "cgroup.procs").read_text(), "the group is empty")
+        place.rmdir()
+
+
+@contextmanager
+def supervisor_in(desk: Desk, place: Path) -> Iterator[int]:
+    """Run the supervisor of `desk`, and all that it starts, in a control group."""
+    open_folder(desk.journal)
+    enter = f'echo 1000 > /proc/self/oom_score_adj; echo $$ > {place}/cgroup.procs && exec "$@"'
+    process = ready_supervisor(desk, "/bin/sh", "-c", enter, "sh")
+    try:
+        yield process.pid
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.covers("H1", "P29")
+def test_where_no_more_processes_are_allowed_fewer_workers_do_the_work(desk: Desk, tally: Tally) -> None:
+    """16 workers are asked for, and the supervisor and all it starts may be 10 threads in all."""
+    with cgroup("pids", max=10) as place, supervisor_in(desk, place) as pid:
+        ran = desk.run(*task("short_work", 200, "-j", "16"))
+        assert ran.returncode == 0, ran.stderr
+        assert "died" not in ran.stderr
+        until(lambda: dead(pid), "it leaves")
+    check(desk, 200)
+    assert {attempt for _, attempt in desk.attempts()} == {1}, "somebody was charged"
+
+
+GREEDY = """
+import sys
+open(sys.argv[1] + "/cgroup.procs", "w").write("0")
+held = []
+while True:
+    held.append(b"x" * (1 << 20))
+"""
+
+
+@pytest.mark.covers("S5", "S1")
+def test_a_supervisor_that_the_kernel_kills_for_memory_is_replaced(desk: Desk) -> None:
+    """It shares a control group with somebody greedy, and is the kernel's first choice. Its workers do not."""
+    with cgroup("memory", limit_in_bytes=256 << 20) as place, supervisor_in(desk, place) as pid:
+        process = desk.start(*task("short_work", 400, "-j", "2"))
+        desk.wait_for_jobs(5, process)
+        for other in (place / "cgroup.procs").read_text().split():
+            if int(other) != pid:
+                with suppress(OSError):
+                    (place.parent / "cgroup.procs").write_text(other)
+        greedy = subprocess.Popen([sys.executable, "-c", GREEDY, str(place)])
+        try:
+            until(lambda: dead(pid), "the kernel kills the supervisor")
+        finally:
+            greedy.kill()
+            greedy.wait()
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == 0, err
+        assert "the supervisor died" in err
+    check(desk, 400)
+
+
+HOG = "while True: pass"
+
+
+@pytest.mark.covers("H2")
+@pytest.mark.parametrize("hogs", [10, pytest.param(50, marks=pytest.mark.slow)])
+def test_nobody_is_killed_for_being_slow(desk: Desk, hogs: int, tally: Tally) -> None:
+    """Supervisor, workers and hogs share one CPU. Jobs of 10 ms have a limit of 60 s, and all come through."""
+    pin = ["/usr/bin/taskset", "-c", "0"]
+    if not Path(pin[0]).exists():
+        pytest.skip("taskset is not installed: processes cannot be put on one CPU")
+    others = [subprocess.Popen([*pin, sys.executable, "-c", HOG]) for _ in range(hogs)]
+    open_folder(desk.journal)
+    supervisor = ready_supervisor(desk, *pin)
+    try:
+        ran = desk.run(*task("short_work", 60, "-j", "2", "--timeout", "60s"))
+    finally:
+        for each in others:
+            each.kill()
+        for each in (*others, supervisor):
+            each.wait()
+    assert ran.returncode == 0, ran.stderr
+    assert "died" not in ran.stderr
+    check(desk, 60)
+    assert {attempt for _, attempt in desk.attempts()} == {1}
+    tally.injected(hogs)
+
+
+@pytest.mark.covers("T3")
+@pytest.mark.parametrize("is_this_boot", [True, False])
+def test_a_recorder_of_another_boot_charges_nobody(house: House, *, is_this_boot: bool) -> None:
+    """It says that job 0 had begun. After a reboot it cannot be of this supervisor, whatever its numbers say."""
+    session = house.start([("work", 0.001, index) for index in range(3)])
+    house.finish(session)
+    until(lambda: not house.recorder.exists(), "its supervisor has left in order")
+    boot = boot_id() if is_this_boot else "another boot"
+    recorder = Recorder.create(house.recorder, boot_id=boot, journal_id=house.journal_id, epoch=1, slots=2)
+    slot = recorder.slot(0)
+    slot.write_lane(0, Lane(7, 0, 3, 1, False, "b", reach=3))
+    slot.words[POSITION] = phase_word(Phase.RUNNING, 0)
+    traces = recovery._traces(house.recorder, house.journal_id)
+    assert bool(traces) is is_this_boot
+    recorder.close()

@@ -1,0 +1,192 @@
+"""Supervisors that are stopped, signalled, thrown at and killed while jobs run long."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from time import monotonic
+
+import pytest
+
+from batchd.client import connect, request
+from batchd.client.connection import SupervisorGone
+from tests.bench import ROOT, House, await_death, pump_until
+from tests.commands import Desk, dead, pause, until
+from tests.fault import tasks
+from tests.fault.ledger import Tally
+
+pytestmark = pytest.mark.fault
+TASKS = Path(tasks.__file__)
+GONE_S = 1.0
+
+
+def task(name: str, jobs: int, *args: str) -> tuple[str, ...]:
+    return ("run", f"{TASKS}:{name}", "--range", f"0:{jobs}", "--out", "out.jsonl", "-j", "2", *args)
+
+
+def check(desk: Desk, jobs: int) -> None:
+    assert [line["result"] for line in desk.results()] == [index * index for index in range(jobs)]
+
+
+# --- Stopped ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.covers("S2")
+@pytest.mark.parametrize("stopped_s", [1.5, pytest.param(60.0, marks=pytest.mark.slow)])
+def test_a_supervisor_that_was_stopped_ends_nobody_for_it(desk: Desk, stopped_s: float, tally: Tally) -> None:
+    """Jobs of 1 s with a limit of 1.4 s: whoever is judged by the supervisor's clock alone would be over it."""
+    process = desk.start(*task("takes_a_second", 6, "--timeout", "1.4s"))
+    desk.wait_for_jobs(1, process)
+    supervisor = desk.supervisor()
+    os.kill(supervisor, signal.SIGSTOP)
+    pause(stopped_s)
+    os.kill(supervisor, signal.SIGCONT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    check(desk, 6)
+    assert [attempt for _, attempt in desk.attempts()] == [1] * 6
+    tally.saw(f"stopped for {stopped_s:g} s")
+
+
+# --- Signals ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.covers("S7")
+def test_a_storm_of_signals_changes_nothing(desk: Desk, tally: Tally) -> None:
+    process = desk.start(*task("short_work", 300))
+    desk.wait_for_jobs(5, process)
+    supervisor = desk.supervisor()
+    for _ in range(250):
+        os.kill(supervisor, signal.SIGCHLD)
+        os.kill(supervisor, signal.SIGHUP)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert "died" not in err
+    check(desk, 300)
+    tally.injected(500)
+
+
+@pytest.mark.covers("S7", "H3")
+def test_terminated_it_lets_what_runs_finish_and_is_gone_in_time(desk: Desk, tally: Tally) -> None:
+    process = desk.start(*task("takes_a_second", 50))
+    desk.wait_for_jobs(2, process)
+    supervisor, began = desk.supervisor(), monotonic()
+    os.kill(supervisor, signal.SIGTERM)
+    await_death(supervisor, 10.0)
+    tally.saw(f"gone {monotonic() - began:.1f} s after SIGTERM")
+    process.communicate(timeout=60)
+    assert process.returncode == 4
+    begun = desk.attempts()
+    assert desk.run(*task("takes_a_second", 50)[:-2], "-j", "25").returncode == 0
+    check(desk, 50)
+    assert len(desk.attempts()) == 50, f"of {len(begun)} jobs that had begun some ran again"
+
+
+# --- Thrown at -------------------------------------------------------------------------------------------------
+
+FLAWED = """
+import sys
+from pathlib import Path
+from batchd.supervisor.loop import Supervisor
+from batchd.supervisor.recovery import recover
+
+supervisor = Supervisor(recover(Path(sys.argv[1])))
+answer = supervisor.clients.answer
+
+def flawed(client, message):
+    if message.fields.get("do") == "cancel":
+        raise ZeroDivisionError("a bug")
+    answer(client, message)
+
+supervisor.clients.answer = flawed
+print("ready", flush=True)
+sys.exit(supervisor.run())
+"""
+
+
+@pytest.mark.covers("S6")
+def test_a_bug_in_one_request_costs_that_connection(house: House) -> None:
+    flawed = subprocess.Popen(
+        [sys.executable, "-c", FLAWED, str(house.folder)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert flawed.stdout is not None
+    assert flawed.stdout.readline() == b"ready\n"
+    session = house.start([("work", 0.01, index) for index in range(100)])
+    pump_until(session, lambda: session.progress["done"] > 5, "it runs")
+    line = connect(house.folder)
+    with pytest.raises(SupervisorGone):
+        line.ask("cancel", batch="b", reason="none")
+    line.close()
+    assert request(house.folder, "status")["pid"] == flawed.pid
+    house.finish(session)
+    assert house.outcomes() == {index: index for index in range(100)}
+    _, said = flawed.communicate(timeout=30)
+    assert flawed.returncode == 0
+    assert b"ZeroDivisionError: a bug" in said
+
+
+# --- Killed while jobs run -------------------------------------------------------------------------------------
+
+
+@pytest.mark.covers("P10", "S3")
+def test_nothing_is_run_again_while_an_old_worker_lives(desk: Desk, tally: Tally) -> None:
+    """The old worker is stopped, so that it could go on later; the supervisor dies; another one starts at once."""
+    command = task("waits_long_once", 2, "--name", "b")
+    process = desk.start(*command)
+    desk.wait_for_jobs(2, process)
+    old = desk.workers()
+    for pid in old:
+        os.kill(pid, signal.SIGSTOP)
+    os.kill(desk.supervisor(), signal.SIGKILL)
+    desk.wait_for_jobs(3, process)
+    assert all(dead(pid) for pid in old), "a job runs again while its first worker could go on"
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    check(desk, 2)
+    assert sorted(desk.attempts()) == [(0, 1), (0, 2), (1, 1), (1, 2)]
+    tally.count("real SIGKILLs", 1)
+
+
+@pytest.mark.covers("P9", "S3")
+def test_workers_that_cannot_get_rid_of_their_results_are_gone_as_soon(desk: Desk, tally: Tally) -> None:
+    """The supervisor is stopped, so nobody reads: the workers stand in write(); then it is killed."""
+    process = desk.start(*task("large_result_later", 200, "--name", "b"))
+    desk.wait_for_jobs(2, process)
+    supervisor = desk.supervisor()
+    os.kill(supervisor, signal.SIGSTOP)
+    workers = desk.workers()
+    until(lambda: all(is_writing(pid) for pid in workers), "they stand in write()")
+    process.kill()
+    process.communicate()
+    began = monotonic()
+    os.kill(supervisor, signal.SIGKILL)
+    for pid in workers:
+        await_death(pid, GONE_S)
+    tally.saw(f"gone after {(monotonic() - began) * 1000:.0f} ms")
+    tally.count("real SIGKILLs", 2)
+
+
+def is_writing(pid: int) -> bool:
+    """Whether a process stands in write()."""
+    return Path(f"/proc/{pid}/syscall").read_text().split()[0] == "1"
+
+
+@pytest.mark.covers("S3")
+@pytest.mark.slow
+def test_long_jobs_are_gone_within_a_second_each_time(desk: Desk, tally: Tally) -> None:
+    latest = 0.0
+    for turn in range(20):
+        process = desk.start(*task("waits_600", 2, "--name", f"turn{turn}"))
+        until(lambda: len(desk.workers()) == 2, "they run", process)
+        workers = desk.processes()
+        process.kill()
+        process.communicate()
+        began = monotonic()
+        os.kill(desk.supervisor(), signal.SIGKILL)
+        for pid in workers:
+            await_death(pid, GONE_S)
+        latest = max(latest, monotonic() - began)
+        tally.count("real SIGKILLs", 2)
+    tally.injected(20)
+    tally.saw(f"all gone after at most {latest * 1000:.0f} ms")
