@@ -71,7 +71,7 @@ class Told(NamedTuple):
 class Bench:
     """The outside of a pool."""
 
-    def __init__(self, folder: Path, slots: int = 8) -> None:
+    def __init__(self, folder: Path, slots: int = 8, pool: type[Pool] = Pool) -> None:
         self.folder = open_folder(folder / "journal")
         self.selector = DefaultSelector()
         self.events: list[ev.Event] = []
@@ -84,7 +84,7 @@ class Bench:
         self.journal_id = journal_id(self.folder)
         home = Home(self.folder / "batches", self.journal_id, 1, self.recorder.fd, self._lifeline_read)
         become_subreaper()
-        self.pool = Pool(self.selector, home, self.recorder, self.events.append, self._later, self._log_fd)
+        self.pool = pool(self.selector, home, self.recorder, self.events.append, self._later, self._log_fd)
 
     def _later(self, delay_s: float, call: Callable[[], None]) -> None:
         heapq.heappush(self._timers, (monotonic() + delay_s, len(self._timers), call))

@@ -11,18 +11,21 @@ whose processes are killed, and audit.py, which judges what became of it.
 
 from typing import TYPE_CHECKING, Any
 
-__all__ = ["FakeJob", "MemoryJournal", "Report", "Simulation", "fake_job"]
+__all__ = ["FakeJob", "Faults", "MemoryJournal", "Report", "Simulation", "die", "fake_job"]
 
 if TYPE_CHECKING:
     from batchd.testing.fake import FakeJob, fake_job
+    from batchd.testing.faults import Faults, die
     from batchd.testing.journal import MemoryJournal
     from batchd.testing.simulation import Report, Simulation
 
 _HOMES = {
     "FakeJob": "batchd.testing.fake",
+    "Faults": "batchd.testing.faults",
     "MemoryJournal": "batchd.testing.journal",
     "Report": "batchd.testing.simulation",
     "Simulation": "batchd.testing.simulation",
+    "die": "batchd.testing.faults",
     "fake_job": "batchd.testing.fake",
 }
 
