@@ -133,7 +133,7 @@ def _judge(tried: History, cause: Cause, allowed: Allowances) -> tuple[Trigger, 
             if tried.crashes >= allowed.crashes_max:
                 return Trigger.GIVEN_UP, tried
             return (Trigger.REPLAYED if tried.crashes == 1 else Trigger.CRASHED_AGAIN), tried
-        case Cause.INTERRUPTION:
+        case Cause.INTERRUPTION:  # pragma: no branch  (every cause has a case)
             tried = tried._replace(interruptions=tried.interruptions + 1)
             given_up = tried.interruptions >= allowed.interruptions_max
             return (Trigger.GIVEN_UP if given_up else Trigger.REPLAYED), tried

@@ -82,3 +82,9 @@ def test_what_changes_cannot_be_hashed() -> None:
         with pytest.raises(TypeError, match="changes"):
             hash(changing)
     assert repr(RangeSet([(1, 2)])) == "RangeSet([(1, 2)])"
+
+
+@pytest.mark.parametrize("index", [-1, 10, 15, 30])
+def test_what_no_range_holds_has_no_range_around(index: int) -> None:
+    with pytest.raises(KeyError):
+        RangeSet([(0, 10), (20, 30)]).around(index)

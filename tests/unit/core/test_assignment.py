@@ -1,14 +1,17 @@
 """Who gets what: sharing, choosing, and taking back."""
 
+import pytest
+
 from batchd.core import commands as c
 from batchd.core import events as ev
-from batchd.core.assignment import choose_batch, choose_victim, pool_size, workers_per_key
+from batchd.core.assignment import choose_batch, choose_victim, pool_size, rest_s, workers_per_key
 from batchd.core.books import Kill, LiveBatch, Worker, WorkerState
 from batchd.core.events import Options
 from batchd.core.facts import BatchFacts
 from batchd.core.job import FRESH, JobState
-from batchd.core.lease import Lease
+from batchd.core.lease import Lease, Pace
 from batchd.core.scheduler import Scheduler
+from batchd.settings import REST_S_MAX
 
 
 def batch(name: str, queued: int, *, workers: int = 4, key: str = "key") -> LiveBatch:
@@ -121,3 +124,23 @@ def test_a_lease_that_turns_out_slow_is_taken_back_at_its_next_report() -> None:
     first, second = slow.leases
     turn = scheduler.step([ev.JobsAcked(1, first.number, first.next, 1, JobState.SUCCEEDED, b"", 5.0)], 0.0)
     assert turn.commands == [c.CutLease(1, second.number, second.lane, second.first)]
+
+
+def test_batches_that_bring_their_workers_come_on_top() -> None:
+    bringing = LiveBatch(BatchFacts("c"), Options(workers=3, brings_workers=True), "key")
+
+    assert pool_size([batch("a", 1, workers=2), bringing], None) == 5
+
+
+def test_reports_may_rest_while_everybody_has_work_for_longer() -> None:
+    batches = {"a": batch("a", 0)}
+    busy, idle = worker(1, lease(1, 0, 4)), worker(2)
+
+    assert rest_s([busy], batches) == 0.0, "nobody knows yet how long a job takes"
+    batches["a"].pace.report(jobs=10, busy_s=0.1)
+    assert rest_s([busy], batches) == pytest.approx(0.01)
+    assert rest_s([worker(1, lease(1, 0, 4_000))], batches) == REST_S_MAX
+    assert rest_s([busy, idle], batches) == 0.0
+    batches["a"].pace = Pace()
+    batches["a"].pace.report(jobs=1_000, busy_s=0.01)
+    assert rest_s([busy], batches) == 0.0, "fast jobs fill the pipe"

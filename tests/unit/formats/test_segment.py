@@ -10,12 +10,14 @@ from batchd.errors import FormatError
 from batchd.formats.segment import (
     HEADER_BYTES,
     INPUT_STATE,
+    Block,
     Encoding,
     header_of,
     input_blocks,
     pack,
     pack_items,
     pack_vector,
+    pickled_blocks,
     unpack,
 )
 from batchd.settings import RECORD_BYTES_MAX
@@ -125,3 +127,14 @@ def test_an_item_larger_than_a_record_has_a_block_of_its_own(items: list[object]
 
 def test_no_items_make_no_block() -> None:
     assert list(input_blocks([])) == []
+
+
+@pytest.mark.parametrize("body", [b"no pickle", pickle.dumps({1: 2}), pickle.dumps([1])])
+def test_a_vector_that_does_not_hold_what_it_says_is_refused(body: bytes) -> None:
+    block = Block(7, 3, 3, Encoding.VECTOR, memoryview(body))
+    with pytest.raises(FormatError, match=r"block of jobs 7\.\."):
+        block.plain()
+
+
+def test_no_pickles_make_no_block() -> None:
+    assert list(pickled_blocks([])) == []

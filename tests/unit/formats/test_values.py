@@ -1,13 +1,15 @@
 """Values: what may be decoded in bulk, and what costs its own job only."""
 
 import pickle
+import subprocess
+import sys
 import threading
 from typing import Any
 
 import pytest
 
-from batchd.errors import ResultUnreadable
-from batchd.formats.values import are_plain, dump, dump_checked, is_plain, load
+from batchd.errors import InputUnreadable, ResultUnreadable
+from batchd.formats.values import are_plain, dump, dump_checked, is_plain, load, load_input
 
 
 class Text(str):
@@ -65,3 +67,39 @@ def test_a_checked_dump_finds_out_what_does_not_come_back() -> None:
 def test_a_checked_dump_is_an_ordinary_pickle() -> None:
     value = {"a": [1, 2, {"b"}], "c": ValueError("x").args}
     assert pickle.loads(dump_checked(value)) == value
+
+
+def test_what_a_main_module_defines_goes_by_value() -> None:
+    """Another process has another `__main__`: nothing of it can be found there by its name."""
+    program = (
+        "import sys\nfrom batchd.formats.values import dump\nclass Mine: x = 5\nsys.stdout.buffer.write(dump(Mine()))"
+    )
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
+    assert load(ran.stdout).x == 5
+
+
+def test_a_class_of_this_main_module_goes_by_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = type("Mine", (), {"x": 5, "__module__": "__main__"})
+    monkeypatch.setattr(sys.modules["__main__"], "Mine", made, raising=False)
+    payload = dump(made())
+    monkeypatch.delattr(sys.modules["__main__"], "Mine")
+    assert load(payload).x == 5
+
+
+def test_an_input_that_does_not_read_back_says_so_and_one_that_was_never_sent_is_itself() -> None:
+    assert load_input(dump(5)) == 5
+    with pytest.raises(InputUnreadable, match="could not unpickle the input: ValueError"):
+        load_input(pickle.dumps(Broken()))
+    with pytest.raises(pickle.PicklingError, match="never sent"):
+        load_input(pickle.dumps(NeverSent()))
+
+
+class NeverSent:
+    """Reads back as the error with which it was not pickled."""
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return refuse, ("never sent",)
+
+
+def refuse(why: str) -> None:
+    raise pickle.PicklingError(why)

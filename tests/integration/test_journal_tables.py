@@ -1,0 +1,120 @@
+"""What else a batch's journal holds: functions, keys and its specification; and what is done now and then."""
+
+from pathlib import Path
+
+import lmdb
+import pytest
+
+from batchd.core import entries as e
+from batchd.edge import journal as journal_module
+from batchd.edge.journal import BatchJournal, join
+from batchd.errors import JournalDamaged, JournalError
+from batchd.formats import tables
+from tests.author import submission, success
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    return tmp_path / "b"
+
+
+def test_functions_are_kept_under_their_marks(place: Path) -> None:
+    journal = BatchJournal.create(place, {}, payload=b"the task")
+    journal.commit([e.Defined("b", b"mark", b"a function")])
+    assert (journal.function(tables.TASK_MARK), journal.function(b"mark")) == (b"the task", b"a function")
+    with pytest.raises(JournalDamaged, match="the function 6e6f is missing"):
+        journal.function(b"no")
+    for _ in range(2):
+        journal.replace_function(b"mark", b"another")
+        assert journal.function(b"mark") == b"another"
+    journal.close()
+
+
+def test_a_job_is_known_by_its_key(place: Path) -> None:
+    journal = BatchJournal.create(place, {})
+    given = submission(journal.facts, [1, 2])
+    keys = b"".join(bytes([number]) * 16 + bytes([number]) * (tables.KEY_BYTES - 16) for number in (1, 2))
+    journal.commit([e.Submitted("b", 0, 2, given.segments, "c", 1, "", keys)])
+    index, of_input = journal.known_key(b"\2" * 16) or (None, b"")
+    assert (index, of_input) == (1, b"\2" * (tables.KEY_BYTES - 16))
+    assert journal.known_key(b"\3" * 16) is None
+    journal.close()
+
+
+def test_another_specification_may_be_stored(place: Path) -> None:
+    journal = BatchJournal.create(place, {"digest": "old"})
+    journal.replace_spec({"digest": "new"})
+    assert journal.spec == {"digest": "new"}
+    journal.close()
+    again = BatchJournal(place)
+    assert again.spec == {"digest": "new"}
+    again.close()
+
+
+def test_what_cannot_be_written_is_told_with_the_folder(place: Path) -> None:
+    """Which a reader's environment never can."""
+    BatchJournal.create(place, {}).close()
+    journal = BatchJournal(place)
+    with pytest.raises(JournalError, match="cannot write to the batch in"):
+        journal.replace_spec({})
+    with pytest.raises(JournalError, match="cannot write to the batch in"):
+        journal.replace_function(b"mark", b"x")
+    journal.close()
+
+
+def test_a_copy_of_the_facts_does_not_change(place: Path) -> None:
+    journal = BatchJournal.create(place, {})
+    journal.commit([submission(journal.facts, [1, 2, 3])])
+    before = journal.snapshot()
+    journal.commit([success("b", 0, [1])])
+    assert (before.done.size, journal.snapshot().done.size) == (0, 1)
+    journal.close()
+
+
+def test_slots_of_dead_readers_are_looked_for_now_and_then(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal_module, "READERS_CHECK_COMMITS", 2)
+    journal = BatchJournal.create(place, {})
+    for turn in range(5):
+        journal.commit([submission(journal.facts, [turn], sequence=turn + 1)])
+    assert journal.facts.size == 5
+    journal.close()
+
+
+def test_a_map_that_another_process_grew_is_adopted(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What LMDB says then, it says only when another process has grown the map since this one last looked."""
+    BatchJournal.create(place, {}).close()
+    journal = BatchJournal(place)
+    sized: list[int] = []
+
+    class Grown:
+        """An environment whose map was grown."""
+
+        def begin(self) -> lmdb.Transaction:
+            if not sized:
+                raise lmdb.MapResizedError("MDB_MAP_RESIZED")
+            return journal._env.begin()
+
+        def set_mapsize(self, size: int) -> None:
+            sized.append(size)
+
+    grown = BatchJournal.__new__(BatchJournal)
+    grown._env = Grown()  # type: ignore[assignment]
+    with grown.begin() as txn:
+        assert txn.id() >= 0
+    assert sized == [0]
+    journal.close()
+
+
+def test_nothing_is_joined_to_nothing() -> None:
+    assert list(join([])) == []
+
+
+def test_a_full_table_of_readers_is_no_damage(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    BatchJournal.create(place, {}).close()
+
+    def refuse(*_: object, **__: object) -> None:
+        raise lmdb.ReadersFullError("MDB_READERS_FULL")
+
+    monkeypatch.setattr(lmdb, "open", refuse)
+    with pytest.raises(JournalError, match="readers are in"):
+        BatchJournal(place)
