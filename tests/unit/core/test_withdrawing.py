@@ -37,8 +37,7 @@ def test_what_has_not_begun_is_cancelled_at_once() -> None:
 
 def test_what_a_worker_holds_is_cut_and_cancelled_when_it_is_known_not_to_have_begun() -> None:
     desk = leased(50)
-    desk.ack(0)
-    desk.tell(ev.LeaseEnded(1, 1, 1))
+    desk.tell(ev.JobsAcked(1, 1, 0, 1, JobState.SUCCEEDED, b"block", 0.001, b""), ev.LeaseEnded(1, 1, 1))
     held = desk.last_grant()
     assert held.stop - held.first > 1, "a lease of one job is not cut"
     turn = desk.tell(ev.WithdrawRequested("b", ((held.stop - 1, held.stop),)))
