@@ -1,10 +1,13 @@
 """Entries as JSON: what cannot be one is told with its batch."""
 
+import json
 from typing import Any
 
 import pytest
 
-from batchd.core.stored import entry_of
+from batchd.core import entries as e
+from batchd.core.job import History, JobState
+from batchd.core.stored import entry_of, fields_of
 from batchd.errors import FormatError
 
 
@@ -14,3 +17,16 @@ from batchd.errors import FormatError
 def test_what_is_no_entry_is_refused(fields: dict[str, Any]) -> None:
     with pytest.raises(FormatError, match="batch b: unreadable log entry"):
         entry_of("b", fields)
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        e.Sealed("b"),
+        e.Charged("b", 3, 2, History(2, crashes=1)),
+        e.Reopened("b", 1, ((0, 2), (5, 6)), JobState.FAILED),
+        e.Noted("b", 7, b""),
+    ],
+)
+def test_an_entry_comes_back(entry: e.Entry) -> None:
+    assert entry_of("b", json.loads(json.dumps(fields_of(entry)))) == entry
