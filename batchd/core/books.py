@@ -109,6 +109,11 @@ class LiveBatch:
                 self.queued.add(start, stop)
         return bool(over)
 
+    @property
+    def is_cutting(self) -> bool:
+        """Whether it is not known yet how far some worker got with a lease that is being cut."""
+        return any(lease.is_cutting for lease in self.leases.values())
+
     def unleased(self) -> Iterator[tuple[int, int]]:
         """Take every job that is queued, waiting or held out of the books."""
         ranges = [*self.queued, *(part for due in self.waiting.values() for part in due)]

@@ -44,7 +44,9 @@ def test_what_a_worker_holds_is_cut_and_cancelled_when_it_is_known_not_to_have_b
     assert cancelled(turn.entries) == set()
     (cut,) = (command for command in turn.commands if isinstance(command, c.CutLease))
     assert (cut.lease, cut.stop) == (held.lease, held.stop - 1)
+    assert desk.scheduler.batches["b"].is_cutting
     assert cancelled(desk.tell(ev.LeaseCut(1, cut.lease, cut.stop)).entries) == {held.stop - 1}
+    assert not desk.scheduler.batches["b"].is_cutting
 
 
 def test_what_dies_while_nobody_wants_it_any_more_is_cancelled_and_not_tried_again() -> None:
