@@ -14,6 +14,7 @@ from tests.fault import tasks
 from tests.fault.ledger import Tally
 
 pytestmark = pytest.mark.fault
+SLOW = pytest.mark.slow
 TASKS = Path(tasks.__file__)
 READING = (["ls"], ["show", "b"], ["results", "b"], ["failures", "b"], ["journal", "check"], ["status"])
 
@@ -40,7 +41,7 @@ def gone(desk: Desk) -> bool:
 
 
 @pytest.mark.covers("D2")
-@pytest.mark.parametrize("left", [0, 4096, 8192, 40_000, 400_000])
+@pytest.mark.parametrize("left", [4096, *(pytest.param(each, marks=SLOW) for each in (0, 8192, 40_000, 400_000))])
 def test_a_disk_that_is_full_from_the_start_is_told_and_used_when_there_is_space(on_disk: Desk, left: int) -> None:
     disk = on_disk.journal.parent
     filler = fill(disk)
@@ -79,6 +80,7 @@ def test_without_lock_files_a_full_disk_can_be_read_and_nobody_dies_of_it(on_dis
 
 
 @pytest.mark.covers("D1", "D2")
+@pytest.mark.slow
 def test_a_batch_that_was_cut_off_is_readable_on_a_full_disk_and_goes_on_later(on_disk: Desk) -> None:
     """The machine died while it ran; what is left of it in shared memory is lost as well."""
     process = on_disk.start(*task(300))
@@ -100,6 +102,7 @@ def test_a_batch_that_was_cut_off_is_readable_on_a_full_disk_and_goes_on_later(o
 
 
 @pytest.mark.covers("D1")
+@pytest.mark.slow
 @pytest.mark.parametrize("left", [0, 4096, 16_384])
 def test_a_batch_that_is_taken_up_again_when_there_is_room_for_little_else(on_disk: Desk, left: int) -> None:
     """The supervisor can start, and not write: no supervisor after the other dies of it."""
@@ -163,7 +166,7 @@ with mounted(Path("/dev/shm"), "size=4m") as refusal:  # Seen by this process an
 
 
 @pytest.mark.covers("D2")
-@pytest.mark.parametrize("left", [0, 4096, 1 << 20])
+@pytest.mark.parametrize("left", [4096, *(pytest.param(each, marks=SLOW) for each in (0, 1 << 20))])
 def test_full_shared_memory_is_named_and_no_signal(tmp_path: Path, left: int) -> None:
     """The flight recorder lies there; containers often have little of it."""
     command = ["/usr/bin/unshare", "--mount", sys.executable, "-c", SHM, str(tmp_path), str(left)]

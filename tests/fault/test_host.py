@@ -113,7 +113,7 @@ HOG = "while True: pass"
 
 
 @pytest.mark.covers("H2")
-@pytest.mark.parametrize("hogs", [10, pytest.param(50, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("hogs", [pytest.param(10, marks=pytest.mark.slow), pytest.param(50, marks=pytest.mark.slow)])
 def test_nobody_is_killed_for_being_slow(desk: Desk, hogs: int, tally: Tally) -> None:
     """Supervisor, workers and hogs share one CPU. Jobs of 10 ms have a limit of 60 s, and all come through."""
     pin = ["/usr/bin/taskset", "-c", "0"]

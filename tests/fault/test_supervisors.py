@@ -68,6 +68,7 @@ def test_a_storm_of_signals_changes_nothing(desk: Desk, tally: Tally) -> None:
 
 
 @pytest.mark.covers("S7", "H3")
+@pytest.mark.slow
 def test_terminated_it_lets_what_runs_finish_and_is_gone_in_time(desk: Desk, tally: Tally) -> None:
     process = desk.start(*task("takes_a_second", 50))
     desk.wait_for_jobs(2, process)
