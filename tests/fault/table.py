@@ -31,7 +31,7 @@ FAULTS: Final[dict[str, Row]] = {
     "W3": Row("worker killed while idle or being born", "SIGKILL at rest, template killed", "nobody is charged"),
     "W4": Row(
         "crash in native code",
-        "null pointer, os.abort, SIGILL",
+        "null pointer, os.abort",
         "signal named, Python stack kept, quarantined after 3",
     ),
     "W5": Row("job leaves the process", "os._exit(0), sys.exit, SystemExit", "never taken for success"),
@@ -50,7 +50,7 @@ FAULTS: Final[dict[str, Row]] = {
     "W12": Row("job leaks descriptors", "open until EMFILE", "that job fails with the cause, the batch goes on"),
     "W13": Row(
         "workers die before they are ready",
-        "import or initializer raises, leaves or dies",
+        "import raises, leaves or dies, initializer raises",
         "told once, no restart storm",
     ),
     "W14": Row(
@@ -61,7 +61,7 @@ FAULTS: Final[dict[str, Row]] = {
     ),
     "S1": Row(
         "supervisor killed at any system call",
-        "SIGKILL at the n-th journal, pipe and socket call, every n until the run completes (strace)",
+        "SIGKILL at the n-th journal, pipe and socket call, every n (of read: every 5th) until the run completes (strace)",
         "next one replays; lost 0, recorded twice 0",
     ),
     "S2": Row("supervisor stopped for a minute", "SIGSTOP, SIGCONT", "no false timeouts, nothing lost"),
@@ -132,7 +132,7 @@ FAULTS: Final[dict[str, Row]] = {
         "as S2",
         "a machine under test cannot be suspended; CLOCK_MONOTONIC stands still meanwhile, so what is left is S2",
     ),
-    "T3": Row("reboot", "recorder and lock with another boot id", "not trusted: nobody killed, nobody charged by it"),
+    "T3": Row("reboot", "recorder with another boot id", "not trusted: nobody is charged by it"),
     "I1": Row("input does not unpickle", "__reduce__ that raises", "that job fails with the cause"),
     "I2": Row("input unpickles endlessly", "nested 100,000 deep, one that kills its reader", "that job alone"),
     "R1": Row("result does not pickle", "lock, generator, __reduce__ that raises or dies", "that job fails"),
@@ -162,7 +162,7 @@ FAULTS: Final[dict[str, Row]] = {
     "P3": Row("a lease blames one job", "poison in the middle of a lease", "finished neighbours keep their results"),
     "P4": Row("the cause of a death is named", "one job per cause", "signal, exit code, time limit, memory"),
     "P5": Row("poison is quarantined", "job that always crashes", "runs as often as allowed, others finish"),
-    "P6": Row("no restart storm", "initializer that raises or dies", "error soon, few starts"),
+    "P6": Row("no restart storm", "initializer that raises", "error soon, few starts"),
     "P7": Row("a time limit ends C code", "PyDLL.sleep, SIGTERM ignored", "ended within limit and grace"),
     "P8": Row("a job's children die with it", "plain, own session, double fork", "none alive 1 s after"),
     "P9": Row("no worker outlives the supervisor", "SIGKILL: idle, GIL held, writing a result", "gone within 1 s"),
