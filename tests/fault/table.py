@@ -61,7 +61,7 @@ FAULTS: Final[dict[str, Row]] = {
     ),
     "S1": Row(
         "supervisor killed at any system call",
-        "SIGKILL at the n-th journal, pipe and socket call, every n (of read: every 5th) until the run completes (strace)",
+        "SIGKILL at the n-th journal, pipe or socket call, for all n (read: each 5th) until the run completes",
         "next one replays; lost 0, recorded twice 0",
     ),
     "S2": Row("supervisor stopped for a minute", "SIGSTOP, SIGCONT", "no false timeouts, nothing lost"),
