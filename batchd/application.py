@@ -219,8 +219,9 @@ class Client:
         """Submit `fn(item)` for each item; return the batch when they are on disk and it runs.
 
         A batch of that name goes on: what it was given before is not given again (`Batch.skipped`); with `key` only
-        new and changed items run. `timeout` is seconds a job, `workers` as in `batchd.map`. A batch whose first 100
-        jobs fail alike stops, unless `keep_going`. `seal=False` leaves it open for `Batch.add`.
+        new and changed items run, the latter in place of what failed (`Batch.replaced`). `timeout` is seconds a job,
+        `workers` as in `batchd.map`. A batch whose first 100 jobs fail alike stops, unless `keep_going`.
+        `seal=False` leaves it open for `Batch.add`.
 
         Raises what pickling `fn` and iterating raise; InputChanged, CodeChanged (unless `accept_code`), BatchdError.
 

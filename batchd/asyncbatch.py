@@ -79,6 +79,23 @@ class AsyncBatch:
         """
         return self._batch.skipped
 
+    @property
+    def replaced(self) -> int:
+        """Of the jobs that were added, those that took the place of one that had not succeeded: its item changed.
+
+        >>> from batchd import AsyncClient
+        >>> async def application():
+        ...     async with AsyncClient(folder, workers=1) as client:
+        ...         for text in ("many", "7"):  # In the second run the row was corrected.
+        ...             rows = [{"id": 1, "text": text}]
+        ...             batch = await client.submit_batch(lambda row: int(row["text"]), rows, name="rows", key="id")
+        ...             await batch.wait()
+        ...         return batch.replaced, (await batch.progress()).failed
+        >>> asyncio.run(application())
+        (1, 0)
+        """
+        return self._batch.replaced
+
     async def name(self) -> str:
         """Return what the batch was called: it is read from the journal.
 

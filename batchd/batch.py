@@ -25,6 +25,7 @@ from batchd.edge.failures import FailureGroup, group_failures
 from batchd.edge.journal import BatchJournal
 from batchd.edge.outcomes import Outcomes
 from batchd.errors import BatchBusy, UsageError
+from batchd.flow import FAILED
 from batchd.intake import PULL_MAX, InputRaised, KeyedInput, PlainInput
 from batchd.mapping import Key, key_function
 
@@ -76,6 +77,8 @@ class Batch:
         """Jobs that were added through this object."""
         self.skipped = 0
         """Items that were given and not added, because the batch has their jobs already."""
+        self.replaced = 0
+        """Of the jobs that were added, those that took the place of one that had not succeeded: its item changed."""
         self._folder = folder
         self._options = options
         self._attachment: Attachment | None = None
@@ -138,10 +141,22 @@ class Batch:
             raise raised.error from None
         finally:
             door.wait()
+        self.replaced += self._put_away(intake)
         self.skipped += intake.skipped - skipped
         added = self._jobs_known() - before
         self.added += added
         return added
+
+    def _put_away(self, intake: PlainInput | KeyedInput) -> int:
+        """Have jobs that were replaced neither run nor count as failed; return how many were."""
+        if not isinstance(intake, KeyedInput):
+            return 0
+        if unwanted := intake.take_unwanted():
+            self._run().request("withdraw", ranges=unwanted).result()
+        if failed := intake.take_failed():
+            states = [int(state) for state in FAILED]
+            self._run().request("reopen", states=states, ranges=failed, is_replaced=True).result()
+        return sum(stop - start for start, stop in (*unwanted, *failed))
 
     def seal(self) -> None:
         """Say that no more jobs will come; return when that is on disk. Raises BatchdError.

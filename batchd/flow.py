@@ -10,9 +10,11 @@ from collections.abc import Callable, Iterator
 from time import perf_counter
 from typing import Any, Final, NamedTuple
 
+from batchd.client.connection import checked
 from batchd.client.reading import values_of
 from batchd.client.session import Session
 from batchd.client.trimming import Trimming
+from batchd.core.job import JobState
 from batchd.core.ranges import Range, RangeSet
 from batchd.edge.journal import BatchJournal
 from batchd.edge.outcomes import Outcomes, Span
@@ -26,6 +28,9 @@ WINDOW_BYTES: Final = 256 << 20
 """What inputs and results of those jobs may take on disk, as far as earlier ones tell."""
 _WINDOW_UNKNOWN: Final = 256
 """Jobs, as long as nobody knows how large results are."""
+FAILED: Final = (JobState.FAILED, JobState.QUARANTINED)
+AGAIN: Final = (*FAILED, JobState.CANCELLED)
+"""What runs again when a durable map is called again."""
 _PUMP_S: Final = 1.0
 _REST_SHARE: Final = 0.1
 """After slow input, results are waited for by this share of the time that the input took."""
@@ -56,9 +61,12 @@ class Flow:
         self._ahead = 0
         """How many those are."""
         self._resting_until = 0.0
+        self._reopening = RangeSet()
+        """Jobs whose outcomes count no more: they are to run again, and that was not answered yet."""
+        self._is_asked = False
         self._raised: Exception | None = None
         """What reading the input raised."""
-        self._input = KeyedInput(session, plan.key) if plan.key else PlainInput(session)
+        self._input = KeyedInput(session, plan.key, reruns=True) if plan.key else PlainInput(session)
         self._input.items = items
 
     def results(self) -> Iterator[Any]:
@@ -72,6 +80,10 @@ class Flow:
             while True:
                 self._pull()
                 ready = self._ready()
+                if not ready or self._input.is_over:
+                    self._reopen()
+                if self._input.is_over and not self._reopening:
+                    self._put_away()
                 if not ready and not self._due and self._input.is_over:
                     break
                 for start, stop in ready:
@@ -123,10 +135,37 @@ class Flow:
         except InputRaised as raised:
             self._raised, self._input.is_over = raised.error, True
             return []
+        if isinstance(self._input, KeyedInput):
+            for part in self._input.again:
+                self._reopening.add(*part)
+            if unwanted := self._input.take_unwanted():
+                self._session.post("withdraw", b"", None, ranges=unwanted)
         if self._trimming is not None:
             taken = sum(stop - start for start, stop in jobs)
             self._trimming.sent(taken, taken * self._input.bytes_per_item)
         return jobs
+
+    def _reopen(self) -> None:
+        """Have jobs run again, many at once: each reopening is one more generation of outcomes to look through."""
+        if not isinstance(self._input, KeyedInput) or not self._input.again or self._is_asked:
+            return
+        asked, self._input.again = self._input.again, RangeSet()
+
+        def then(reply: dict[str, Any]) -> None:
+            self._is_asked = False
+            undone = RangeSet((start, stop) for start, stop in checked(reply)["undone"])
+            for start, stop in asked:
+                self._reopening.remove(start, stop)
+                for part in undone.gaps(start, stop):  # It was asked for before a supervisor died.
+                    self._session.recorded.add(*part)
+
+        self._is_asked = True  # One after the other: what is read of the journal must hold the last one.
+        self._session.post("reopen", b"", then, states=list(map(int, AGAIN)), ranges=list(asked))
+
+    def _put_away(self) -> None:
+        """Have jobs that were replaced count as failed no more."""
+        if isinstance(self._input, KeyedInput) and (failed := self._input.take_failed()):
+            self._session.post("reopen", b"", None, states=list(map(int, FAILED)), ranges=failed, is_replaced=True)
 
     def _pump(self, timeout_s: float) -> None:
         session = self._session
@@ -140,6 +179,8 @@ class Flow:
         session = self._session
         if self._plan.key and self._input.skipped:
             self._view.note(f"{self._input.skipped:,} items have not changed since an earlier call, and did not run")
+        if isinstance(self._input, KeyedInput) and self._input.replaced:
+            self._view.note(f"{self._input.replaced:,} jobs had not succeeded and were replaced: their items changed")
         if not session.progress["is_sealed"]:
             session.post("seal", b"", None)
         session.leave(at_once=False)
@@ -154,6 +195,8 @@ class Flow:
     def _ready(self) -> list[Range]:
         """Take what can be given now out of what is due."""
         recorded = self._session.recorded
+        for part in self._reopening:
+            recorded.remove(*part)
         found: list[Range] = []
         if self._plan.ordered:
             while self._due and self._due[0][0] in recorded:

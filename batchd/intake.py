@@ -15,7 +15,8 @@ from time import perf_counter
 from typing import Any, Final, NoReturn, Protocol
 
 from batchd.client.codedigest import value_digest
-from batchd.core.ranges import Range
+from batchd.core.job import JobState
+from batchd.core.ranges import Range, RangeSet
 from batchd.edge.journal import BatchJournal
 from batchd.edge.outcomes import Outcomes
 from batchd.errors import InputChanged
@@ -151,9 +152,13 @@ def _is_pickle_of(payload: bytes | memoryview, item: Any) -> bool:
 
 
 class KeyedInput:
-    """Input whose jobs are known by a key: only what is new, or changed under its key, is submitted."""
+    """Input whose jobs are known by a key: only what is new, or changed under its key, is submitted.
 
-    def __init__(self, door: Door, key: Callable[[Any], Any]) -> None:
+    With `reruns` jobs that have not succeeded run again, as far as their items are given again: whoever pulls asks
+    for those of `again`. An item that changed replaces its old job: `take_failed` and `take_unwanted` tell which.
+    """
+
+    def __init__(self, door: Door, key: Callable[[Any], Any], *, reruns: bool = False) -> None:
         self.items: Iterator[Any] = iter(())
         self.is_over = False
         self.skipped = 0
@@ -162,13 +167,27 @@ class KeyedInput:
         """Of the last items that were submitted."""
         self.door = door
         self._key = key
+        self._reruns = reruns
+        self.again = RangeSet()
+        """Jobs to run again that were not asked for yet."""
+        self.replaced = 0
+        """Jobs that did not succeed and whose items have changed."""
+        self._failed = RangeSet()
+        self._unwanted = RangeSet()
+        """Of those that were replaced: those that have an outcome, and those that have none."""
+        self._wanted: set[int] = set()
+        """Of the jobs that had not succeeded before: those that were given again as they are."""
         self._fresh: dict[bytes, tuple[int, bytes]] = {}
         """What was submitted and is not in the journal yet."""
 
     def begin(self, journal: BatchJournal, *, is_known: bool = False) -> None:  # noqa: ARG002
         """Take in what the batch holds."""
         self._journal = journal
-        self._size = journal.facts.size
+        self._size = self._known = journal.facts.size
+        self._succeeded, self._finished = RangeSet(), journal.facts.done
+        for span in Outcomes(journal).spans(journal.facts.done, journal.facts.generation):
+            if span.state is JobState.SUCCEEDED:
+                self._succeeded.add(span.start, span.stop)
 
     def pull(self, count: int) -> list[Range]:
         """Read up to `count` items and submit those that are new; return the jobs of all of them."""
@@ -182,8 +201,10 @@ class KeyedInput:
             known = self._fresh.get(digest) or self._journal.known_key(digest)
             if known is not None and known[1] == content:
                 index = known[0]
-                self.skipped += 1
+                self.skipped += not self._does_run_again(index)
             else:
+                if known is not None:
+                    self._replace(known[0])
                 index, self._size = self._size, self._size + 1
                 self._fresh[digest] = index, content
                 payloads.append(payload)
@@ -192,6 +213,30 @@ class KeyedInput:
         if payloads:
             self._submit(payloads, keys)
         return jobs
+
+    def _does_run_again(self, index: int) -> bool:
+        if not self._reruns or index in self._succeeded or index in self._wanted or index >= self._known:
+            return False
+        self._wanted.add(index)
+        if index in self._finished:
+            self.again.add(index, index + 1)
+        return True
+
+    def _replace(self, index: int) -> None:
+        """Put a job away, unless its outcome is wanted all the same."""
+        if index < self._known and index not in self._succeeded and index not in self._wanted:
+            self.replaced += 1
+            (self._failed if index in self._finished else self._unwanted).add(index, index + 1)
+
+    def take_unwanted(self) -> list[Range]:
+        """Return the jobs that were replaced since the last question and need not begin."""
+        unwanted, self._unwanted = self._unwanted, RangeSet()
+        return list(unwanted)
+
+    def take_failed(self) -> list[Range]:
+        """Return the jobs that were replaced since the last question and are to count as failed no more."""
+        failed, self._failed = self._failed, RangeSet()
+        return list(failed)
 
     def _submit(self, payloads: list[bytes], keys: list[bytes]) -> None:
         indices = range(self._size - len(keys), self._size)

@@ -24,14 +24,13 @@ from batchd.core.events import Options
 from batchd.core.job import Allowances, JobState
 from batchd.edge.gauges import cpus_usable, parse_workers
 from batchd.errors import UsageError
-from batchd.flow import Flow, Plan
+from batchd.flow import AGAIN, Flow, Plan
 from batchd.view import View
 from batchd.worker.calls import ONE, STAR
 
 T = TypeVar("T")
 OnError = Literal["raise", "return", "skip"]
 Key = Callable[[Any], Any] | str
-_AGAIN = (JobState.FAILED, JobState.QUARANTINED, JobState.CANCELLED)
 
 
 def map(  # noqa: A001  (named after what it stands in for)
@@ -59,7 +58,8 @@ def map(  # noqa: A001  (named after what it stands in for)
 
     With `journal` (a folder) or `name` the batch is durable: the same call again gives the results that are there and
     runs only what is missing or failed. `key`, a function of the item or the name of a field, gives each job an
-    identity instead of its place in the input: only new and changed items run.
+    identity instead of its place in the input: only new and changed items run, and those that did not succeed. A
+    changed item takes the place of its old job, which is not run again if it failed.
 
     A job that fails raises JobFailed, JobCrashed or JobTimeout where its result would have been; with `on_error`
     "return" the error is given as a value, with "skip" it is left out. `progress` is "auto" (a live line on a
@@ -193,7 +193,8 @@ def _go_on(folder: Path, batch: str, spec: dict[str, Any], view: View, *, accept
     facts = settle_known(folder, batch, spec, accept_code=accept_code)
     done = facts.count(JobState.SUCCEEDED)
     view.note(f"continuing {spec['name']}: {done:,} of {facts.size:,} jobs were already done")
-    again = [int(state) for state in _AGAIN if facts.count(state)]
+    is_keyed = spec["input"]["kind"] == "keyed"  # What is to run again, the input tells.
+    again = [] if is_keyed else [int(state) for state in AGAIN if facts.count(state)]
     if again or facts.cancelled:
         request(folder, "reopen", batch=batch, states=again, if_idle=True)
 

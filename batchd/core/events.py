@@ -131,6 +131,8 @@ class ReopenRequested:
     ranges: tuple[tuple[JobState, tuple[Range, ...]], ...]
     generation: int | None = None
     """Of the facts they were read from: when another reopening came between, they are stale and nothing happens."""
+    is_replaced: bool = False
+    """Others were given in their place: they count as cancelled from now on, and do not run."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -207,8 +207,12 @@ class Scheduler:
         generation = facts.generation + 1
         for state, asked in event.ranges:  # Somebody else may have reopened some of them already.
             ranges = tuple(part for start, stop in asked for part in facts.done.overlap(start, stop))
-            if ranges:
+            if ranges or facts.cancelled:
                 self._record(e.Reopened(facts.batch, generation, ranges, state))
+            if event.is_replaced:
+                for start, stop in ranges:
+                    self._record(e.Recorded(facts.batch, start, stop - start, JobState.CANCELLED))
+            else:
                 batch.held += [Held(self._entry_turn, start, stop, None) for start, stop in ranges]
                 for part in ranges:
                     batch.unwanted.remove(*part)

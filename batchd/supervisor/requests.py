@@ -307,10 +307,25 @@ class Requests:
         self._change(client, number, message, lambda name: ev.CancelRequested(name, str(message.fields["reason"])))
 
     def _reopen(self, client: Client, number: int, message: Message) -> None:
+        """Run jobs again, all that are in some state or those of `ranges`; tell which of these have no outcome."""
         states = {JobState(state) for state in message.fields["states"]} - {JobState.SUCCEEDED}
-        self._change(client, number, message, lambda name: self._reopen_event(name, states))
+        asked = RangeSet(_ranges(message)) if "ranges" in message.fields else None
+        is_replaced = bool(message.fields.get("is_replaced"))
 
-    def _change(self, client: Client, number: int, message: Message, event_of: Callable[[str], ev.Event]) -> None:
+        def told(name: str) -> dict[str, Any]:
+            done = self._supervisor.journals[name].snapshot().done
+            return {"undone": [part for start, stop in asked or () for part in done.gaps(start, stop)]}
+
+        self._change(client, number, message, lambda name: self._reopen_event(name, states, asked, is_replaced), told)
+
+    def _change(
+        self,
+        client: Client,
+        number: int,
+        message: Message,
+        event_of: Callable[[str], ev.Event],
+        told: Callable[[str], dict[str, Any]] = lambda _: {},
+    ) -> None:
         """Emit an event about a batch, taking the batch up for just that when nobody runs it."""
         name = str(message.fields["batch"])
         supervisor = self._supervisor
@@ -324,18 +339,26 @@ class Requests:
         finally:  # Also when the change cannot be made: nobody said how workers of the batch would start.
             if not was_live:
                 supervisor.emit(ev.DetachRequested(name))
-        supervisor.after_commit(lambda: client.reply(number, {**self._clients.progress(name), "is_live": was_live}))
+        supervisor.after_commit(
+            lambda: client.reply(number, {**self._clients.progress(name), "is_live": was_live, **told(name)})
+        )
 
-    def _reopen_event(self, name: str, states: set[JobState]) -> ev.ReopenRequested:
+    def _reopen_event(
+        self, name: str, states: set[JobState], asked: RangeSet | None, is_replaced: bool
+    ) -> ev.ReopenRequested:
         journal = self._supervisor.journals[name]
         facts = journal.snapshot()
         found: dict[JobState, RangeSet] = {}
         if any(facts.count(state) for state in states):
             for span in Outcomes(journal).spans(facts.done, facts.generation):
                 if span.state in states:
-                    found.setdefault(span.state, RangeSet()).add(span.start, span.stop)
+                    parts = [(span.start, span.stop)] if asked is None else asked.overlap(span.start, span.stop)
+                    for part in parts:
+                        found.setdefault(span.state, RangeSet()).add(*part)
         ranges = tuple((state, tuple(of_state)) for state, of_state in found.items())
-        return ev.ReopenRequested(name, ranges, facts.generation)
+        if asked is None and not ranges:
+            ranges = ((JobState.CANCELLED, ()),)  # It takes back that the batch was cancelled, if nothing else.
+        return ev.ReopenRequested(name, ranges, facts.generation, is_replaced)
 
     def _prune(self, client: Client, number: int, message: Message) -> None:
         """Set a batch aside that nobody runs; whoever asked deletes what then has another name."""

@@ -1,15 +1,18 @@
 """`key=`: jobs are told by what their items are called, so a changed input runs what is new or changed in it."""
 
+import os
 from functools import partial
 from pathlib import Path
+from signal import SIGKILL
+from threading import Thread
 from typing import Any, NamedTuple
 
 import pytest
 
 import batchd
 from batchd.errors import UsageError
-from tests.commands import Desk
-from tests.contract.calls import note, notes
+from tests.commands import Desk, until
+from tests.contract.calls import Door, note, notes
 from tests.faces.programs import Programs
 
 
@@ -157,6 +160,80 @@ def test_what_failed_runs_again(desk: Desk, tmp_path: Path) -> None:
     assert sorted(notes(tmp_path / "ran")) == ["row 0", "row 1", "row 1", "row 2", "row 3"]
 
 
+def test_what_was_corrected_replaces_what_failed(
+    calls: Calls, desk: Desk, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def standing() -> tuple[int, int, int]:
+        with batchd.Client(desk.journal) as client:
+            return client.batch("n").progress()[2:5]
+
+    def bad(row: Any) -> dict[str, Any]:
+        return {"id": row["id"]}
+
+    good = rows(10, 11, 12, 13)
+    asked = [good[0], bad(good[1]), good[2], bad(good[3])]
+    assert calls.call(asked, on_error="skip") == [10, 12]
+    assert calls.ran() == ["row 0", "row 1", "row 2", "row 3"]
+    assert standing() == (2, 2, 0)
+    asked[1] = good[1]
+    assert calls.call(asked, on_error="skip", progress=lambda _: None) == [10, 11, 12]
+    assert calls.ran() == ["row 1", "row 3"]  # Once each: the corrected one, and what is still to be.
+    assert "1 jobs had not succeeded and were replaced" in capsys.readouterr().err
+    assert standing() == (3, 1, 1)
+    assert calls.call(good) == [10, 11, 12, 13]
+    assert calls.ran() == ["row 3"]
+    assert standing() == (4, 0, 2)
+    assert calls.call(good) == [10, 11, 12, 13]
+    assert calls.ran() == []
+
+
+def test_what_failed_and_is_not_given_again_does_not_run(calls: Calls) -> None:
+    bad = [{"id": "bad"}]
+    assert calls.call([*rows(10), *bad], on_error="skip") == [10]
+    assert calls.ran() == ["bad", "row 0"]
+    assert calls.call(rows(10)) == [10]
+    assert calls.ran() == []
+    for window in (1, 3, None):
+        found = calls.call([*bad, *rows(*range(10)), *bad], on_error="return", buffersize=window)
+        assert [type(found[0]), found[1:-1], type(found[-1])] == [batchd.JobFailed, list(range(10)), batchd.JobFailed]
+        assert calls.ran().count("bad") == 1
+
+
+def test_a_cancelled_batch_goes_on_with_what_is_given(calls: Calls, desk: Desk) -> None:
+    assert calls.call([*rows(10), {"id": "bad"}], on_error="skip") == [10]
+    with batchd.Client(desk.journal) as client:
+        client.batch("n").add(rows(11, start=1), key="id")
+        client.batch("n").cancel()
+    calls.ran()
+    assert calls.call(rows(10, 11, 12)) == [10, 11, 12]
+    assert "bad" not in calls.ran()
+
+
+@pytest.mark.fault
+def test_what_failed_runs_again_though_the_supervisor_dies(desk: Desk, tmp_path: Path) -> None:
+    door = Door(tmp_path)
+
+    def fragile(row: Any) -> Any:
+        if not (tmp_path / "mended").exists():
+            raise ValueError("not yet")
+        return door.enter(row["id"])
+
+    go = partial(batchd.map, fragile, rows(1, 2, 3), journal=desk.journal, name="n", key="id", workers=1)
+    assert list(go(on_error="skip")) == []
+    (tmp_path / "mended").touch()
+    found = go()
+
+    def kill() -> None:
+        until(door.came, "one runs")
+        os.kill(desk.supervisor(), SIGKILL)
+        door.open()
+
+    killer = Thread(target=kill)
+    killer.start()
+    assert list(found) == ["row 0", "row 1", "row 2"]
+    killer.join()
+
+
 def test_how_many_did_not_run_is_told(calls: Calls, capsys: pytest.CaptureFixture[str]) -> None:
     calls.call(rows(1, 2, 3), progress=lambda _: None)
     calls.call(rows(1, 2, 3, 4), progress=lambda _: None)
@@ -174,6 +251,18 @@ def test_a_batch_with_keys(desk: Desk) -> None:
         batch.seal()
         assert batch.wait().succeeded == 5
     assert len(notes(desk.folder / "ran")) == 5
+
+
+def test_a_batch_with_keys_replaces_what_failed(desk: Desk) -> None:
+    with batchd.Client(desk.journal) as client:
+        go = partial(client.submit_batch, partial(value_of, str(desk.folder / "ran")), name="n", key="id")
+        assert go([{"id": "row 0"}, *rows(2, start=1)], keep_going=True).wait()[2:5] == (1, 1, 0)
+        batch = go(rows(1, 2), keep_going=True)
+        assert (batch.added, batch.replaced, batch.skipped) == (1, 1, 1)
+        assert batch.wait()[2:5] == (2, 0, 1)
+        assert batch.retry() == 0  # The old one is no more a failure.
+        assert list(batch.results(on_error="skip")) == [2, 1]
+    assert sorted(notes(desk.folder / "ran")) == ["row 0", "row 0", "row 1"]
 
 
 def test_a_batch_with_keys_found_again(desk: Desk) -> None:
