@@ -220,14 +220,12 @@ class Client:
 
         A batch of that name goes on: what it was given before is not given again (`Batch.skipped`); with `key` only
         new and changed items run, the latter in place of what failed (`Batch.replaced`). `timeout` is seconds a job,
-        `workers` as in `batchd.map`. A batch whose first 100 jobs fail alike stops, unless `keep_going`.
-        `seal=False` leaves it open for `Batch.add`.
+        `workers` as in `batchd.map`. When the first 100 jobs fail alike it stops, unless `keep_going`. `seal=False`
+        leaves it open for `add`.
 
         Raises what pickling `fn` and iterating raise; InputChanged, CodeChanged (unless `accept_code`), BatchdError.
 
         >>> batch = client.submit_batch(len, ["one", "three"], name="lengths")
-        >>> batch.wait().succeeded, list(batch.results())
-        (2, [3, 5])
         >>> batch = client.submit_batch(len, ["one", "three", "seventeen"], name="lengths")
         >>> batch.skipped, batch.added, list(batch.results())
         (2, 1, [3, 5, 9])

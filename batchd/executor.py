@@ -48,8 +48,22 @@ class Executor(futures.Executor):
         retries: int = 0,
         crashes_max: int = 1,
         memory_per_job: int | None = None,
+        mp_context: None = None,
+        max_tasks_per_child: None = None,
     ) -> None:
-        """Prepare; processes start with the first call. `timeout` is seconds per job, `memory_per_job` bytes."""
+        """Prepare; processes start with the first call. `timeout` is seconds per job, `memory_per_job` bytes.
+
+        `mp_context` and `max_tasks_per_child` of ProcessPoolExecutor are refused with ValueError unless None: workers
+        are always forked from a clean process, and they are not replaced after so many calls.
+        """
+        if mp_context is not None:
+            raise ValueError(
+                "mp_context is not offered: workers are always forked from a clean process; leave it out"
+            )
+        if max_tasks_per_child is not None:
+            raise ValueError(
+                "max_tasks_per_child is not offered: workers stay; memory_per_job bounds what a call may take"
+            )
         max_workers = workers_auto()[0] if max_workers is None else operator.index(max_workers)
         if max_workers <= 0:
             raise ValueError("max_workers must be greater than 0")

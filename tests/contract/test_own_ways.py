@@ -43,6 +43,13 @@ def die_with(_: Thing) -> None:
     os._exit(3)
 
 
+@pytest.mark.parametrize("option", ["mp_context", "max_tasks_per_child"])
+def test_what_is_not_offered_is_refused_with_a_reason(option: str) -> None:
+    with pytest.raises(ValueError, match=f"{option} is not offered: workers"):
+        batchd.Executor(1, **{option: 3})
+    batchd.Executor(1, **{option: None}).shutdown()
+
+
 def test_it_is_an_executor_and_its_futures_are_futures(make_ours: Any) -> None:
     executor = make_ours(1)
     assert isinstance(executor, Executor)
