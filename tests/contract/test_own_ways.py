@@ -45,9 +45,11 @@ def die_with(_: Thing) -> None:
 
 @pytest.mark.parametrize("option", ["mp_context", "max_tasks_per_child"])
 def test_what_is_not_offered_is_refused_with_a_reason(option: str) -> None:
+    given: dict[str, Any] = {option: 3}
     with pytest.raises(ValueError, match=f"{option} is not offered: workers"):
-        batchd.Executor(1, **{option: 3})
-    batchd.Executor(1, **{option: None}).shutdown()
+        batchd.Executor(1, **given)
+    given = {option: None}
+    batchd.Executor(1, **given).shutdown()
 
 
 def test_it_is_an_executor_and_its_futures_are_futures(make_ours: Any) -> None:
