@@ -32,6 +32,9 @@ DISK_RESERVE_BYTES: Final = 32 << 20
 """Below this much free space the journal counts as full and pauses."""
 DISK_RETRY_S: Final = 1.0
 """How often a full disk is asked again."""
+LIGHT_COMMIT_ENTRIES: Final = 8
+LIGHT_COMMIT_BYTES: Final = 64 << 10
+"""A commit of no more than this that waits for no disk is made on the spot: it takes about as long as a wake-up."""
 
 # --- Leases ----------------------------------------------------------------------------------------------------
 LEASE_TARGET_S: Final = 0.075

@@ -78,7 +78,9 @@ class BatchJournal:
             raise JournalNewer(
                 f"{folder} has format {version}, this batchd reads up to {FORMAT_VERSION}: update batchd"
             )
-        if is_writer and self.spec.get("durability") == "process":
+        self.is_synced = self.spec.get("durability") != "process"
+        """Whether a commit waits for the disk."""
+        if is_writer and not self.is_synced:
             self._env.close()
             self._env = open_environment(folder, sync=False)
             self._dbs = self._open_tables()

@@ -11,8 +11,9 @@ import pytest
 
 from batchd.core import entries as e
 from batchd.edge import commits as commits_module
-from batchd.edge.commits import Broken, CommitThread, Done, Stalled, is_full
+from batchd.edge.commits import Broken, CommitThread, Done, Stalled, is_full, is_light
 from batchd.edge.journal import BatchJournal, Progress
+from batchd.settings import LIGHT_COMMIT_BYTES
 from tests.author import submission, success
 
 WAIT_S = 30.0
@@ -75,6 +76,58 @@ def test_a_full_disk_stalls_and_the_same_entries_are_written_in_the_end(written:
     assert [type(outcome) for outcome in outcomes] == [Stalled, Stalled, Done]
     assert "is full" in outcomes[0].reason
     assert list(journal.refresh().done) == [(2, 3)]
+    journal.close()
+
+
+@pytest.fixture
+def unsynced(tmp_path: Path) -> Path:
+    """A batch of three jobs whose commits wait for no disk, closed."""
+    journal = BatchJournal.create(tmp_path / "u", {"durability": "process"})
+    journal.commit([e.Attached("u", 1), submission(journal.facts, ["a", "b", "c"])])
+    journal.close()
+    return tmp_path / "u"
+
+
+def test_a_small_commit_that_waits_for_no_disk_is_made_at_once(
+    unsynced: Path, written: Path, thread: CommitThread
+) -> None:
+    journal, synced = BatchJournal(unsynced, is_writer=True), BatchJournal(written, is_writer=True)
+    thread.commit(1, [(journal, [success("u", 2, ["x"])])])
+    (done,) = thread.outcomes()  # Nothing was waited for.
+    assert isinstance(done, Done)
+    assert done.progress["u"].done == 1
+    large = [success("u", 1, ["x" * LIGHT_COMMIT_BYTES])]
+    assert is_light([(journal, [success("u", 1, ["x"])])])
+    for work in (
+        [(journal, large)],
+        [(journal, [e.Detached("u")])],
+        [(synced, [success("b", 1, ["x"])])],
+        [(journal, [success("u", 1, ["x"])]), (synced, [success("b", 1, ["x"])])],
+    ):
+        assert not is_light(work)
+    journal.close()
+    synced.close()
+
+
+def test_a_full_disk_stalls_a_small_commit_too(unsynced: Path, thread: CommitThread) -> None:
+    journal = Stubborn(unsynced, is_writer=True)
+    journal.errors = [OSError(errno.ENOSPC, "No space left on device")] * 2
+    thread.commit(5, [(journal, [success("u", 2, ["x"])])])
+    outcomes: list[Any] = []
+    while len(outcomes) < 2:
+        outcomes += outcome_of(thread)
+    assert [type(outcome) for outcome in outcomes] == [Stalled, Done]
+    assert list(journal.refresh().done) == [(2, 3)]
+    journal.close()
+
+
+def test_a_small_commit_with_an_unknown_outcome_is_not_tried_again(unsynced: Path, thread: CommitThread) -> None:
+    journal = Stubborn(unsynced, is_writer=True)
+    journal.errors = [lmdb.PanicError("mdb_txn_begin: MDB_PANIC")]
+    thread.commit(5, [(journal, [success("u", 2, ["x"])])])
+    (broken,) = thread.outcomes()
+    assert isinstance(broken, Broken)
+    assert not list(journal.refresh().done)
     journal.close()
 
 
