@@ -30,6 +30,8 @@ COMMIT_GAP_S: Final = 0.005
 """Outcomes nobody waits for gather this long after a commit; each commit costs about 0.3 ms of CPU."""
 DISK_RESERVE_BYTES: Final = 32 << 20
 """Below this much free space the journal counts as full and pauses."""
+RESERVE_BYTES: Final = 16 << 20
+"""Held by a file beside the batches, and freed for whoever cancels or stops while the disk is full."""
 DISK_RETRY_S: Final = 1.0
 """How often a full disk is asked again."""
 LIGHT_COMMIT_ENTRIES: Final = 8

@@ -16,7 +16,7 @@ from collections import deque
 from pathlib import Path
 from typing import Any, Final
 
-import cloudpickle
+from batchd.formats import byvalue
 
 _PREFIX: Final = "batchd-{}-{}-joblib-"
 """With user and process, so that what a killed process leaves is swept like other folders of batchd."""
@@ -35,9 +35,10 @@ class _File:
 class SharedArrays:
     """The arrays that the calls of one backend share.
 
+    >>> import pickle
     >>> shared = SharedArrays(None, bytes_min=1_000_000, mode="r")
     >>> payload, files = shared.pickled({"no": "arrays"})
-    >>> cloudpickle.loads(payload), files
+    >>> pickle.loads(payload), files
     ({'no': 'arrays'}, [])
     >>> shared.close()
     """
@@ -124,8 +125,8 @@ class SharedArrays:
                 found.path.unlink(missing_ok=True)
 
 
-class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no types
-    """Pickles arrays by the names of files, and all else as cloudpickle does."""
+class _Pickler(byvalue.Pickler):
+    """Pickles arrays by the names of files, and all else by value."""
 
     def __init__(self, buffer: io.BytesIO, shared: SharedArrays) -> None:
         super().__init__(buffer, 5)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import lmdb
 
+from batchd.edge import reserve
 from batchd.errors import BatchdError, JournalError, JournalFull
 from batchd.settings import LINGER_S, WORKERS_MAX
 from batchd.supervisor.loop import Supervisor
@@ -33,6 +34,8 @@ def main() -> int:
         with suppress(BrokenPipeError):
             os.write(ready_fd, json.dumps({"error": type(known).__name__, "message": str(known)}).encode())
         return 3
+    if not is_throwaway:
+        reserve.hold(folder)
     with suppress(BrokenPipeError):  # Its starter died meanwhile: it leaves in order, as soon as nobody comes.
         os.write(ready_fd, b"ready")
     os.close(ready_fd)

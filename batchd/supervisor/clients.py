@@ -33,6 +33,9 @@ class Host(Protocol):
     usage: dict[str, dict[str, float]]
     trouble: str
 
+    def use_reserve(self) -> None:
+        """Make room to give batches up or put them down, where the disk is full."""
+
     def emit(self, event: ev.Event) -> None:
         """Tell the scheduler something at the next step."""
 
@@ -157,6 +160,7 @@ class Clients:
             client.line.send(NEWS, {**self.progress(batch), "is_put_down": True})
             then()
             return
+        self._supervisor.use_reserve()
         self._put_down.setdefault(batch, []).append(then)  # It stays bound until then, to hear of the end.
         self._supervisor.emit(ev.DetachRequested(batch, at_once=at_once))
 

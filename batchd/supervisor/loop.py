@@ -22,6 +22,7 @@ from batchd.core import events as ev
 from batchd.core.assignment import rest_s
 from batchd.core.entries import Entry, Explained, Noted, Recorded
 from batchd.core.scheduler import Scheduler
+from batchd.edge import reserve
 from batchd.edge.commits import Broken, CommitThread, Done, Stalled
 from batchd.edge.control import SOCKET_NAME
 from batchd.edge.gauges import Gauges
@@ -105,6 +106,11 @@ class Supervisor:
     def after_commit(self, call: Callable[[], None]) -> None:
         """Call back when everything that was emitted so far is durable."""
         self._after.append((self._turn + 1, call))
+
+    def use_reserve(self) -> None:
+        """Make room to give batches up or put them down, where the disk is full."""
+        if self.trouble:
+            reserve.release(self.ground.folder)
 
     def batch_usage(self, batch: str) -> dict[str, float]:
         """Return the running sums of a batch."""
@@ -343,6 +349,7 @@ class Supervisor:
             for batch in self.journals:  # Also those the scheduler has not heard of yet.
                 self.emit(ev.DetachRequested(batch, at_once=self._is_draining))
             self._is_draining = True
+            self.use_reserve()
             self.clients.refuse_new("the supervisor was asked to stop")
 
     def _close(self) -> None:

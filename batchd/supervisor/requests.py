@@ -304,6 +304,7 @@ class Requests:
         client.reply(number, {})
 
     def _cancel(self, client: Client, number: int, message: Message) -> None:
+        self._supervisor.use_reserve()
         self._change(client, number, message, lambda name: ev.CancelRequested(name, str(message.fields["reason"])))
 
     def _reopen(self, client: Client, number: int, message: Message) -> None:

@@ -61,16 +61,16 @@ def mark_of(payload: bytes) -> bytes:
 
 def pack_function(function: Callable[..., Any]) -> bytes:
     """Return a callable's pickle: by name where workers can import it, else by value. Raises what pickling raises."""
-    import cloudpickle  # noqa: PLC0415  (30 ms, needed in clients only)
+    from batchd.formats import byvalue  # noqa: PLC0415  (30 ms, needed in clients only)
 
-    return tagged(cloudpickle.dumps(function, 5))
+    return tagged(byvalue.dumps(function))
 
 
 def pack_bundle(bundle: Bundle) -> bytes:
     """Return a bundle's pickle. Raises what pickling raises."""
-    import cloudpickle  # noqa: PLC0415
+    from batchd.formats import byvalue  # noqa: PLC0415
 
-    payload: bytes = cloudpickle.dumps(tuple(bundle[:-1]), 5)
+    payload = byvalue.dumps(tuple(bundle[:-1]))
     # A task alone shares its globals with nothing that travels, and its workers may serve the next run.
     return payload if bundle.initializer is None else tagged(payload)
 

@@ -1,5 +1,6 @@
 """Disks that are full, read-only or without shared memory: told in words, never a signal, and well again later."""
 
+import json
 import os
 import signal
 import subprocess
@@ -187,3 +188,36 @@ def test_on_a_full_disk_prune_makes_room(on_disk: Desk) -> None:
     ran = on_disk.run("prune", "b", "--yes")
     assert ran.returncode == 0, ran.stderr
     assert list((on_disk.journal / "batches").iterdir()) == []
+
+
+@pytest.mark.covers("D1")
+def test_on_a_full_disk_a_running_batch_can_be_cancelled(on_disk: Desk) -> None:
+    process = on_disk.start(*task(600))
+    on_disk.wait_for_jobs(20, process)
+    filler = fill(on_disk.journal.parent)
+    until(lambda: status_of(on_disk).get("trouble"), "it is told")
+    ran = on_disk.run("cancel", "b")
+    assert ran.returncode == 0, ran.stderr
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1, err
+    until(lambda: gone(on_disk), "the supervisor is gone")
+    filler.unlink()
+    assert on_disk.run("retry", "b", "--cancelled").returncode == 0
+    lines = [json.loads(line) for line in on_disk.run("results", "b").stdout.splitlines()]
+    assert [line["result"] for line in lines] == [index * index for index in range(600)]
+
+
+@pytest.mark.covers("D1")
+@pytest.mark.slow
+def test_on_a_full_disk_a_run_can_be_stopped(on_disk: Desk) -> None:
+    process = on_disk.start(*task(600))
+    on_disk.wait_for_jobs(20, process)
+    filler = fill(on_disk.journal.parent)
+    until(lambda: status_of(on_disk).get("trouble"), "it is told")
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 4, err
+    until(lambda: gone(on_disk), "the supervisor is gone")
+    filler.unlink()
+    assert on_disk.run(*task(600)).returncode == 0
+    check_whole(on_disk, 600)

@@ -1,0 +1,36 @@
+"""The reserve: a file that holds a little of the disk, so that a batch can be given up when there is nothing left.
+
+It is made when a supervisor starts and there is space to spare, and deleted when somebody cancels or stops while the
+disk is full. It is no promise: others may take the space first.
+"""
+
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from batchd.edge.folder import free_bytes
+from batchd.settings import DISK_RESERVE_BYTES, RESERVE_BYTES
+
+_NAME: Final = "reserve"
+
+
+def hold(folder: Path) -> None:
+    """Make the file, unless the disk is nearly full already."""
+    path = folder / _NAME
+    with suppress(OSError):
+        if path.exists() or free_bytes(folder) < DISK_RESERVE_BYTES + RESERVE_BYTES:
+            return
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            os.posix_fallocate(fd, 0, RESERVE_BYTES)
+        except OSError:
+            path.unlink()
+        finally:
+            os.close(fd)
+
+
+def release(folder: Path) -> None:
+    """Give its space to whoever writes next; the next start of a supervisor makes it again."""
+    with suppress(OSError):
+        (folder / _NAME).unlink()
