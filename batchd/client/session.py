@@ -167,6 +167,7 @@ class Session:
         self._is_sealing = False
         self._leaving: bool | None = None
         """Whether it was asked to leave, and then whether at once."""
+        self._is_short = False
         self.restarts = 0
         """How many supervisors died on it."""
         self._restarts = 0
@@ -327,6 +328,7 @@ class Session:
                 continue
             if fields.get("told", 0) > self.progress.get("told", 0):
                 self.progress = fields
+                self._tell_shortage(str(fields.get("shortage", "")))
             self._take_recorded(fields)
             if kind != control.REPLY:
                 self.is_put_down |= bool(fields.get("is_put_down"))
@@ -341,6 +343,11 @@ class Session:
     def _take_recorded(self, fields: dict[str, Any]) -> None:
         for start, stop in fields.get("recorded", ()):
             self.recorded.add(start, stop)
+
+    def _tell_shortage(self, why: str) -> None:
+        if why and not self._is_short:
+            self._is_short = True
+            self._note(f"{why}; going on with the workers that could be started")
 
     # --- When the supervisor dies ------------------------------------------------------------------------------
 

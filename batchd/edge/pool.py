@@ -85,6 +85,7 @@ class Pool:
         self._templates: dict[str, TemplateProcess] = {}
         self._fresh: set[str] = set()
         self._free_slots = list(range(recorder.slots))
+        self.shortage = ""  # Why the last worker that the system refused was refused, for people.
         self._held_slots: dict[int, int] = {}
         """Slots of gone workers whose outcomes are not durable yet."""
         self._waiters: dict[str, list[Callable[[str], None]]] = {}
@@ -237,7 +238,7 @@ class Pool:
             else:
                 (self._templates.get(key) or self._start_template(key)).ask(number, slot_number, fds)
         except OSError as error:
-            self._on_unstarted(worker, f"cannot start a worker: {error.strerror}")
+            self._on_unstarted(worker, f"cannot start a worker: {error.strerror}", is_short=True)
         finally:
             os.close(leases)
             os.close(reports)
@@ -258,7 +259,7 @@ class Pool:
             if "started" in message and message["started"] in self.workers:
                 self._on_started(self.workers[message["started"]], message["pid"])
             elif "unstarted" in message and message["unstarted"] in self.workers:
-                self._on_unstarted(self.workers[message["unstarted"]], message["why"])
+                self._on_unstarted(self.workers[message["unstarted"]], message["why"], is_short=True)
             elif "ready" in message:
                 self._on_template_ready(key, template)
         if said is None:
@@ -300,7 +301,8 @@ class Pool:
         if worker.is_killed:
             self._kill(worker, worker.why)
 
-    def _on_unstarted(self, worker: WorkerProcess, why: str) -> None:
+    def _on_unstarted(self, worker: WorkerProcess, why: str, *, is_short: bool = False) -> None:
+        self.shortage = why if is_short else self.shortage
         self._close(worker)
         self._emit(ev.WorkerGone(worker.number, None, why))
 

@@ -274,6 +274,7 @@ class Clients:
             "workers": len(supervisor.pool.workers),
             "busy": len(live.workers) if live else 0,
             "trouble": supervisor.trouble,
+            "shortage": supervisor.pool.shortage,
             "usage": supervisor.usage.get(batch, {}),
         }
 

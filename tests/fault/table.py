@@ -141,7 +141,7 @@ FAULTS: Final[dict[str, Row]] = {
     "H1": Row(
         "process or descriptor limit",
         "control group that allows 10 processes, EMFILE",
-        "fewer workers do all of it, nobody is charged",
+        "fewer workers do all of it, the client is told once, nobody is charged",
     ),
     "H2": Row("50 CPU hogs on one core", "taskset", "no false kills"),
     "H3": Row("SIGTERM with a budget of 10 s", "SIGTERM", "drained, durable, gone in time"),

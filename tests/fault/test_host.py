@@ -73,6 +73,7 @@ def test_where_no_more_processes_are_allowed_fewer_workers_do_the_work(desk: Des
         ran = desk.run(*task("short_work", 200, "-j", "16"))
         assert ran.returncode == 0, ran.stderr
         assert "died" not in ran.stderr
+        assert ran.stderr.count("going on with the workers that could be started") == 1
         until(lambda: dead(pid), "it leaves")
     check(desk, 200)
     assert {attempt for _, attempt in desk.attempts()} == {1}, "somebody was charged"

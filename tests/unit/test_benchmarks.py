@@ -221,7 +221,7 @@ def test_n1_checks_real_results(tmp_path: Path) -> None:
     [
         (n2_submit, ("batchd", "batchd, throw-away")),
         (n3_round_trip, ("batchd", "floor: 2 durable commits and a pipe there and back")),
-        (n8_arrays, ("batchd", "this disk: one file, then fdatasync")),
+        pytest.param(n8_arrays, ("batchd", "this disk: one file, then fdatasync"), marks=pytest.mark.slow),
     ],
 )
 def test_numbers_of_an_executor_check_real_results(
