@@ -136,7 +136,7 @@ def clients(tmp_path: Path) -> Iterator[Clients]:
         ground=SimpleNamespace(folder=tmp_path),
         selector=DefaultSelector(),
         scheduler=SimpleNamespace(batches={}),
-        pool=SimpleNamespace(workers={}),
+        pool=SimpleNamespace(workers={}, shortage=""),
         journals={},
         progress={},
         usage={},
