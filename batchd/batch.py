@@ -26,7 +26,7 @@ from batchd.edge.journal import BatchJournal
 from batchd.edge.outcomes import Outcomes
 from batchd.errors import BatchBusy, UsageError
 from batchd.flow import FAILED
-from batchd.intake import PULL_MAX, InputRaised, KeyedInput, PlainInput
+from batchd.intake import PULL_MAX, InputRaised, KeyedInput, PlainInput, as_items
 from batchd.mapping import Key, key_function
 
 _LOOK_S: Final = 0.1
@@ -133,7 +133,7 @@ class Batch:
         assert intake is not None
         intake.door = door
         before, skipped = self._jobs_known(), intake.skipped
-        intake.items, intake.is_over = iter(items), False
+        intake.items, intake.is_over = as_items(items), False
         try:
             while not intake.is_over:
                 intake.pull(PULL_MAX)

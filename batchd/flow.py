@@ -19,7 +19,7 @@ from batchd.core.ranges import Range, RangeSet
 from batchd.edge.journal import BatchJournal
 from batchd.edge.outcomes import Outcomes, Span
 from batchd.errors import TaskError
-from batchd.intake import PULL_MAX, PULL_S, InputRaised, KeyedInput, PlainInput
+from batchd.intake import PULL_MAX, PULL_S, InputRaised, Items, KeyedInput, PlainInput
 from batchd.view import ProgressNews, View
 
 WINDOW: Final = 131_072
@@ -50,7 +50,7 @@ class Plan(NamedTuple):
 class Flow:
     """One map on its way."""
 
-    def __init__(self, session: Session, items: Iterator[Any], plan: Plan, view: View, *, is_throwaway: bool) -> None:
+    def __init__(self, session: Session, items: Items, plan: Plan, view: View, *, is_throwaway: bool) -> None:
         self._session = session
         self._plan = plan
         self._view = view

@@ -5,7 +5,7 @@ given before is held against the journal, or by a key.
 """
 
 import marshal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from hashlib import blake2b
 from itertools import islice
@@ -24,6 +24,8 @@ from batchd.formats.segment import Encoding, input_blocks, pickled_blocks
 from batchd.formats.tables import KEY_DIGEST_BYTES
 from batchd.formats.values import are_plain, dump, load, runs_code
 
+Items = Iterator[Any] | range
+"""What is still to be read. A range stays one: it is cut without being counted out."""
 PULL_S: Final = 0.002
 """Reading input goes on for about this long before results are looked at again."""
 PULL_MAX: Final = 8_192
@@ -53,7 +55,7 @@ class PlainInput:
     """Input whose jobs are known by their place. What the batch was given before is held against its journal."""
 
     def __init__(self, door: Door) -> None:
-        self.items: Iterator[Any] = iter(())
+        self.items: Items = iter(())
         self.is_over = False
         self.skipped = 0
         """Items that the batch had been given before."""
@@ -88,7 +90,7 @@ class PlainInput:
             self._submit(items)
         return [(start, self._size)] if items else []
 
-    def _submit(self, items: list[Any]) -> None:
+    def _submit(self, items: Sequence[Any]) -> None:
         if self.door.progress["is_sealed"]:
             self.door.unseal()
         blocks = input_blocks(items) if are_plain(items) else pickled_blocks(map(pickled, items))
@@ -107,7 +109,7 @@ class _Given:
         """Of jobs [first, stop), one record: values, or pickles."""
         self._is_pickled = False
 
-    def compare(self, start: int, items: list[Any]) -> None:
+    def compare(self, start: int, items: Sequence[Any]) -> None:
         """Raise InputChanged unless these are the inputs of the jobs from `start` on."""
         at = start
         while at < start + len(items):
@@ -159,7 +161,7 @@ class KeyedInput:
     """
 
     def __init__(self, door: Door, key: Callable[[Any], Any], *, reruns: bool = False) -> None:
-        self.items: Iterator[Any] = iter(())
+        self.items: Items = iter(())
         self.is_over = False
         self.skipped = 0
         """Items that have a job already."""
@@ -287,7 +289,12 @@ class InputRaised(Exception):
         self.error = error
 
 
-def read_soon(items: Iterator[Any], count: int) -> tuple[list[Any], bool, Iterator[Any]]:
+def as_items(iterable: Iterable[Any]) -> Items:
+    """Return what `read_soon` reads of an iterable."""
+    return iterable if isinstance(iterable, range) else iter(iterable)
+
+
+def read_soon(items: Items, count: int) -> tuple[Sequence[Any], bool, Items]:
     """Return (up to `count` items, as many as come soon; whether these were the last; where the next come from).
 
     >>> def broken():
@@ -298,6 +305,8 @@ def read_soon(items: Iterator[Any], count: int) -> tuple[list[Any], bool, Iterat
     Traceback (most recent call last):
     batchd.intake.InputRaised: no more
     """
+    if isinstance(items, range):
+        return items[:count], not items[count:], items[count:]
     found = []
     until = perf_counter() + PULL_S
     try:

@@ -4,7 +4,7 @@ What a call means is settled here: its function, its batch, its options. What fl
 """
 
 import os
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar, cast
 
@@ -25,6 +25,7 @@ from batchd.core.job import Allowances, JobState
 from batchd.edge.gauges import cpus_usable, parse_workers
 from batchd.errors import UsageError
 from batchd.flow import AGAIN, Flow, Plan
+from batchd.intake import Items, as_items
 from batchd.view import View
 from batchd.worker.calls import ONE, STAR
 
@@ -75,7 +76,7 @@ def map(  # noqa: A001  (named after what it stands in for)
         raise TypeError("map() must have at least one iterable.")
     is_star = len(iterables) > 1 or isinstance(fn, _Star)
     fn = fn.function if isinstance(fn, _Star) else fn
-    items = zip(*iterables, strict=False) if len(iterables) > 1 else iter(iterables[0])
+    items = zip(*iterables, strict=False) if len(iterables) > 1 else as_items(iterables[0])
     options = _options(workers, retries, timeout, crashes_max, keep_going=on_error != "raise")
     plan = Plan(ordered=ordered, on_error=on_error, key=key_function(key), window=buffersize, progress=progress)
     _check(fn, plan, is_durable=journal is not None or name is not None, key=key)
@@ -142,7 +143,7 @@ def _options(
 
 def _results(
     fn: Callable[..., T],
-    items: Iterator[Any],
+    items: Items,
     call: str,
     options: Options,
     plan: Plan,

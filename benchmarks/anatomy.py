@@ -10,7 +10,7 @@ import os
 import socket
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import thread_time
@@ -206,11 +206,11 @@ def _worker_parts(clock: _Clock, folder: Path, scratch: Path, jobs: int) -> byte
 
     inputs = worker._inputs.batch(folder.name)  # noqa: SLF001
 
-    def decode() -> list[list[Any]]:
+    def decode() -> list[Sequence[Any]]:
         found, index = [], 0
         while index < jobs:
             _, block = inputs.block(index)
-            found.append(inputs.vector(block))
+            found.append(inputs.plain(block))
             index += block.count
         return found
 

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from operator import itemgetter
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any, Final, NamedTuple
@@ -20,6 +21,7 @@ import psutil
 from batchd.client import Session, batch_id
 from batchd.core.events import Options
 from batchd.core.job import JobState
+from batchd.core.ranges import RangeSet
 from batchd.edge.folder import open_folder
 from batchd.edge.journal import BatchJournal
 from batchd.edge.lock import holder_of
@@ -81,17 +83,14 @@ def run_batch(
             client_s = time.process_time()
             since = time.perf_counter()
             go.set()
-            while not session.is_over:
-                session.pump(0.25)
             journal = BatchJournal(session.folder / "batches" / session.batch)
-            values, reduced, count = _read(journal, len(warm), reduce)
+            values, reduced, count = _read(session, journal, len(warm), reduce)
             seconds = time.perf_counter() - since
             client_s = time.process_time() - client_s
             used = {pid: cpu_s(pid) - before[pid] for pid in pids}
             supervisor_s = used.pop(pids[0])
-            blocks, records, commits = _sizes(journal)
-            disk_bytes = journal.bytes_used()
             journal.close()
+            blocks, records, commits, disk_bytes = _sizes(journal.folder)
         return Outcome(
             seconds=seconds,
             values=values,
@@ -127,6 +126,7 @@ def _session(folder: Path, job: Job, workers: int) -> Iterator[Session]:
         key_spec=key_spec,
         digest="",
         note=lambda text: print(f"batchd: {text}", file=sys.stderr),
+        follows=True,
     )
     session.open()
     try:
@@ -143,7 +143,7 @@ def _blocks(items: Sequence[Any], warm: Sequence[Any], go: threading.Event) -> I
     yield Block(list(warm), Checkpoint(given, given, ""))
     go.wait()
     for at in range(0, len(items), BLOCK_ITEMS[-1]):
-        part = list(items[at : at + BLOCK_ITEMS[-1]])
+        part = items[at : at + BLOCK_ITEMS[-1]]
         given += len(part)
         yield Block(part, Checkpoint(given, given, ""))
 
@@ -164,30 +164,39 @@ def processes(folder: Path) -> list[int]:
 
 
 def _read(
-    journal: BatchJournal, warm: int, reduce: Callable[[Any, list[Any]], Any] | None
+    session: Session, journal: BatchJournal, warm: int, reduce: Callable[[Any, list[Any]], Any] | None
 ) -> tuple[list[list[Any]], Any, int]:
-    facts = journal.facts
-    values: list[list[Any]] = []
+    """Read every result as soon as it is durable, beside the run."""
+    outcomes = Outcomes(journal)
+    parts: list[tuple[int, list[Any]]] = []
     reduced: Any = 0
     count = 0
-    for span in Outcomes(journal).spans(facts.done, facts.generation, warm):
-        if span.state is not JobState.SUCCEEDED:
-            continue
-        part = span.values()
-        count += len(part)
-        if reduce is None:
-            values.append(part)
-        else:
-            reduced = reduce(reduced, part)
-    return values, reduced, count
+    while session.recorded or not session.is_over:
+        if not session.recorded:
+            session.pump(0.25)
+        recorded, session.recorded = session.recorded, RangeSet()
+        for span in outcomes.spans(recorded, session.progress["generation"], warm):
+            if span.state is not JobState.SUCCEEDED:
+                continue
+            values = span.values()
+            count += len(values)
+            if reduce is None:
+                parts.append((span.start, values))
+            else:
+                reduced = reduce(reduced, values)
+    return [values for _, values in sorted(parts, key=itemgetter(0))], reduced, count
 
 
-def _sizes(journal: BatchJournal) -> tuple[int, int, int]:
-    """How many outcome blocks the batch has, how many records they lie in, and how many commits made it."""
+def _sizes(folder: Path) -> tuple[int, int, int, int]:
+    """How many outcome blocks a batch has, how many records they lie in, how many commits made it, and its bytes."""
+    journal = BatchJournal(folder)
     facts = journal.facts
     blocks = sum(1 for _ in Outcomes(journal).spans(facts.done, facts.generation))
     with journal.begin() as txn:
-        return blocks, int(txn.stat(db=journal.table(tables.OUTCOMES))["entries"]), int(txn.id())
+        records, commits = int(txn.stat(db=journal.table(tables.OUTCOMES))["entries"]), int(txn.id())
+    disk_bytes = journal.bytes_used()
+    journal.close()
+    return blocks, records, commits, disk_bytes
 
 
 def await_gone(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from functools import partial
+from random import Random
 from typing import Any, Final
 
 from benchmarks.batch import Job, run_batch
@@ -19,18 +20,24 @@ _POOL: Final = "multiprocessing.Pool.map, 4096"
 
 
 def contests(setting: Setting) -> list[Contest]:
-    """The two tables of N1."""
-    return [_integers(setting), _objects(setting)]
+    """The three tables of N1."""
+    count = setting.jobs(1_000_000, 200_000)
+    shuffled = list(range(count))
+    Random(1).shuffle(shuffled)  # noqa: S311  (an order, no secret)
+    return [
+        _integers(setting, "no-op jobs on integers", range(count)),
+        _integers(setting, "no-op jobs on integers in no order", shuffled),
+        _objects(setting),
+    ]
 
 
-def _integers(setting: Setting) -> Contest:
-    numbers = range(setting.jobs(1_000_000, 200_000))
+def _integers(setting: Setting, title: str, numbers: Sequence[int]) -> Contest:
     warm = range(WARM_JOBS)
     executor = partial(run_executor, noop, numbers, _fold, workers=setting.workers, warm=warm)
     pool = partial(run_pool, noop, numbers, _fold, workers=setting.workers, warm=warm)
     return Contest(
         number="N1",
-        title="no-op jobs on integers",
+        title=title,
         jobs=len(numbers),
         expected_count=len(numbers),
         expected_checksum=sum(numbers),

@@ -222,9 +222,7 @@ def _run(job: _Job, bundle: Bundle) -> _Ended:
 def _input(job: _Job) -> Any:
     """Decode the input of this job alone. Raises what its own code raises."""
     at = job.index - job.first
-    if job.block.encoding is Encoding.EMPTY:
-        return None
-    return job.block.plain()[at] if job.block.encoding is Encoding.VECTOR else load_input(job.block.payloads()[at])
+    return load_input(job.block.payloads()[at]) if job.block.encoding is Encoding.ITEMS else job.block.plain()[at]
 
 
 def _function(folder: Path, mark: bytes) -> bytes:

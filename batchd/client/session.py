@@ -49,7 +49,7 @@ class Checkpointed(Protocol):
     """A block of input: items, and how far the reader is behind them (sources.Block)."""
 
     @property
-    def items(self) -> list[Any]:
+    def items(self) -> Sequence[Any]:
         """The items."""
 
     @property

@@ -4,6 +4,7 @@
     body     VECTOR: one pickle of a list of plain values
              ITEMS: `count` end offsets (u32), then the values' own pickles one after another
              EMPTY: nothing; each value is None
+             RANGE: 16 bytes, first number and step; the values are integers in equal steps
 
 A journal record is one input block, or several outcome blocks that follow each other. The CRC covers header and
 body, because the LMDB format in use has no checksums and gives a flipped byte back silently.
@@ -20,11 +21,12 @@ from zlib import crc32
 
 from batchd.errors import FormatError
 from batchd.formats.values import are_plain, dump
-from batchd.settings import RECORD_BYTES_MAX
+from batchd.settings import LEASE_JOBS_MAX, RECORD_BYTES_MAX
 
 MAGIC: Final = b"bd"
 _HEADER: Final = struct.Struct("<2sBBIQI")
 _CRC: Final = struct.Struct("<I")
+_RANGE: Final = struct.Struct("<qq")
 HEADER_BYTES: Final = _HEADER.size + _CRC.size
 INPUT_STATE: Final = 0
 _VECTOR_JOBS_MAX: Final = 16_384
@@ -36,6 +38,7 @@ class Encoding(IntEnum):
     VECTOR = 1
     ITEMS = 2
     EMPTY = 3
+    RANGE = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,16 +53,28 @@ class Block:
 
     def values(self) -> list[Any]:
         """Decode all values. May run the user's code (ITEMS); raises what that raises."""
-        match self.encoding:
-            case Encoding.VECTOR:
-                return self.plain()
-            case Encoding.ITEMS:
-                return [pickle.loads(payload) for payload in self.payloads()]
-            case _:
-                return [None] * self.count
+        if self.encoding is Encoding.ITEMS:
+            return [pickle.loads(payload) for payload in self.payloads()]
+        return list(self.plain())
 
-    def plain(self) -> list[Any]:
-        """Decode a VECTOR block: runs no code."""
+    def plain(self) -> Sequence[Any]:
+        """Decode a block of another encoding than ITEMS: runs no code."""
+        match self.encoding:
+            case Encoding.EMPTY:
+                return [None] * self.count
+            case Encoding.RANGE:
+                return self._range()
+            case _:
+                return self._vector()
+
+    def _range(self) -> range:
+        try:
+            start, step = _RANGE.unpack(self.body)
+            return range(start, start + self.count * step, step)
+        except (struct.error, ValueError) as error:  # Of another length, or with a step of 0.
+            raise FormatError(f"block of jobs {self.first}..: {error}") from None
+
+    def _vector(self) -> list[Any]:
         try:
             values = pickle.loads(self.body)
         except Exception as error:  # Of bytes that are no pickle: any.
@@ -90,10 +105,20 @@ def pack(first: int, count: int, state: int, encoding: Encoding, *body: bytes) -
 
 
 def pack_vector(first: int, state: int, values: Sequence[Any]) -> bytes:
-    """Return a block of plain values."""
-    if values.count(None) == len(values):
+    """Return a block of plain values. A range stays one, unless it passes 64 bits."""
+    if isinstance(values, range) and (body := _packed(values)):
+        return pack(first, len(values), state, Encoding.RANGE, body)
+    if (not values or values[0] is None) and values.count(None) == len(values):
         return pack(first, len(values), state, Encoding.EMPTY)
+    values = values if isinstance(values, list) else list(values)
     return pack(first, len(values), state, Encoding.VECTOR, pickle.dumps(values, 5))
+
+
+def _packed(numbers: range) -> bytes:
+    try:
+        return _RANGE.pack(numbers.start, numbers.step)
+    except struct.error:
+        return b""
 
 
 def pack_items(first: int, state: int, payloads: Sequence[bytes]) -> bytes:
@@ -141,11 +166,15 @@ _ENCODINGS: Final = {int(encoding): encoding for encoding in Encoding}
 
 
 def input_blocks(items: Sequence[Any]) -> Iterator[tuple[int, bytes]]:
-    """Encode items as input blocks that fill LMDB pages; give (count, block). A larger item has its own."""
+    """Encode items as input blocks that fill LMDB pages; give (count, block). A larger item has its own.
+
+    >>> [(count, len(block)) for count, block in input_blocks(range(100_000))]
+    [(65536, 40), (34464, 40)]
+    """
     if are_plain(items):
         yield from _vectors(items)
-        return
-    yield from pickled_blocks(map(dump, items))
+    else:
+        yield from pickled_blocks(map(dump, items))
 
 
 def pickled_blocks(pickles: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
@@ -164,13 +193,14 @@ def pickled_blocks(pickles: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
 
 
 def _vectors(items: Sequence[Any]) -> Iterator[tuple[int, bytes]]:
-    at, count = 0, _VECTOR_JOBS_MAX
+    at, most = 0, LEASE_JOBS_MAX if isinstance(items, range) else _VECTOR_JOBS_MAX
+    count = most
     while at < len(items):
-        values = list(items[at : at + count])
+        values = items[at : at + count]
         block = pack_vector(0, INPUT_STATE, values)
         if len(block) > RECORD_BYTES_MAX and len(values) > 1:
             count = max(1, min(len(values) // 2, int(len(values) * 0.95 * RECORD_BYTES_MAX / len(block))))
             continue
         yield len(values), block
         at += len(values)
-        count = max(1, min(_VECTOR_JOBS_MAX, int(len(values) * 0.95 * RECORD_BYTES_MAX / len(block))))
+        count = max(1, min(most, int(len(values) * 0.95 * RECORD_BYTES_MAX / len(block))))

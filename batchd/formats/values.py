@@ -30,7 +30,11 @@ def is_plain(value: object) -> bool:
 
 def are_plain(values: Iterable[object]) -> bool:
     """Whether every value is plain."""
-    return all(kind in PLAIN_TYPES for kind in set(map(type, values))) or all(map(is_plain, values))
+    return (
+        isinstance(values, range)
+        or all(kind in PLAIN_TYPES for kind in set(map(type, values)))
+        or all(map(is_plain, values))
+    )
 
 
 def dump(value: Any) -> bytes:

@@ -25,7 +25,7 @@ def open_source(
 ) -> Source:
     """The one source that was asked for, checked as far as it can be without reading it.
 
-    >>> [block.items for block in open_source([], range_spec="0:10:4").blocks()]
+    >>> [list(block.items) for block in open_source([], range_spec="0:10:4").blocks()]
     [[0, 4, 8]]
     """
     given = [name for name, on in (("files", inputs), ("--paths", paths), ("--range", range_spec is not None)) if on]

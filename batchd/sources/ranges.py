@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from batchd.errors import InputChanged, UsageError
-from batchd.sources.source import Block, Checkpoint, block_limits, new_hash
+from batchd.settings import LEASE_JOBS_MAX
+from batchd.sources.source import BLOCK_ITEMS, Block, Checkpoint, block_limits, new_hash
 
 
 class RangeSource:
@@ -47,12 +48,11 @@ class RangeSource:
         """The integers behind `start`."""
         given = 0 if start is None else self._verified(start)
         count = self.count()
-        for limit in block_limits():
+        for limit in block_limits((*BLOCK_ITEMS, LEASE_JOBS_MAX)):
             if given >= count:
                 return
             end = min(given + limit, count)
-            items = list(self._numbers[given:end])
-            yield Block(items, Checkpoint(items=end, offset=end, digest=self._digest))
+            yield Block(self._numbers[given:end], Checkpoint(items=end, offset=end, digest=self._digest))
             given = end
 
     def _verified(self, start: Checkpoint) -> int:

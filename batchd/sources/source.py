@@ -46,7 +46,7 @@ class Checkpoint:
 class Block:
     """Consecutive items, and the checkpoint behind the last of them."""
 
-    items: list[Any]
+    items: Sequence[Any]
     checkpoint: Checkpoint
 
 

@@ -5,6 +5,7 @@ A job never runs inside a read transaction: bytes are copied out, the transactio
 
 import json
 from collections import OrderedDict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ class BatchInputs:
         with self._env.begin() as txn:
             self.spec: dict[str, Any] = json.loads(txn.get(tables.META_SPEC, db=meta) or b"{}")
         self._block: tuple[int, Block] | None = None
-        self._values: list[Any] | None = None
+        self._values: Sequence[Any] | None = None
 
     def block(self, index: int) -> tuple[int, Block]:
         """Return (first job, block) of the input block that holds job `index`. Raises FormatError."""
@@ -53,8 +54,8 @@ class BatchInputs:
         self._values = None
         return first, block
 
-    def vector(self, block: Block) -> list[Any]:
-        """Return the values of a vector block, decoded once for all leases that share it: they cannot change."""
+    def plain(self, block: Block) -> Sequence[Any]:
+        """Return the values of a block of plain ones, decoded once for all leases that share it."""
         if self._block is None or block is not self._block[1]:
             return block.plain()
         if self._values is None:

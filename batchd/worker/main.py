@@ -178,11 +178,9 @@ class Worker:
                 call = self._bind(lane.batch)
             first, block = inputs.block(index)
             part = slice(index - first, min(block.count, lane.stop - first))
-            if block.encoding is Encoding.VECTOR:
-                return inputs.vector(block)[part], call
-            if block.encoding is Encoding.EMPTY:
-                return [None] * (part.stop - part.start), call
-            return block.payloads()[part], lambda payload: call(load_input(payload))
+            if block.encoding is Encoding.ITEMS:
+                return block.payloads()[part], lambda payload: call(load_input(payload))
+            return inputs.plain(block)[part], call
         except FormatError as error:
             return [error], _raise  # A damaged segment costs its own jobs only.
 
