@@ -20,7 +20,9 @@ from batchd.client import batch_id, world
 from batchd.client.codedigest import code_digest
 from batchd.edge.journal import BatchJournal
 from batchd.edge.lock import holder_of
+from batchd.edge.outcomes import Outcomes
 from batchd.errors import CodeChanged, InputChanged, SupervisorError, UsageError
+from batchd.formats.segment import Encoding
 from tests.bench import await_death
 from tests.commands import Desk, until
 from tests.contract.calls import Door, nap, note, notes, square
@@ -153,6 +155,17 @@ def test_results_of_changed_items_are_not_given(desk: Desk) -> None:
     with pytest.raises(InputChanged, match=r"item 5 .*"):
         given.extend(batchd.map(square, [0, 1, 2, 3, 4, *range(6, 3_000)], journal=desk.journal, name="n", workers=1))
     assert given == [0, 1, 4, 9, 16][: len(given)]
+
+
+def test_a_range_is_kept_as_one_and_is_its_numbers(desk: Desk) -> None:
+    go = partial(batchd.map, square, journal=desk.journal, name="n", workers=1)
+    assert list(go(range(2, 9, 3))) == [4, 25, 64]
+    journal = BatchJournal(desk.journal / "batches" / batch_id(["name", "n"]))
+    assert Outcomes(journal).input_block(0)[1].encoding is Encoding.RANGE
+    journal.close()
+    assert list(go([2, 5, 8])) == list(go(n for n in (2, 5, 8))) == [4, 25, 64]
+    with pytest.raises(InputChanged):
+        list(go(range(2, 10, 4)))
 
 
 def test_shorter_input_is_refused(desk: Desk) -> None:

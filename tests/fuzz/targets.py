@@ -248,6 +248,7 @@ _RECORD: Final = b"\0" + b"".join(
         segment.pack_vector(0, 0, [1, "a", b"b", None, 2.5, (1, (2,))]),
         segment.pack_items(6, 3, [b"one", b"", b"three"]),
         segment.pack_vector(9, 3, [None] * 5),
+        segment.pack_vector(0, 0, range(3, 30, 4)),
     )
 )
 _FAILURE: Final = report.Failure("ValueError", "no é", b"12345678", "out\n", {"signal": 9, "cpu_s": 0.5}, b"pickle")

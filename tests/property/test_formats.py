@@ -131,7 +131,7 @@ def test_random_bytes_are_no_block(data: bytes) -> None:
 def test_a_hurt_record_is_refused_or_cut_between_blocks(
     values: list[Any], payloads: list[bytes], damage: Any
 ) -> None:
-    blocks = [pack_vector(0, 3, values), pack_items(len(values), 4, payloads)]
+    blocks = [pack_vector(0, 3, values), pack_vector(0, 3, range(len(values))), pack_items(len(values), 4, payloads)]
     whole = read_blocks(b"".join(blocks))
     data = hurt(b"".join(blocks), damage)
     found = value_or_format_error(lambda: read_blocks(data))

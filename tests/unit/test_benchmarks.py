@@ -1,6 +1,7 @@
 """The benchmarks' own law: the arithmetic is right, wrong results never get a time, the page says what was missed."""
 
 import json
+import shutil
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import machine, n1_noop, n2_submit, n3_round_trip, n8_arrays, page, table
+from benchmarks import compiled, machine, n1_noop, n2_submit, n3_round_trip, n8_arrays, page, table
 from benchmarks.contest import Contender, Contest, Goal, Sample, Setting
 from benchmarks.figures import Ran, efficiency, fastest, gap_share, greedy_bound_s, outside_share, ratios
 from benchmarks.jobs import TAIL_MS, noop, spin, tail_ms
@@ -234,6 +235,11 @@ def test_numbers_of_an_executor_check_real_results(
         outcome = measure(replace(whole, contenders=chosen), 1, silent)
         assert outcome.refused == {}
         assert set(outcome.seconds) == set(names)
+
+
+def test_the_compiled_loop_runs_the_jobs(tmp_path: Path) -> None:
+    seconds = compiled.loop_s(tmp_path, noop, range(100))
+    assert (seconds is None) == (shutil.which("cc") is None)
 
 
 def test_jobs_of_bare_processes_measure_themselves() -> None:

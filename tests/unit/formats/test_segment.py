@@ -20,7 +20,7 @@ from batchd.formats.segment import (
     pickled_blocks,
     unpack,
 )
-from batchd.settings import RECORD_BYTES_MAX
+from batchd.settings import LEASE_JOBS_MAX, RECORD_BYTES_MAX
 
 
 def test_a_vector_block_says_what_it_holds() -> None:
@@ -41,6 +41,29 @@ def test_nothing_but_none_takes_no_body() -> None:
     assert len(record) == HEADER_BYTES
     (block,) = unpack(record)
     assert (block.encoding, block.values()) == (Encoding.EMPTY, [None] * 1_000)
+
+
+@pytest.mark.parametrize("numbers", [range(5), range(7, -9, -3), range(-(2**63), 2**63 - 1, 2**62), range(4, 5)])
+def test_a_range_takes_two_numbers(numbers: range) -> None:
+    record = pack_vector(0, INPUT_STATE, numbers)
+    assert len(record) == HEADER_BYTES + 16
+    (block,) = unpack(record)
+    assert (block.encoding, block.count) == (Encoding.RANGE, len(numbers))
+    assert block.plain() == numbers
+    assert block.values() == list(numbers)
+
+
+@pytest.mark.parametrize("numbers", [range(2**63, 2**63 + 2), range(0, 2**64, 2**63)])
+def test_a_range_of_large_numbers_is_written_out(numbers: range) -> None:
+    (block,) = unpack(pack_vector(0, INPUT_STATE, numbers))
+    assert (block.encoding, block.values()) == (Encoding.VECTOR, list(numbers))
+
+
+@pytest.mark.parametrize("body", [b"", bytes(15), bytes(16), bytes(17)])
+def test_a_range_that_is_none_is_refused(body: bytes) -> None:
+    (block,) = unpack(with_right_checksum(Encoding.RANGE, 2, body))
+    with pytest.raises(FormatError, match=r"block of jobs 9\.\."):
+        block.plain()
 
 
 def test_blocks_follow_each_other_in_a_record() -> None:
@@ -116,6 +139,15 @@ def test_input_blocks_fill_a_record_and_never_pass_it(items: list[object]) -> No
     full = [len(block) for _, block in made[:-1]]
     assert len(made) > 2
     assert min(full) > 0.5 * RECORD_BYTES_MAX, "records are wasted"
+
+
+def test_a_long_range_is_cut_where_a_lease_ends() -> None:
+    made = list(input_blocks(range(LEASE_JOBS_MAX + 3)))
+    assert [count for count, _ in made] == [LEASE_JOBS_MAX, 3]
+    assert [value for _, record in made for block in unpack(record) for value in block.plain()[:1]] == [
+        0,
+        LEASE_JOBS_MAX,
+    ]
 
 
 @pytest.mark.parametrize("items", [["a", "x" * 200_000, "b"], [[1], ["x" * 200_000], [2]]])
