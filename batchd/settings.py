@@ -15,6 +15,9 @@ VALUE_BYTES_MAX: Final = 1 << 30
 FRAME_META_BYTES_MAX: Final = 8 << 20
 """The structured part of one message; payloads are bounded by VALUE_BYTES_MAX."""
 
+READ_BYTES: Final = 120 << 10
+"""Asked of a pipe or socket at once: from 128 KiB on, the C library maps new memory for each read (13 us)."""
+
 # --- The journal -----------------------------------------------------------------------------------------------
 MAP_BYTES: Final = 64 << 30
 """Address space per batch, not disk: a 4 TiB map opens in 0.25 ms. Only the supervisor ever grows it."""
