@@ -15,6 +15,9 @@ VALUE_BYTES_MAX: Final = 1 << 30
 FRAME_META_BYTES_MAX: Final = 8 << 20
 """The structured part of one message; payloads are bounded by VALUE_BYTES_MAX."""
 
+READ_BYTES: Final = 120 << 10
+"""Asked of a pipe or socket at once: from 128 KiB on, the C library maps new memory for each read (13 us)."""
+
 # --- The journal -----------------------------------------------------------------------------------------------
 MAP_BYTES: Final = 64 << 30
 """Address space per batch, not disk: a 4 TiB map opens in 0.25 ms. Only the supervisor ever grows it."""
@@ -34,12 +37,14 @@ RESERVE_BYTES: Final = 16 << 20
 """Held by a file beside the batches, and freed for whoever cancels or stops while the disk is full."""
 DISK_RETRY_S: Final = 1.0
 """How often a full disk is asked again."""
-LIGHT_COMMIT_ENTRIES: Final = 8
+LIGHT_COMMIT_ENTRIES: Final = 64
 LIGHT_COMMIT_BYTES: Final = 64 << 10
-"""A commit of no more than this that waits for no disk is made on the spot: it takes about as long as a wake-up."""
+"""A commit of no more than this is made by the loop itself: it takes about as long as handing it over."""
+LEAD_S: Final = 0.005
+"""So long the loop may be held up by a commit it makes itself; then another thread goes on with it."""
 
 # --- Leases ----------------------------------------------------------------------------------------------------
-LEASE_TARGET_S: Final = 0.075
+LEASE_TARGET_S: Final = 0.1
 """A lease aims at this much work: long enough to hide a round trip 300 times, short enough to be taken back."""
 LEASE_JOBS_MAX: Final = 65_536
 LEASE_GROWTH_MAX: Final = 8
@@ -98,12 +103,19 @@ GRACE_LOOK_S: Final = 0.01
 SAMPLE_S: Final = 0.25
 """Gauges are read this often, less often when reading them would cost more than SAMPLE_COST_MAX of a core."""
 SAMPLE_COST_MAX: Final = 0.01
-PROGRESS_S: Final = 0.05
+PROGRESS_S: Final = 0.1
 """Clients hear of progress at most this often."""
+ANSWER_S: Final = 0.002
+"""An answer nobody waits for goes with the next news, or alone after this long: each message costs a wake-up."""
 START_WAIT_S: Final = 15.0
-REST_S_MAX: Final = 0.02
-"""Reports of busy workers are read at most this much later: a wake-up among busy cores costs 0.3 ms of CPU."""
+REST_S_MAX: Final = 0.05
+"""Reports of busy workers are read at most this much later, and commits come in step with that: a turn costs 0.3 ms
+of CPU, its commit as much again. When the supervisor itself dies, jobs that ended within this time run again."""
+REST_S_EAGER: Final = 0.02
+"""The same where somebody waits for each outcome."""
 REST_S_MIN: Final = 0.001
+REST_SHARE: Final = 3
+"""Every worker has work for so many times as long: heavy-tailed jobs often take a half of their mean time."""
 LINGER_S: Final = 0.2
 """The supervisor waits this long for another client before it leaves."""
 SUBMIT_WINDOW_BYTES: Final = 8 << 20

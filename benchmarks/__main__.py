@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks import anatomy, machine, page, table
+from benchmarks import anatomy, machine, outside, page, table, trip
 from benchmarks.contest import Setting
 from benchmarks.registry import NUMBERS
 from benchmarks.rounds import Outcome, measure, stored
@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> int:
         run = {
             "machine": machine.describe(scratch),
             "contests": [stored(outcome) | {"made": made} for found in outcomes for outcome in found],
-            **({"anatomy": _dissected(setting) | {"made": made}} if args.profile else {}),
+            **(_profiled(setting, made) if args.profile else {}),
         }
         out = args.out or (None if args.quick else _HOME)
         if out is not None:
@@ -50,11 +50,16 @@ def _measured(made: dict[str, Any], name: str, setting: Setting) -> list[Outcome
     return outcomes
 
 
-def _dissected(setting: Setting) -> dict[str, Any]:
+def _profiled(setting: Setting, made: dict[str, Any]) -> dict[str, Any]:
+    """Where the time goes, number by number."""
     found = anatomy.dissect(setting)
     table.draw("Where the time of N1 goes", anatomy.rows(found))
     print("\n".join(found["explained"]))
-    return found
+    profiles = [dissect(setting) | {"made": made} for dissect in (trip.dissect, outside.dissect)]
+    for profile in profiles:
+        table.draw(profile["title"], [profile["columns"], *profile["rows"]])
+        print("\n".join(profile["explained"]))
+    return {"anatomy": found | {"made": made}, "profiles": profiles}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -63,9 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--only", metavar="N1,N4", help=f"measure only these of {', '.join(NUMBERS)}")
     parser.add_argument("--rounds", type=int, help=f"rounds (default {_ROUNDS}, with --quick {_ROUNDS_QUICK})")
     parser.add_argument("--workers", type=int, default=2, help="worker processes of every contender (default 2)")
-    parser.add_argument(
-        "--profile", action="store_true", help="instead, tell where each nanosecond of an N1 job goes"
-    )
+    parser.add_argument("--profile", action="store_true", help="instead, tell where the time of N1, N3 and N4 goes")
     parser.add_argument(
         "--journal", type=Path, metavar="FOLDER", help="where journals are made: on the disk to measure"
     )

@@ -35,11 +35,11 @@ def merged(earlier: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, Any]
     """The run, with the parts of an earlier one that it did not measure again."""
     contests = {(each["number"], each["title"]): each for each in earlier.get("contests", ())}
     contests |= {(each["number"], each["title"]): each for each in run["contests"]}
-    anatomy = run.get("anatomy") or earlier.get("anatomy")
+    anatomies = {name: run.get(name) or earlier.get(name) for name in ("anatomy", "profiles")}
     return {
         "machine": run["machine"],
         "contests": sorted(contests.values(), key=lambda each: int(each["number"][1:])),
-        **({"anatomy": anatomy} if anatomy else {}),
+        **{name: found for name, found in anatomies.items() if found},
     }
 
 
@@ -50,6 +50,8 @@ def markdown(run: Mapping[str, Any]) -> str:
         lines += ["", *_contest(contest, run["machine"]["cores"])]
     if run.get("anatomy"):
         lines += ["", *_anatomy(run["anatomy"], run["machine"]["cores"])]
+    for profile in run.get("profiles", ()):
+        lines += ["", *_profile(profile, run["machine"]["cores"])]
     return "\n".join(lines) + "\n"
 
 
@@ -153,3 +155,15 @@ def _anatomy(anatomy: Mapping[str, Any], cores: int) -> Iterator[str]:
         share = 100 * part["ns"] / anatomy["end_to_end_ns"]
         name = part["part"] if part["is_sum"] else f"&nbsp;&nbsp;{part['part']}"
         yield f"| {part['process']} | {name} | {part['ns']:.0f} | {share:.0f} % |"
+
+
+def _profile(profile: Mapping[str, Any], cores: int) -> Iterator[str]:
+    yield f"## {profile['title']}"
+    yield ""
+    yield from _measured(profile["made"], cores)
+    yield from profile["explained"]
+    yield ""
+    yield f"| {' | '.join(profile['columns'])} |"
+    yield "|---" * len(profile["columns"]) + "|"
+    for row in profile["rows"]:
+        yield f"| {' | '.join(row)} |"

@@ -20,7 +20,7 @@ from batchd import __version__, errors
 from batchd.edge import control, lock
 from batchd.errors import BatchdError, SupervisorError, SupervisorMismatch
 from batchd.formats.frame import FrameReader
-from batchd.settings import START_WAIT_S, SUPERVISOR_RESTARTS_MAX
+from batchd.settings import READ_BYTES, START_WAIT_S, SUPERVISOR_RESTARTS_MAX
 from batchd.worker.template import TAG
 
 _ROOT = str(Path(__file__).resolve().parents[2])
@@ -30,7 +30,6 @@ THROWAWAY: Final = "throw-away"
 LOG_NAME: Final = "supervisor.log"
 _LOG_BYTES_MAX = 1 << 20
 _JOINED_BYTES_MAX = 1 << 16
-_READ_BYTES = 1 << 20
 
 
 class SupervisorGone(Exception):
@@ -75,7 +74,7 @@ class Connection:
     def messages(self) -> list[control.Message]:
         """Return what arrived since the last call, without waiting. Raises SupervisorGone at the end."""
         try:
-            while self._read(socket.MSG_DONTWAIT) >= _READ_BYTES:
+            while self._read(socket.MSG_DONTWAIT) >= READ_BYTES:
                 pass
         except BlockingIOError:
             pass
@@ -102,7 +101,7 @@ class Connection:
     def _read(self, flags: int = 0) -> int:
         """Take in what is there; return how many bytes that were."""
         try:
-            data = self.socket.recv(_READ_BYTES, flags)
+            data = self.socket.recv(READ_BYTES, flags)
         except BlockingIOError:
             raise
         except OSError as error:

@@ -156,6 +156,8 @@ class Session:
         }
         self._payload = key_spec.payload
         self._is_throwaway = bool(spec and spec.get("is_throwaway"))
+        self._is_patient = is_eager
+        """Whether it is woken for each outcome anyway, so that answers may come with them."""
         self._client = os.urandom(8).hex()
         self._sequence = 0
         self._connection: Connection | None = None
@@ -245,6 +247,8 @@ class Session:
         fields: dict[str, Any] = {"client": self._client, "sequence": self._sequence, "checkpoint": checkpoint}
         if keys:
             fields["keys"] = keys.hex()
+        if self._is_patient and then is None:
+            fields["is_patient"] = True
         self.post("submit", body, then, **fields)
 
     def submit_blocks(self, blocks: Sequence[bytes]) -> None:
@@ -332,13 +336,19 @@ class Session:
             self._take_recorded(fields)
             if kind != control.REPLY:
                 self.is_put_down |= bool(fields.get("is_put_down"))
+                for number in fields.get("answered", ()):
+                    self._answered(number)
                 continue
-            pending = self._pending.pop(int(fields.get("number", 0)), None)
-            self._unacked_bytes -= len(pending.body) if pending else 0
+            pending = self._answered(int(fields.get("number", 0)))
             if pending is not None and pending.then is not None:
                 pending.then(fields)
             else:
                 checked(fields)
+
+    def _answered(self, number: int) -> Pending | None:
+        pending = self._pending.pop(number, None)
+        self._unacked_bytes -= len(pending.body) if pending else 0
+        return pending
 
     def _take_recorded(self, fields: dict[str, Any]) -> None:
         for start, stop in fields.get("recorded", ()):

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 
 from batchd.core.books import LiveBatch, Worker, WorkerState
 from batchd.core.lease import Lease
-from batchd.settings import ACK_INTERVAL_S, REST_S_MAX, STEAL_MIN_S
+from batchd.settings import ACK_INTERVAL_S, REST_S_MAX, REST_SHARE, STEAL_MIN_S
 
 
 def pool_size(batches: Iterable[LiveBatch], scaled: int | None) -> int:
@@ -53,9 +53,9 @@ def choose_batch(batches: Iterable[LiveBatch], worker: Worker) -> LiveBatch | No
     return min(hungry, key=lambda batch: (len(batch.workers), batch.lease_number), default=None)
 
 
-def rest_s(workers: Iterable[Worker], batches: Mapping[str, LiveBatch]) -> float:
+def rest_s(workers: Iterable[Worker], batches: Mapping[str, LiveBatch], longest_s: float = REST_S_MAX) -> float:
     """Return for how long reports may go unread because every worker has work for several times as long."""
-    shortest = REST_S_MAX
+    shortest = longest_s
     for worker in workers:
         if worker.state is not WorkerState.READY or worker.kill or not worker.leases:
             return 0.0
@@ -65,7 +65,7 @@ def rest_s(workers: Iterable[Worker], batches: Mapping[str, LiveBatch]) -> float
             if each_s is None or each_s < ACK_INTERVAL_S:
                 return 0.0  # Reports of fast jobs come in groups already, and would fill the pipe.
             work_s += (lease.stop - lease.next) * each_s
-        shortest = min(shortest, work_s / 4)
+        shortest = min(shortest, work_s / REST_SHARE)
     return shortest
 
 

@@ -1,7 +1,7 @@
-"""The commit thread: the only thread that writes the journal, one commit in flight.
+"""Commits: one in flight, made by a thread of its own, or by whoever asks for it when it is small.
 
-A slow fdatasync delays answers, never signals or timeouts. Only a small commit that waits for no disk is made by the
-caller, while the thread is idle: handing it over would take longer than making it.
+A slow fdatasync delays answers, never signals or timeouts: who makes a small one lets somebody stand in for him
+(supervisor/lead.py). Handing it over would take longer than making it.
 
 A full disk pauses; the same entries are written again when there is space. Any other error means that the outcome of
 the commit is unknown: the supervisor must exit and replay, which is the one recovery path.
@@ -59,18 +59,23 @@ class CommitThread:
 
     def commit(self, turn: int, work: Work) -> None:
         """Ask for a commit. The caller keeps one in flight."""
-        if is_light(work):
-            ((journal, entries),) = work
-            try:
-                made = journal.commit(entries)
-            except (lmdb.Error, OSError) as error:
-                if not is_full(error, journal):
-                    self._tell(Broken(error))
-                    return
-            else:
-                self._tell(Done(turn, {journal.facts.batch: made}))
-                return
         self._work.put((turn, work))
+
+    def make(self, turn: int, work: Work) -> Outcome | None:
+        """Make a light commit here and now; None when the disk is full: then it is the thread's."""
+        ((journal, entries),) = work
+        try:
+            return Done(turn, {journal.facts.batch: journal.commit(entries)})
+        except BaseException as error:
+            if not (isinstance(error, lmdb.Error | OSError) and is_full(error, journal)):
+                return Broken(error)
+        self.commit(turn, work)
+        return None
+
+    def tell(self, outcome: Outcome) -> None:
+        """Put an outcome where whoever watches `wake_fd` finds it."""
+        self._outcomes.put(outcome)
+        os.eventfd_write(self.wake_fd, 1)
 
     def outcomes(self) -> list[Outcome]:
         """Return what happened since the last call."""
@@ -101,9 +106,9 @@ class CommitThread:
                         return
                     progress[journal.facts.batch] = made
             except BaseException as error:
-                self._tell(Broken(error))
+                self.tell(Broken(error))
                 return
-            self._tell(Done(turn, progress))
+            self.tell(Done(turn, progress))
 
     def _write(self, journal: BatchJournal, entries: Sequence[Entry]) -> Progress | None:
         while True:
@@ -112,18 +117,14 @@ class CommitThread:
             except (lmdb.Error, OSError) as error:
                 if not is_full(error, journal):
                     raise
-                self._tell(Stalled(f"the disk under {journal.folder} is full ({error}): paused until there is space"))
+                self.tell(Stalled(f"the disk under {journal.folder} is full ({error}): paused until there is space"))
                 if self._is_stopping.wait(DISK_RETRY_S):
                     return None
 
-    def _tell(self, outcome: Outcome) -> None:
-        self._outcomes.put(outcome)
-        os.eventfd_write(self.wake_fd, 1)
-
 
 def is_light(work: Work) -> bool:
-    """Whether a commit is the inputs or outcomes of a few small jobs, in one journal that is not synced."""
-    if len(work) != 1 or work[0][0].is_synced or len(work[0][1]) > LIGHT_COMMIT_ENTRIES:
+    """Whether a commit is the inputs or outcomes of a few small jobs, in one journal."""
+    if len(work) != 1 or len(work[0][1]) > LIGHT_COMMIT_ENTRIES:
         return False
     nbytes = 0
     for entry in work[0][1]:

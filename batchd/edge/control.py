@@ -13,13 +13,13 @@ from typing import Any, Final, NamedTuple
 
 from batchd.errors import FormatError, SupervisorError
 from batchd.formats import frame
+from batchd.settings import READ_BYTES
 
 SOCKET_NAME: Final = "control.sock"
 REQUEST: Final = 16
 REPLY: Final = 17
 NEWS: Final = 18
 _ADDRESS_BYTES_MAX: Final = 100
-_READ_BYTES: Final = 1 << 20
 _CREDENTIALS: Final = struct.Struct("=iII")
 
 
@@ -126,7 +126,7 @@ class Line:
             if room is not None:
                 size = self.socket.recv_into(room)
                 return list(decode(self._reader.filled(size))) if size else None
-            data = self.socket.recv(_READ_BYTES)
+            data = self.socket.recv(READ_BYTES)
         except BlockingIOError:
             return []
         except OSError:

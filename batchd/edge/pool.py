@@ -28,12 +28,11 @@ from batchd.errors import FormatError
 from batchd.formats.frame import Frame, FrameReader
 from batchd.formats.report import ACK, ENDED, LEASE, NO_FINGERPRINT, Failure, Report, fingerprint
 from batchd.formats.segment import unpack
-from batchd.settings import CUT_WAIT_S, STACK_DUMP_S
+from batchd.settings import CUT_WAIT_S, READ_BYTES, STACK_DUMP_S
 from batchd.worker import output
 from batchd.worker.recorder import OUTPUT, STARTED, Lane, Recorder, Slot
 from batchd.worker.template import tag
 
-_READ_BYTES = 1 << 20
 _PIPE_BYTES = 1 << 20
 """Of the pipe of a worker that reports much: it then sleeps less often in the middle of a report."""
 _REPORTED = frozenset({JobState.SUCCEEDED, JobState.FAILED})
@@ -347,7 +346,7 @@ class Pool:
             if (room := worker.reader.room) is not None and (size := os.readv(worker.reports_fd, [room])):
                 self._take_in(worker, worker.reader.filled(size))
                 return
-            data = os.read(worker.reports_fd, _READ_BYTES)
+            data = os.read(worker.reports_fd, READ_BYTES)
         except BlockingIOError:
             return
         if not data:
@@ -438,7 +437,7 @@ class Pool:
     def _drain(self, worker: WorkerProcess) -> None:
         """Read what it sent, to EAGAIN: a grandchild may hold the pipe open for ever."""
         with suppress(BlockingIOError):
-            while data := os.read(worker.reports_fd, _READ_BYTES):
+            while data := os.read(worker.reports_fd, READ_BYTES):
                 self._take_in(worker, worker.reader.feed(data))
 
     def _failure_of(
@@ -458,7 +457,7 @@ class Pool:
             details["signal"] = os.WTERMSIG(status)
         else:
             details["exit_code"] = os.waitstatus_to_exitcode(status)
-        text = output.tail(worker.output_fd, index, worker.slot.words[OUTPUT], bytes_max=_READ_BYTES)
+        text = output.tail(worker.output_fd, index, worker.slot.words[OUTPUT], bytes_max=READ_BYTES)
         return Failure(kind, cause, fingerprint(kind, cause), condense(text), details)
 
     def _close(self, worker: WorkerProcess) -> None:

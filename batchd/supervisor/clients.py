@@ -62,9 +62,17 @@ class Client:
         """Batches that stop when this client, or the last of those that share them, goes."""
         self.untold: dict[str, RangeSet] = {}
         """Of the batches it follows: jobs whose outcomes are durable, which it has not been told yet."""
+        self.answered: dict[str, list[int]] = {}
+        """By batch: requests that are done, and whose client hears so with the next news."""
         self.is_slow = False
         """Whether it is watched for room to send."""
         self.is_gone = False
+
+    def forget(self, batch: str) -> None:
+        """Let go of a batch that it has open no more."""
+        self.bound.discard(batch)
+        self.untold.pop(batch, None)
+        self.answered.pop(batch, None)
 
     def reply(self, number: int, fields: dict[str, Any]) -> None:
         """Answer a request."""
@@ -109,6 +117,16 @@ class Clients:
         """Whether there is progress that was not told yet."""
         return bool(self._news)
 
+    @property
+    def owes_answers(self) -> bool:
+        """Whether the news hold answers, which are not to come late, for somebody who reads them."""
+        return any(client.answered and not client.line.has_unsent for client in self._clients)
+
+    def answer_with_news(self, client: Client, batch: str, number: int) -> None:
+        """Answer a request with the next news of its batch: a message of its own would only wake the client."""
+        client.answered.setdefault(batch, []).append(number)
+        self._news.add(batch)
+
     def mark_news(self, batch: str) -> None:
         """Have the batch's clients told of its progress; at once when it ended or stopped."""
         self._news.add(batch)
@@ -145,8 +163,7 @@ class Clients:
 
     def leave(self, client: Client, batch: str, *, at_once: bool) -> bool:
         """Unbind a client; return whether the batch is put down with that, because nobody else has it open."""
-        client.bound.discard(batch)
-        client.untold.pop(batch, None)
+        client.forget(batch)
         if self.owner(batch) is not None:
             return False
         self._supervisor.emit(ev.DetachRequested(batch, at_once=at_once))
@@ -179,8 +196,7 @@ class Clients:
         """The batch is durably detached: tell its client how it stands at the end."""
         for client in self._clients:
             if batch in client.bound:
-                client.bound.discard(batch)
-                client.untold.pop(batch, None)
+                client.forget(batch)
                 client.line.send(NEWS, {**self.progress(batch), "is_put_down": True})
         self.shared.discard(batch)
         self.eager.discard(batch)
@@ -259,6 +275,8 @@ class Clients:
         if untold:
             fields["recorded"] = list(untold)
             client.untold[batch] = RangeSet()
+        if answered := client.answered.pop(batch, None):
+            fields["answered"] = answered
         client.line.send(NEWS, fields)
 
     def progress(self, batch: str) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from itertools import count
+from math import inf
 from selectors import EVENT_READ, BaseSelector, DefaultSelector
 from time import monotonic
 from typing import Any
@@ -23,14 +24,24 @@ from batchd.core.assignment import rest_s
 from batchd.core.entries import Entry, Explained, Noted, Recorded
 from batchd.core.scheduler import Scheduler
 from batchd.edge import reserve
-from batchd.edge.commits import Broken, CommitThread, Done, Stalled
+from batchd.edge.commits import Broken, CommitThread, Done, Outcome, Stalled, is_light
 from batchd.edge.control import SOCKET_NAME
 from batchd.edge.gauges import Gauges
 from batchd.edge.journal import BatchJournal, Progress
 from batchd.edge.pool import Pool
 from batchd.edge.template import Home
-from batchd.settings import COMMIT_GAP_S, LINGER_S, PROGRESS_S, REST_S_MIN, START_WAIT_S
+from batchd.settings import (
+    ANSWER_S,
+    COMMIT_GAP_S,
+    LINGER_S,
+    PROGRESS_S,
+    REST_S_EAGER,
+    REST_S_MAX,
+    REST_S_MIN,
+    START_WAIT_S,
+)
 from batchd.supervisor.clients import Clients
+from batchd.supervisor.lead import Lead
 from batchd.supervisor.recovery import Ground
 from batchd.supervisor.requests import Requests
 
@@ -56,8 +67,11 @@ class Supervisor:
         self.trouble = ""
         """Why nothing is being committed, '' when all is well."""
         self._events: list[ev.Event] = []
+        self._is_pressed = False
+        """Whether one of the events is not to wait for the end of a rest."""
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._timer_numbers = count()
+        self._lead = Lead()
         self._commits = CommitThread()
         self._unsaved: dict[str, list[Entry]] = defaultdict(list)
         self._unsaved_notes: dict[tuple[str, int], int] = {}
@@ -67,12 +81,16 @@ class Supervisor:
         """What is being committed."""
         self._is_urgent = False
         """Whether an entry that is not yet in a commit frees something."""
+        self._is_free = False
+        """Whether what is in a commit frees nothing."""
         self._next_commit = 0.0
         self._after: list[tuple[int, Callable[[], None]]] = []
         self._durable_turn = 0
         """Everything that was emitted up to this turn is durable."""
         self._next_sample = 0.0
         self._next_news = 0.0
+        self._answer_by = inf
+        """When the answers that are to go with the news must go by all means."""
         self._idle_since: float | None = None
         self._is_draining = False
         self._exit_code: int | None = None
@@ -98,6 +116,7 @@ class Supervisor:
     def emit(self, event: ev.Event) -> None:
         """Tell the scheduler something at the next step."""
         self._events.append(event)
+        self._is_pressed = True
 
     def later(self, delay_s: float, call: Callable[[], None]) -> None:
         """Call back after a delay."""
@@ -121,23 +140,31 @@ class Supervisor:
     def run(self) -> int:
         """Run until no client is left; return the exit code."""
         try:
-            while self._exit_code is None:
-                events = self._gather()
-                turn = self.scheduler.step(events, monotonic())
-                self._turn = turn.number
-                for entry in turn.entries:
-                    self._save_later(entry)
-                    is_outcome = isinstance(entry, Recorded | Explained | Noted)
-                    self._is_urgent |= not is_outcome or entry.batch in self.clients.eager
-                self._commit()
-                self._perform(turn.commands)
-                self._tell_news()
-                self.clients.watch_slow()
-                self._rest()
-                self._leave_when_idle()
+            self._lead.run(self._serve)
         finally:
             self._close()
-        return self._exit_code
+        return self._exit_code or 0
+
+    def _serve(self) -> bool:
+        """Make turns as long as this thread leads; return whether all is over."""
+        while self._exit_code is None:
+            events = self._gather()
+            turn = self.scheduler.step(events, monotonic())
+            self._turn = turn.number
+            for entry in turn.entries:
+                self._save_later(entry)
+                is_outcome = isinstance(entry, Recorded | Explained | Noted)
+                self._is_urgent |= not is_outcome or entry.batch in self.clients.eager
+            if not (self._unsaved or self._in_flight):
+                self._durable_turn = self._turn
+            self._perform(turn.commands)
+            self._tell_news()
+            self.clients.watch_slow()
+            self._rest()
+            self._leave_when_idle()
+            if not self._commit():
+                return False  # The other thread is in the middle of a turn by now.
+        return True
 
     def _gather(self) -> list[ev.Event]:
         for key, _ in self.selector.select(self._timeout_s()):
@@ -147,7 +174,7 @@ class Supervisor:
             heapq.heappop(self._timers)[2]()
         if now >= self._next_sample:
             self._sample(now)
-        events, self._events = self._events, []
+        events, self._events, self._is_pressed = self._events, [], False
         for event in events:
             if isinstance(event, ev.JobsAcked) and (worker := self.scheduler.workers.get(event.worker)):
                 lease = worker.lease(event.lease)
@@ -156,7 +183,7 @@ class Supervisor:
         return events
 
     def _timeout_s(self) -> float:
-        if self._events or (self._after and not self._in_flight):
+        if self._is_pressed or (self._after and not self._in_flight):
             return 0.0
         due = [self._next_sample]
         if self._unsaved and not self._in_flight:
@@ -166,25 +193,33 @@ class Supervisor:
         if (backoff := self.scheduler.next_due()) is not None:
             due.append(backoff)
         if self.clients.is_news_waiting:
-            due.append(self._next_news)
+            due.append(self._answer_by if self._is_resting else min(self._next_news, self._answer_by))
         if self._idle_since is not None:
             due.append(self._idle_since + self._linger_s)
         return max(0.0, min(due) - monotonic())
 
-    def _commit(self) -> None:
-        if self._in_flight or (self._unsaved and self._may_gather()):
-            return
-        if self._unsaved:
-            work = []
-            for name, entries in self._unsaved.items():
-                self.journals[name].usage = dict(self.batch_usage(name))
-                work.append((self.journals[name], entries))
-            self._in_flight = dict(self._unsaved)
-            self._unsaved, self._unsaved_notes = defaultdict(list), {}
-            self._is_urgent = False
-            self._commits.commit(self._turn, work)
-        else:
-            self._durable_turn = self._turn
+    def _commit(self) -> bool:
+        """Make or begin the commit that is due, if any; return whether this thread still leads."""
+        if self._in_flight or not self._unsaved or self._may_gather():
+            return True
+        work = []
+        for name, entries in self._unsaved.items():
+            self.journals[name].usage = dict(self.batch_usage(name))
+            work.append((self.journals[name], entries))
+        self._in_flight = dict(self._unsaved)
+        self._unsaved, self._unsaved_notes = defaultdict(list), {}
+        self._is_free, self._is_urgent = not self._is_urgent, False
+        turn = self._turn
+        if not is_light(work):
+            self._commits.commit(turn, work)
+            return True
+        made = self._lead.write(lambda: self._commits.make(turn, work))
+        is_leading = self._lead.is_mine
+        if made is not None and is_leading:
+            self._on_commit(made)
+        elif made is not None:
+            self._commits.tell(made)
+        return is_leading
 
     def _save_later(self, entry: Entry) -> None:
         """Gather an entry for the next commit: of a job's checkpoints the last, or a slow disk would cost memory."""
@@ -202,25 +237,30 @@ class Supervisor:
 
     def _on_commits(self) -> None:
         for outcome in self._commits.outcomes():
-            match outcome:
-                case Done(turn=turn, progress=progress):
-                    saved, self._in_flight = self._in_flight, {}
-                    self._next_commit = monotonic() + COMMIT_GAP_S
-                    self._set_trouble("")
-                    for name, made in progress.items():
-                        self.progress[name] = made
-                        self.clients.mark_news(name)
-                        made_now = [entry for entry in saved[name] if isinstance(entry, Recorded)]
-                        ranges = [(entry.first, entry.first + entry.count) for entry in made_now]
-                        self.clients.mark_recorded(name, ranges)
-                    self.emit(ev.Committed(turn))
-                    self._durable_turn = turn
-                case Stalled(reason=reason):
-                    self._set_trouble(reason)
-                case Broken(error=error):
-                    # What is on the disk is unknown. Memory is thrown away; the next start replays.
-                    say(f"a commit failed, leaving: {type(error).__name__}: {error}")
-                    os._exit(3)
+            self._on_commit(outcome)
+
+    def _on_commit(self, outcome: Outcome) -> None:
+        match outcome:
+            case Done(turn=turn, progress=progress):
+                saved, self._in_flight = self._in_flight, {}
+                self._next_commit = monotonic() + COMMIT_GAP_S
+                self._set_trouble("")
+                for name, made in progress.items():
+                    self.progress[name] = made
+                    self.clients.mark_news(name)
+                    made_now = [entry for entry in saved[name] if isinstance(entry, Recorded)]
+                    ranges = [(entry.first, entry.first + entry.count) for entry in made_now]
+                    self.clients.mark_recorded(name, ranges)
+                self._events.append(ev.Committed(turn))
+                self._durable_turn = turn
+                is_quiet = self._is_resting and self._is_free and not (self._after or self.clients.is_news_urgent)
+                self._is_pressed |= not is_quiet  # Else it is taken in when the rest ends: a turn fewer.
+            case Stalled(reason=reason):
+                self._set_trouble(reason)
+            case Broken(error=error):
+                # What is on the disk is unknown. Memory is thrown away; the next start replays.
+                say(f"a commit failed, leaving: {type(error).__name__}: {error}")
+                os._exit(3)
 
     def _perform(self, commands: Sequence[c.Command]) -> None:
         """Give workers their orders, then clients their answers: these may tell of a batch that is put down next."""
@@ -263,7 +303,8 @@ class Supervisor:
         """Leave reports unread for a moment when everybody is busy for longer: fewer, larger turns."""
         if self._is_resting or not self.pool.may_rest:
             return
-        wait_s = rest_s(self.scheduler.workers.values(), self.scheduler.batches)
+        longest_s = REST_S_EAGER if self.clients.eager else REST_S_MAX
+        wait_s = rest_s(self.scheduler.workers.values(), self.scheduler.batches, longest_s)
         if wait_s >= REST_S_MIN:
             self._is_resting = True
             self.pool.leave_reports(wait_s, self._end_rest)
@@ -272,21 +313,22 @@ class Supervisor:
         self._is_resting = False
 
     def _tell_news(self) -> None:
+        if not self.clients.is_news_waiting:
+            return
         now = monotonic()
-        if self.clients.is_news_waiting and (now >= self._next_news or self.clients.is_news_urgent):
-            self._next_news = now + PROGRESS_S
+        self._answer_by = min(self._answer_by, now + ANSWER_S) if self.clients.owes_answers else inf
+        if now >= min(self._next_news, self._answer_by) or self.clients.is_news_urgent:
+            self._next_news, self._answer_by = now + PROGRESS_S, inf
             self.clients.tell_news()
 
     # --- Gauges ------------------------------------------------------------------------------------------------
 
     def _sample(self, now: float) -> None:
         """Read positions for the limits per job; now and then also memory and CPU."""
-        limits = [batch.options for batch in self.scheduler.batches.values()]
-        is_timed = any(options.timeout_s is not None for options in limits)
         before = self.pool.positions()
         gauges = self.gauges.sample(worker.pid for worker in self.pool.workers.values() if worker.pid)
         self.pool.observe(gauges, before)
-        self._next_sample = now + (_LIMIT_CHECK_S if is_timed else self.gauges.interval_s())
+        self._next_sample = now + min(self.gauges.interval_s(), max(_LIMIT_CHECK_S, self._first_timeout_s()))
         for worker in self.pool.workers.values():
             gauge = gauges.get(worker.pid)
             booked = self.scheduler.workers.get(worker.number)
@@ -296,6 +338,12 @@ class Supervisor:
             usage["memory_peak_bytes"] = max(usage["memory_peak_bytes"], gauge.memory_bytes)
             usage["cpu_s"] += max(0.0, gauge.cpu_s - worker.cpu_seen_s)
             worker.cpu_seen_s = gauge.cpu_s
+
+    def _first_timeout_s(self) -> float:
+        """Return how long it takes at least until a job runs into its time limit: one that runs, or begins now."""
+        limits = [batch.options.timeout_s for batch in self.scheduler.batches.values()]
+        running = [event.running_s for event in self._events if isinstance(event, ev.WorkerObserved)]
+        return min([limit for limit in limits if limit is not None], default=inf) - max(running, default=0.0)
 
     def status(self) -> dict[str, Any]:
         """Return what everybody is doing, for `batchd status`."""

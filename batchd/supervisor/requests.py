@@ -225,7 +225,10 @@ class Requests:
                 keys=keys,
             )
         )
-        self._supervisor.after_commit(lambda: client.reply(number, self._submitted(name, message)))
+        if message.fields.get("is_patient"):
+            self._supervisor.after_commit(lambda: self._clients.answer_with_news(client, name, number))
+        else:
+            self._supervisor.after_commit(lambda: client.reply(number, self._submitted(name, message)))
 
     def _submitted(self, name: str, message: Message) -> dict[str, Any]:
         """Return how the batch stands, and where the client's last submission begins, for clients that share it."""

@@ -117,13 +117,17 @@ class Outcomes:
         self._frames.clear()
 
     def _gather(self, index: int, busy_s: float) -> None:
-        self._close_successes(index)
-        self._close_failures()
-        total = sum(jobs for jobs, _, _ in self._blocks)
-        for jobs, mark, block in self._blocks:
-            meta = ACK.pack(self._lease, int(busy_s * 1e9 * jobs / total), mark)
-            self._frames += (frame.encode(Report.ACK, meta, len(block)), block)
-        self._blocks.clear()
+        """Encode what there is. Paid by every job of 1 ms and more, with caches full of the job's own things."""
+        if self.values:
+            self._close_successes(index)
+        if self._failures:
+            self._close_failures()
+        if self._blocks:
+            each_ns = busy_s * 1e9 / sum([jobs for jobs, _, _ in self._blocks])
+            for jobs, mark, block in self._blocks:
+                meta = ACK.pack(self._lease, int(each_ns * jobs), mark)
+                self._frames += (frame.encode(Report.ACK, meta, len(block)), block)
+            self._blocks.clear()
         self._cpu_mark = process_time()
 
     def _explain(self, mark: bytes, error: BaseException, trace: TracebackType | None) -> None:
@@ -140,7 +144,8 @@ class Outcomes:
         values = self.values
         if not values:
             return
-        self._close_failures()
+        if self._failures:
+            self._close_failures()
         first = index - len(values)
         made = values.copy()
         values.clear()
@@ -237,8 +242,12 @@ def _pickled(error: BaseException) -> bytes:
 
 def send_all(fd: int, parts: list[bytes]) -> None:
     """Write every byte, in one call where the kernel takes it."""
-    data = b"".join(parts) if len(parts) < 64 and sum(map(len, parts)) < 1 << 20 else None
-    for part in [data] if data is not None else parts:
+    if len(parts) < 64 and sum(map(len, parts)) < 1 << 20:
+        data = b"".join(parts)
+        if (size := os.write(fd, data)) == len(data):
+            return
+        parts = [data[size:]]
+    for part in parts:
         view = memoryview(part)
         while view:
             view = view[os.write(fd, view) :]

@@ -13,7 +13,8 @@ from batchd.core import entries as e
 from batchd.edge import commits as commits_module
 from batchd.edge.commits import Broken, CommitThread, Done, Stalled, is_full, is_light
 from batchd.edge.journal import BatchJournal, Progress
-from batchd.settings import LIGHT_COMMIT_BYTES
+from batchd.errors import JournalDamaged
+from batchd.settings import LIGHT_COMMIT_BYTES, LIGHT_COMMIT_ENTRIES
 from tests.author import submission, success
 
 WAIT_S = 30.0
@@ -88,20 +89,19 @@ def unsynced(tmp_path: Path) -> Path:
     return tmp_path / "u"
 
 
-def test_a_small_commit_that_waits_for_no_disk_is_made_at_once(
-    unsynced: Path, written: Path, thread: CommitThread
-) -> None:
+def test_a_small_commit_is_made_by_whoever_asks_for_it(unsynced: Path, written: Path, thread: CommitThread) -> None:
     journal, synced = BatchJournal(unsynced, is_writer=True), BatchJournal(written, is_writer=True)
-    thread.commit(1, [(journal, [success("u", 2, ["x"])])])
-    (done,) = thread.outcomes()  # Nothing was waited for.
-    assert isinstance(done, Done)
-    assert done.progress["u"].done == 1
+    for light in ([(journal, [success("u", 2, ["x"])])], [(synced, [success("b", 2, ["x"])])]):
+        assert is_light(light)
+        done = thread.make(1, light)
+        assert isinstance(done, Done)
+        assert [made.done for made in done.progress.values()] == [1]
+    assert thread.outcomes() == []  # Who makes it knows.
     large = [success("u", 1, ["x" * LIGHT_COMMIT_BYTES])]
-    assert is_light([(journal, [success("u", 1, ["x"])])])
     for work in (
         [(journal, large)],
+        [(journal, [success("u", 1, ["x"])] * (LIGHT_COMMIT_ENTRIES + 1))],
         [(journal, [e.Detached("u")])],
-        [(synced, [success("b", 1, ["x"])])],
         [(journal, [success("u", 1, ["x"])]), (synced, [success("b", 1, ["x"])])],
     ):
         assert not is_light(work)
@@ -112,7 +112,7 @@ def test_a_small_commit_that_waits_for_no_disk_is_made_at_once(
 def test_a_full_disk_stalls_a_small_commit_too(unsynced: Path, thread: CommitThread) -> None:
     journal = Stubborn(unsynced, is_writer=True)
     journal.errors = [OSError(errno.ENOSPC, "No space left on device")] * 2
-    thread.commit(5, [(journal, [success("u", 2, ["x"])])])
+    assert thread.make(5, [(journal, [success("u", 2, ["x"])])]) is None  # It is the thread's now.
     outcomes: list[Any] = []
     while len(outcomes) < 2:
         outcomes += outcome_of(thread)
@@ -121,11 +121,13 @@ def test_a_full_disk_stalls_a_small_commit_too(unsynced: Path, thread: CommitThr
     journal.close()
 
 
-def test_a_small_commit_with_an_unknown_outcome_is_not_tried_again(unsynced: Path, thread: CommitThread) -> None:
+@pytest.mark.parametrize("error", [lmdb.PanicError("mdb_txn_begin: MDB_PANIC"), JournalDamaged("an outcome twice")])
+def test_a_small_commit_with_an_unknown_outcome_is_not_tried_again(
+    unsynced: Path, thread: CommitThread, error: Exception
+) -> None:
     journal = Stubborn(unsynced, is_writer=True)
-    journal.errors = [lmdb.PanicError("mdb_txn_begin: MDB_PANIC")]
-    thread.commit(5, [(journal, [success("u", 2, ["x"])])])
-    (broken,) = thread.outcomes()
+    journal.errors = [error]
+    broken = thread.make(5, [(journal, [success("u", 2, ["x"])])])
     assert isinstance(broken, Broken)
     assert not list(journal.refresh().done)
     journal.close()

@@ -11,7 +11,7 @@ from batchd.core.facts import BatchFacts
 from batchd.core.job import FRESH, JobState
 from batchd.core.lease import Lease, Pace
 from batchd.core.scheduler import Scheduler
-from batchd.settings import REST_S_MAX
+from batchd.settings import REST_S_EAGER, REST_S_MAX, REST_SHARE
 
 
 def batch(name: str, queued: int, *, workers: int = 4, key: str = "key") -> LiveBatch:
@@ -138,8 +138,9 @@ def test_reports_may_rest_while_everybody_has_work_for_longer() -> None:
 
     assert rest_s([busy], batches) == 0.0, "nobody knows yet how long a job takes"
     batches["a"].pace.report(jobs=10, busy_s=0.1)
-    assert rest_s([busy], batches) == pytest.approx(0.01)
+    assert rest_s([busy], batches) == pytest.approx(0.04 / REST_SHARE)
     assert rest_s([worker(1, lease(1, 0, 4_000))], batches) == REST_S_MAX
+    assert rest_s([worker(1, lease(1, 0, 4_000))], batches, REST_S_EAGER) == REST_S_EAGER
     assert rest_s([busy, idle], batches) == 0.0
     batches["a"].pace = Pace()
     batches["a"].pace.report(jobs=1_000, busy_s=0.01)
