@@ -52,9 +52,6 @@ class _Likeness(metaclass=_Named):
         both = [each for each in (plain, slots) if isinstance(each, dict)]
         self._state = {name: value for each in both for name, value in each.items()} if both else {"state": state}
 
-    def append(self, member: Any) -> None:
-        self._members.append(member)
-
     def extend(self, members: Any) -> None:
         self._members.extend(members)
 
