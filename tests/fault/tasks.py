@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from contextlib import suppress
 from pathlib import Path
 from select import select
@@ -176,6 +177,15 @@ def short_work(x: int) -> int:
     mark_attempt()
     wait(0.01)
     return x * x
+
+
+def tells_the_time(x: int) -> tuple[int, float]:
+    """Return what time of day it is; the first attempt of one job fails."""
+    attempt = mark_attempt()
+    wait(0.2)
+    if x == BAD and attempt == 1:
+        raise ValueError("once")
+    return x * x, time.time()
 
 
 def waits_600(x: int) -> int:
