@@ -52,10 +52,12 @@ def ready_supervisor(desk: Desk, *before: str) -> subprocess.Popen[bytes]:
 
 
 @contextmanager
-def traced_supervisor(desk: Desk, *inject: str, from_the_start: bool = False) -> Iterator[Traced]:
+def traced_supervisor(
+    desk: Desk, *inject: str, from_the_start: bool = False, only: Path | None = None
+) -> Iterator[Traced]:
     """Run a supervisor for `desk` under strace, with these injections (`fdatasync:error=EIO:when=3`).
 
-    Only what comes after it is ready counts, unless `from_the_start`.
+    Only what comes after it is ready counts, unless `from_the_start`; and what is done to the file `only`, if given.
     """
     open_folder(desk.journal)
     until(lambda: not desk.supervisor(), "no supervisor holds the journal")
@@ -65,6 +67,8 @@ def traced_supervisor(desk: Desk, *inject: str, from_the_start: bool = False) ->
     options = ["-f", "-qq", "-o", str(log), "-e", f"trace={calls}"]
     for each in inject:
         options += ["-e", f"inject={each}"]
+    if only is not None:
+        options += ["-P", str(only)]
     supervisor = None
     if from_the_start:
         strace = ready_supervisor(desk, STRACE, *options)
