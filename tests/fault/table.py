@@ -21,7 +21,9 @@ class Row(NamedTuple):
 
 FAULTS: Final[dict[str, Row]] = {
     "W1": Row(
-        "worker killed while it runs jobs", "SIGKILL to random workers", "that job charged, each recorded once"
+        "worker killed while it runs jobs",
+        "SIGKILL to random workers, and at any moment of a lease",
+        "that job charged, each recorded once",
     ),
     "W2": Row(
         "worker killed while it writes a result",
@@ -100,15 +102,26 @@ FAULTS: Final[dict[str, Row]] = {
     "D1": Row("disk full at a commit", "small tmpfs, filled", "paused with a message, goes on when there is space"),
     "D2": Row("disk full before the first open", "small tmpfs, filled", "refused in words, no SIGBUS"),
     "D3": Row(
-        "write error", "EIO at the n-th pwrite or fdatasync (strace)", "never acknowledged, replay, same results"
+        "write error",
+        "EIO at the n-th pwrite or fdatasync (strace), at all of one batch, at all from some moment on",
+        "never acknowledged, replay, same results; other batches come to their end",
     ),
     "D4": Row(
         "power loss",
-        "writes recorded by strace; each prefix rebuilt, un-synced ones dropped and reordered",
+        "writes recorded by strace: each prefix rebuilt, un-synced ones dropped and reordered; "
+        "a real file system shut down under two running batches",
         "everything acknowledged is there, the journal is well",
     ),
-    "D5": Row("slow disk", "fdatasync takes 2 s (strace)", "status answered, time limits kept meanwhile"),
-    "D6": Row("read-only disk", "EROFS (strace), read-only mount", "readable, refusal in words, resumed afterwards"),
+    "D5": Row(
+        "slow disk",
+        "each fdatasync and fsync takes 5 s (strace), during commits and while a batch is made",
+        "status answered, signals heard, time limits kept meanwhile",
+    ),
+    "D6": Row(
+        "read-only disk",
+        "EROFS (strace), read-only mount, a real file system that turns read-only under a run",
+        "readable, refusal in words, resumed afterwards",
+    ),
     "D7": Row("journal on a network file system", "mount table that says so", "refused before anything is made"),
     "J1": Row("bit flip", "every kind of page and record", "found, range named, nothing wrong brought out"),
     "J2": Row("data file cut off", "truncated at many lengths", "told before it is mapped, no signal"),

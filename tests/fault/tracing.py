@@ -36,8 +36,9 @@ class Traced:
         return self._supervisor.wait(60) if self._supervisor is not None else code
 
     def injected(self) -> bool:
-        """Whether some call was made to fail."""
-        return "(INJECTED)" in self._log.read_text(errors="replace")
+        """Whether something was done to some call."""
+        log = self._log.read_text(errors="replace")
+        return "(INJECTED)" in log or "(DELAYED)" in log
 
 
 def ready_supervisor(desk: Desk, *before: str) -> subprocess.Popen[bytes]:

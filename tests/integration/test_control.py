@@ -57,6 +57,8 @@ OPEN: dict[str, Any] = {
         {"do": ["hello"]},
         {"do": "open"},
         {**OPEN, "batch": "../../x"},
+        {**OPEN, "spec": "text"},
+        {**OPEN, "spec": []},
         {**OPEN, "options": "text"},
         {**OPEN, "options": {"workers": "many", "allowances": {}}},
         {**OPEN, "options": {"workers": 0, "allowances": {}}},

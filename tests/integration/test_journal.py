@@ -357,15 +357,6 @@ def test_a_batch_is_its_owners_alone(place: Path) -> None:
     assert modes == {"b": 0o700, "data.mdb": 0o600, "lock.mdb": 0o600, "log.jsonl": 0o600}
 
 
-def test_what_a_client_gave_last_is_known(place: Path) -> None:
-    """It is what the reply to a submission names, also to one that was sent again."""
-    journal = BatchJournal.create(place, {})
-    for sequence in (1, 2):
-        journal.commit([submission(journal.facts, ["a", "b"], "c", sequence)])
-    assert (journal.last_of("c"), journal.last_of("nobody")) == ((2, 2), (0, 0))
-    journal.close()
-
-
 # --- Refused ---------------------------------------------------------------------------------------------------
 
 

@@ -322,19 +322,6 @@ def test_reopened_jobs_run_under_new_numbers() -> None:
     assert desk.commit().commands[-1] == grant(2, 0, 1, lane=desk.last_grant().lane, attempt=2)
 
 
-def test_jobs_that_others_replace_are_cancelled_and_do_not_run() -> None:
-    desk = leased(1)
-    desk.ack(0, state=JobState.FAILED, why=b"why")
-    desk.tell(ev.LeaseEnded(1, 1, 1))
-    request = ev.ReopenRequested("b", ((JobState.FAILED, ((0, 1),)),), 0, is_replaced=True)
-
-    assert desk.tell(request).entries == [
-        e.Reopened("b", 1, ((0, 1),), JobState.FAILED),
-        e.Recorded("b", 0, 1, JobState.CANCELLED),
-    ]
-    assert not [command for command in desk.commit().commands if isinstance(command, c.GrantLease)]
-
-
 def test_input_may_grow_at_its_end() -> None:
     desk = attached(3)
     desk.tell(ev.SealRequested("b"))
