@@ -86,11 +86,9 @@ FAULTS: Final[dict[str, Row]] = {
     ),
     "C2": Row("client stopped in the middle of a request", "SIGSTOP, half a frame sent", "everybody else is served"),
     "C2b": Row(
-        "supervisor waits for a lock that a client holds",
-        "",
-        "no such call",
-        "clients open batches for reading only, and read transactions take no lock: held by a rule over the source "
-        "(test_sources.py)",
+        "somebody holds the lock that commits need",
+        "write transaction in a process that is stopped (no client of batchd's ever begins one)",
+        "status and time limits go on, nothing is told to be recorded, all goes on when the holder is gone",
     ),
     "C3": Row("reader stopped in a read transaction", "SIGSTOP", "batch goes on, growth bounded, space used again"),
     "C4": Row("submit repeated after a lost reply", "same sequence sent again", "not doubled"),
