@@ -54,7 +54,18 @@ def stops_itself_and_tells(x: int) -> int:
 
 
 def holds_the_gil(x: int) -> int:
-    ctypes.PyDLL(None).usleep(400_000)
+    """Sleep or compute in C, and let no other thread of Python's run meanwhile."""
+    if x % 2:
+        ctypes.PyDLL(None).usleep(400_000)
+    else:
+        sum(range(30_000_000))
+    return x * x
+
+
+def computes_for_ever(x: int) -> int:
+    """One job computes in C, holding the GIL, for as long as nobody ends it."""
+    if x == BAD:
+        sum(range(1 << 50))
     return x * x
 
 

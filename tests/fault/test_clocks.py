@@ -69,7 +69,7 @@ def test_the_time_of_day_jumps_by_hours_and_nobody_is_late_or_early(desk: Desk, 
 
 
 @pytest.mark.covers("T1", "P30")
-@pytest.mark.parametrize("jump", [HOUR_NS, -HOUR_NS])
+@pytest.mark.parametrize("jump", [-HOUR_NS, pytest.param(HOUR_NS, marks=pytest.mark.slow)])
 def test_a_time_limit_is_kept_although_the_time_of_day_jumps(desk: Desk, shift: Shift, jump: int) -> None:
     process = desk.start(*run("waits_600", 1, "--timeout", "1s"))
     until(desk.marks.exists, "it runs", process)

@@ -23,7 +23,13 @@ TASKS = Path(tasks.__file__)
 JOBS = 3
 JOURNAL = ["fdatasync", "fsync", "pwrite64", "writev", "ftruncate", "rename"]
 SOCKETS_AND_PIPES = ["write", "sendto", "sendmsg", "recvfrom", "read", "accept4", "unlink"]
-SLOW = [pytest.param(call, marks=pytest.mark.slow) for call in JOURNAL + SOCKETS_AND_PIPES]
+AT_ITS_START = [*JOURNAL, "write", "unlink"]
+"""It reads modules then; what it says to clients and hears of them comes later."""
+SLOW = [
+    pytest.param(call, from_the_start, marks=pytest.mark.slow)
+    for from_the_start in (False, True)
+    for call in (AT_ITS_START if from_the_start else JOURNAL + SOCKETS_AND_PIPES)
+]
 
 
 def run(desk: Desk, name: str, *args: str, jobs: int = JOBS) -> str:
@@ -63,12 +69,9 @@ def check(desk: Desk, name: str, tally: Tally, jobs: int = JOBS) -> None:
 
 
 @pytest.mark.covers("S1", "P2")
-@pytest.mark.parametrize("call", SLOW)
-@pytest.mark.parametrize("from_the_start", [False, True])
+@pytest.mark.parametrize(("call", "from_the_start"), SLOW)
 def test_it_is_killed_at_every_call(desk: Desk, call: str, tally: Tally, *, from_the_start: bool) -> None:
     """The n-th call of each of its threads, and of its template and worker, for every n until it ends by itself."""
-    if from_the_start and call in {"read", "sendmsg", "recvfrom", "accept4", "sendto"}:
-        pytest.skip("at its start it reads modules; what it says to clients comes later")
     nth = survived = kills = 0
     while survived < 2:
         nth += 5 if call == "read" else 1  # It reads /proc at each sample: most of these are alike.
@@ -179,7 +182,8 @@ def test_a_disk_that_keeps_failing_is_told_and_not_tried_for_ever(desk: Desk, fi
 
 
 @pytest.mark.covers("D1", "D3")
-@pytest.mark.parametrize("call", ["pwrite64", pytest.param("fdatasync", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("call", ["pwrite64", "fdatasync"])
 def test_a_write_error_in_one_batch_stops_no_other(desk: Desk, call: str, tally: Tally) -> None:
     """Two batches share a supervisor, and every write to the file of one of them fails from some moment on."""
     for name in ("ill", "well"):

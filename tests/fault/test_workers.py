@@ -213,7 +213,14 @@ def done(desk: Desk) -> int:
 
 @pytest.mark.covers("W9")
 def test_a_job_that_holds_the_gil_is_busy_and_not_dead(desk: Desk) -> None:
-    assert run(desk, "holds_the_gil", "--timeout", "5s", jobs=4) == {}
+    assert run(desk, "holds_the_gil", "--timeout", "20s", jobs=4) == {}
+
+
+@pytest.mark.covers("W9", "P7")
+def test_a_native_loop_that_holds_the_gil_is_ended_by_its_time_limit(desk: Desk) -> None:
+    kind, message = failed(desk, "computes_for_ever", "--timeout", "1s")
+    assert kind == "JobTimeout"
+    assert message.startswith("timed out after 1.")
 
 
 @pytest.mark.covers("X2", "P7")
