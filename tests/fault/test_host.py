@@ -1,6 +1,7 @@
 """The machine runs short: of processes, descriptors, memory, CPU; or it was started anew."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -127,6 +128,8 @@ def test_a_supervisor_that_the_kernel_kills_for_memory_is_replaced(desk: Desk) -
             if int(other) != pid:
                 with suppress(OSError):
                     (place.parent / "cgroup.procs").write_text(other)
+        for worker in desk.workers():  # Or they might be done before.
+            os.kill(worker, signal.SIGSTOP)
         greedy = subprocess.Popen([sys.executable, "-c", GREEDY, str(place)])
         try:
             until(lambda: dead(pid), "the kernel kills the supervisor")
