@@ -22,6 +22,7 @@ from batchd.edge.gauges import parse_workers
 from batchd.edge.pool import Pool
 from batchd.errors import FormatError, UsageError
 from batchd.formats import frame, joblog, pages, report, segment
+from batchd.formats.likeness import likeness
 from batchd.formats.segment import Encoding
 from batchd.settings import LOG_LINE_BYTES_MAX
 from batchd.sources import RangeSource
@@ -102,6 +103,11 @@ def read_message(data: bytes) -> None:
     """The structured part of a request, a reply or news."""
     for message in control.decode(iter([frame.Frame(control.REQUEST, data, b"")])):
         assert isinstance(message.fields, dict)
+
+
+def read_likeness(data: bytes) -> None:
+    """A pickle, as it is shown to people without running what it names."""
+    repr(likeness(data))
 
 
 def read_failure(data: bytes) -> None:
@@ -297,6 +303,16 @@ TARGETS: Final = (
         "page",
         read_page,
         [b"\0" + _page(), b"\x04" + _page(), b"\1" + _header_page(), b"\2" + struct.pack("=QQQ", 2, 8, 7)],
+    ),
+    Target(
+        "likeness",
+        read_likeness,
+        [
+            pickle.dumps(value, 5)
+            for value in ({"a": [1, 2.5, None]}, RangeSource, segment.Encoding.ITEMS, [{3}, b"x"])
+        ],
+        words=[b"c", b"R", b"b", b"\x94", b"h\0"],
+        is_bounded=False,  # As above.
     ),
     Target("message", read_message, _json({"do": "hello", "number": 1}, {"batch": "b", "told": 2}, [], 1)),
     Target("log", read_log_line, [joblog.Line("2026-01-02T03:04:05.678Z", 17, 1, "half way").encode()], allowed=()),

@@ -100,6 +100,12 @@ def test_what_is_pickled_by_value_is_shown() -> None:
     assert repr(likeness(cloudpickle.dumps([Thing()], 5))) == "[Thing(size=3)]"
 
 
+def test_what_holds_itself_has_an_end() -> None:
+    row = Row(1)
+    row.tags = row
+    assert repr(likeness(dump(row))) == "Row(id=1, tags=...)"
+
+
 def test_what_only_a_pickle_by_hand_can_say_is_shown() -> None:
     """Members put into what is no set, and names for objects that are kept elsewhere."""
     made = b"\x80\x05" + pickle.GLOBAL + b"shop\nBasket\n" + pickle.EMPTY_TUPLE + pickle.REDUCE
