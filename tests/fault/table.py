@@ -45,7 +45,9 @@ FAULTS: Final[dict[str, Row]] = {
         "time limit ends it; without one it is slow, not dead",
     ),
     "W9": Row(
-        "native code holds the GIL", "C call without a switch", "busy, not dead; ended by its time limit alone"
+        "native code holds the GIL",
+        "C call that sleeps, C loop that computes",
+        "busy, not dead; ended by its time limit alone",
     ),
     "W10": Row("job closes or writes to descriptors", "os.closerange, os.write", "worker replaced, guilty job found"),
     "W11": Row("job takes too much memory", "600 MB at a stroke", "ended by its limit, both figures in the message"),
@@ -77,7 +79,9 @@ FAULTS: Final[dict[str, Row]] = {
         "as S1",
     ),
     "S6": Row(
-        "exception in a callback", "fault point raises within one request", "that connection dropped, loop lives"
+        "exception in a callback",
+        "raised within one request; raised by a fault point of the pool in the middle of the loop",
+        "that connection dropped, loop lives; the next supervisor replays",
     ),
     "S7": Row("signal storm", "500 SIGCHLD, SIGHUP, SIGTERM", "one drain, a second SIGTERM ends at once"),
     "S8": Row("package replaced under a supervisor", "client of another version", "named by both versions"),
@@ -121,7 +125,11 @@ FAULTS: Final[dict[str, Row]] = {
         "readable, refusal in words, resumed afterwards",
     ),
     "D7": Row("journal on a network file system", "mount table that says so", "refused before anything is made"),
-    "J1": Row("bit flip", "every kind of page and record", "found, range named, nothing wrong brought out"),
+    "J1": Row(
+        "bit flip",
+        "every kind of page and record; free pages of a batch that runs",
+        "found, range named, nothing wrong brought out, other batches run",
+    ),
     "J2": Row("data file cut off", "truncated at many lengths", "told before it is mapped, no signal"),
     "J3": Row(
         "lock file deleted", "unlink under a writer, and at rest", "told by the check; made again; nothing lost"
@@ -148,7 +156,7 @@ FAULTS: Final[dict[str, Row]] = {
     "R3": Row("result of 2 GiB", "bytes(2 << 30)", "that job fails with the limit, supervisor stays small"),
     "H1": Row(
         "process or descriptor limit",
-        "control group that allows 10 processes, EMFILE",
+        "control group that allows 10 processes, RLIMIT_NPROC of another user, EMFILE",
         "fewer workers do all of it, the client is told once, nobody is charged",
     ),
     "H2": Row("50 CPU hogs on one core", "taskset", "no false kills"),
