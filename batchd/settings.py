@@ -129,3 +129,5 @@ SLOTS: Final = 2048
 """Slots of the flight recorder: living workers plus gone ones whose outcomes are not durable yet."""
 OPEN_BATCHES_MAX: Final = 256
 """Each open batch takes MAP_BYTES of address space and a few descriptors."""
+DOOR_REST_S: Final = 0.1
+"""A supervisor that has no descriptor left for another client looks again after this time."""

@@ -1,9 +1,18 @@
-"""Small disks of one's own, and ways to fill them."""
+"""Disks of one's own, and ways to fill and to break them."""
 
+import fcntl
+import os
+import struct
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
+
+_IMAGE_BYTES: Final = 100 << 20
+_EXT4_IOC_SHUTDOWN: Final = 0x8004587D
+_NOLOGFLUSH: Final = 2
+"""Of that call: not even what the file system has written down for itself reaches the disk."""
 
 
 @contextmanager
@@ -33,3 +42,44 @@ def fill(place: Path) -> Path:
             except OSError:
                 continue
     return filler
+
+
+@contextmanager
+def formatted(image: Path, place: Path, *, is_new: bool = True) -> Iterator[str]:
+    """Mount a real file system (ext4, in a file) for a while; give why it cannot be done, or ''.
+
+    It becomes read-only by itself when it finds something wrong, as most root file systems do.
+    """
+    place.mkdir(exist_ok=True)
+    commands = [["/bin/mount", "-o", "loop,errors=remount-ro", str(image), str(place)]]
+    if is_new:
+        with image.open("wb") as file:
+            file.truncate(_IMAGE_BYTES)
+        commands.insert(0, ["/sbin/mkfs.ext4", "-q", "-F", str(image)])
+    try:
+        for command in commands:
+            subprocess.run(command, capture_output=True, check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        yield f"{error} {getattr(error, 'stderr', b'').decode()}"
+        return
+    try:
+        yield ""
+    finally:
+        subprocess.run(["/bin/umount", place], check=True)
+
+
+def break_down(place: Path) -> None:
+    """Make a formatted disk find something wrong with itself: it is read-only at once, whoever is writing."""
+    source = subprocess.run(
+        ["/bin/findmnt", "-no", "SOURCE", place], capture_output=True, text=True, check=True
+    ).stdout
+    (Path("/sys/fs/ext4") / Path(source.strip()).name / "trigger_fs_error").write_text("a test")
+
+
+def cut_power(place: Path) -> None:
+    """Take the power from a formatted disk: what is not on it by now is lost, and nothing gets on it any more."""
+    fd = os.open(place, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.ioctl(fd, _EXT4_IOC_SHUTDOWN, struct.pack("=I", _NOLOGFLUSH))
+    finally:
+        os.close(fd)

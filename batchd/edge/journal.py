@@ -97,32 +97,8 @@ class BatchJournal:
 
     @classmethod
     def create(cls, folder: Path, spec: dict[str, Any], payload: bytes = b"") -> "BatchJournal":
-        """Make a batch durably, whole or not at all, and open it for writing. Raises JournalError.
-
-        `payload` is the pickled task, when it is not one that a name stands for.
-        """
-        draft = folder.with_name(f".new-{folder.name}")
-        try:
-            if draft.exists():
-                shutil.rmtree(draft)  # Left by a death in the middle of this function.
-            draft.mkdir(0o700)
-            env = open_environment(draft)
-            try:
-                dbs = {name: env.open_db(name) for name in tables.TABLES}
-                with env.begin(write=True, db=dbs[tables.META]) as txn:
-                    txn.put(tables.META_SPEC, json.dumps(spec).encode())
-                    found = {"format": FORMAT_VERSION, "lmdb": lmdb.version()}
-                    txn.put(tables.META_FORMAT, json.dumps(found).encode())
-                    if payload:
-                        txn.put(tables.TASK_MARK, payload, db=dbs[tables.FUNCTIONS])
-            finally:
-                env.close()
-            (draft / LOG_NAME).touch(0o600)  # Made now, for a batch's folder tells by its time when it was made.
-            sync_folder(draft)
-            draft.rename(folder)
-            sync_folder(folder.parent)
-        except (lmdb.Error, OSError) as error:
-            raise JournalError(f"cannot make a batch in {folder.parent}: {error}") from None
+        """Make a batch, and open it for writing. Raises JournalError."""
+        make_batch(folder, spec, payload)
         return cls(folder, is_writer=True)
 
     # --- Reading -----------------------------------------------------------------------------------------------
@@ -396,6 +372,37 @@ def _jobs_in(record: bytes | memoryview) -> int:
         _, count, _, length = header_of(record, at)
         jobs, at = jobs + count, at + length
     return jobs
+
+
+def make_batch(folder: Path, spec: dict[str, Any], payload: bytes = b"") -> None:
+    """Make a batch durably, whole or not at all. Raises JournalError.
+
+    `payload` is the pickled task, when it is not one that a name stands for. Until it has its name nothing of it
+    need be on the disk, so the disk is waited for at the end, and not for each table.
+    """
+    draft = folder.with_name(f".new-{folder.name}")
+    try:
+        if draft.exists():
+            shutil.rmtree(draft)  # Left by a death in the middle of this function.
+        draft.mkdir(0o700)
+        env = open_environment(draft, sync=False)
+        try:
+            dbs = {name: env.open_db(name) for name in tables.TABLES}
+            with env.begin(write=True, db=dbs[tables.META]) as txn:
+                txn.put(tables.META_SPEC, json.dumps(spec).encode())
+                found = {"format": FORMAT_VERSION, "lmdb": lmdb.version()}
+                txn.put(tables.META_FORMAT, json.dumps(found).encode())
+                if payload:
+                    txn.put(tables.TASK_MARK, payload, db=dbs[tables.FUNCTIONS])
+            env.sync(True)
+        finally:
+            env.close()
+        (draft / LOG_NAME).touch(0o600)  # Made now, for a batch's folder tells by its time when it was made.
+        sync_folder(draft)
+        draft.rename(folder)
+        sync_folder(folder.parent)
+    except (lmdb.Error, OSError) as error:
+        raise JournalError(f"cannot make a batch in {folder.parent}: {error}") from None
 
 
 def sync_folder(folder: Path) -> None:

@@ -7,6 +7,7 @@ what they were made with; a few types of the standard library, which do nothing 
 import pickle
 from collections.abc import Callable
 from io import BytesIO
+from reprlib import recursive_repr
 from typing import Any, Final, Self, cast
 
 from batchd.errors import FormatError
@@ -52,9 +53,6 @@ class _Likeness(metaclass=_Named):
         both = [each for each in (plain, slots) if isinstance(each, dict)]
         self._state = {name: value for each in both for name, value in each.items()} if both else {"state": state}
 
-    def append(self, member: Any) -> None:
-        self._members.append(member)
-
     def extend(self, members: Any) -> None:
         self._members.extend(members)
 
@@ -67,6 +65,7 @@ class _Likeness(metaclass=_Named):
     def __hash__(self) -> int:
         return id(self)
 
+    @recursive_repr()
     def __repr__(self) -> str:
         named = [f"{name}={value!r:.80}" for name, value in list(self._state.items())[:20]]
         members = [f"{self._members[:20]!r}"] if self._members else []

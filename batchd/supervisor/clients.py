@@ -4,6 +4,7 @@ Clients are watched by pidfd, not only by end of file: a child the client forked
 they ask for is in requests.py.
 """
 
+import errno
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -18,6 +19,7 @@ from batchd.edge.control import NEWS, REPLY, Line, Message, listen
 from batchd.edge.journal import BatchJournal, Progress
 from batchd.edge.pool import Pool
 from batchd.errors import BatchdError, FormatError
+from batchd.settings import DOOR_REST_S
 from batchd.supervisor.recovery import Ground
 
 
@@ -102,10 +104,11 @@ class Clients:
         """Live batches that several clients may have open."""
         self.eager: set[str] = set()
         """Live batches whose outcomes somebody waits for one by one."""
+        self._is_watching_door = False
         self._told = 0
         """Numbers what is told of progress: a client that reads a reply before older news can tell."""
         self.is_news_urgent = False
-        supervisor.selector.register(self._door, EVENT_READ, self._on_door)
+        self._watch_door()
 
     @property
     def is_any(self) -> bool:
@@ -218,15 +221,29 @@ class Clients:
         """Hang up on everybody."""
         for client in list(self._clients):
             self._drop(client)
-        self._supervisor.selector.unregister(self._door)
+        self._leave_door()
         self._door.close()
 
     # --- Connections -------------------------------------------------------------------------------------------
 
+    def _watch_door(self) -> None:
+        if not self._is_watching_door and self._door.fileno() >= 0:
+            self._supervisor.selector.register(self._door, EVENT_READ, self._on_door)
+            self._is_watching_door = True
+
+    def _leave_door(self) -> None:
+        if self._is_watching_door:
+            self._supervisor.selector.unregister(self._door)
+            self._is_watching_door = False
+
     def _on_door(self) -> None:
         try:
             line, _ = self._door.accept()
-        except OSError:
+        except OSError as error:
+            if error.errno in {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}:
+                # Whoever knocks stays at the door, which would wake the loop without end.
+                self._leave_door()
+                self._supervisor.later(DOOR_REST_S, self._watch_door)
             return
         try:
             client = Client(Line(line))

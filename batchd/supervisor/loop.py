@@ -52,7 +52,9 @@ _LIMIT_CHECK_S = 0.02
 class Supervisor:
     """One supervisor process."""
 
-    def __init__(self, ground: Ground, *, linger_s: float = LINGER_S, echo: tuple[int, ...] = ()) -> None:
+    def __init__(
+        self, ground: Ground, *, linger_s: float = LINGER_S, echo: tuple[int, ...] = (), pool: type[Pool] = Pool
+    ) -> None:
         """`linger_s`: how long it waits for another client; `echo`: where jobs' output is shown (see `Home`)."""
         self.ground = ground
         self._linger_s = START_WAIT_S
@@ -103,7 +105,7 @@ class Supervisor:
             lifeline_fd=lifeline_read,
             echo=echo,
         )
-        self.pool = Pool(self.selector, home, ground.recorder, self.emit, self.later, log_fd=2)
+        self.pool = pool(self.selector, home, ground.recorder, self.emit, self.later, log_fd=2)
         self._is_resting = False
         self.clients = Clients(self)
         self.requests = Requests(self, self.clients)

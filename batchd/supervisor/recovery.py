@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import lmdb
+
 from batchd.core import entries as e
 from batchd.core.job import DEFAULT_ALLOWANCES
 from batchd.core.replay import LeaseTrace, interrupted
@@ -74,6 +76,8 @@ def _charge_begun(folder: Path, path: Path, name: str) -> int:
                 made = interrupted(copy(journal.facts), traces, DEFAULT_ALLOWANCES, failure.encode())
                 charged += sum(entry.count for entry in made if isinstance(entry, e.Charged))
                 journal.commit(made)
+        except (lmdb.CorruptedError, lmdb.PageNotFoundError):
+            continue  # It can be read and not be written: a matter of this batch and no other.
         finally:
             journal.close()
     return charged

@@ -19,7 +19,7 @@ from batchd.core.replay import all_interrupted
 from batchd.core.stored import copy
 from batchd.edge.control import Message
 from batchd.edge.folder import free_bytes
-from batchd.edge.journal import BatchJournal
+from batchd.edge.journal import BatchJournal, make_batch
 from batchd.edge.outcomes import Outcomes
 from batchd.edge.removal import set_aside
 from batchd.edge.template import KeySpec
@@ -37,6 +37,7 @@ from batchd.errors import (
 from batchd.formats import tables
 from batchd.formats.segment import header_of
 from batchd.settings import CUT_WAIT_S, DISK_RESERVE_BYTES, OPEN_BATCHES_MAX, WORKERS_MAX
+from batchd.supervisor.aside import Aside
 from batchd.supervisor.clients import Client, Clients, Host
 
 _NO_KEY = KeySpec(("", ""), (), "", {}, "")
@@ -60,9 +61,12 @@ class _Opening(NamedTuple):
     @classmethod
     def of(cls, message: Message) -> "_Opening":
         fields = message.fields
+        spec = fields.get("spec")
+        if spec is not None and not isinstance(spec, dict):
+            raise UsageError("malformed request: the specification of a batch is a JSON object")
         return cls(
             name=str(fields["batch"]),
-            spec=fields.get("spec"),
+            spec=spec,
             options=_options(fields["options"]),
             key=str(fields["key"]),
             key_spec=_key_spec(fields["key_spec"], bytes(message.body)),
@@ -78,6 +82,9 @@ class Requests:
     def __init__(self, supervisor: Host, clients: Clients) -> None:
         self._supervisor = supervisor
         self._clients = clients
+        self._aside = Aside(supervisor.selector)
+        self._being_made: dict[str, list[Callable[[], None]]] = {}
+        """New batches, and who waits for each."""
 
     def answer(self, client: Client, message: Message) -> None:
         """Do what a message asks, or say why not."""
@@ -107,7 +114,7 @@ class Requests:
             self._supervisor.after_commit(lambda: self._tell_opened(client, number, name))
             return
 
-        def go_on(reason: str) -> None:
+        def go_on(reason: str, *, is_new: bool = False) -> None:
             if client.is_gone:
                 return
             try:
@@ -119,8 +126,11 @@ class Requests:
                 elif name in self._supervisor.journals:  # Taken up for a moment, to be changed, during the import.
                     self._clients.when_put_down(name, lambda: go_on(""))
                     return
+                elif self._must_be_made(request):
+                    self._make(client, number, request, go_on)
+                    return
                 else:
-                    self._attach(name, request)
+                    self._attach(request, is_new=is_new)
                 self._bind(client, request)
             except BatchdError as error:
                 client.refuse(number, error)
@@ -160,19 +170,41 @@ class Requests:
                 "ask for the same, or for a queue of another name"
             )
 
-    def _attach(self, name: str, request: "_Opening") -> None:
-        supervisor, spec = self._supervisor, request.spec
+    def _must_be_made(self, request: _Opening) -> bool:
+        return request.spec is not None and not self._folder(request.name).exists()
+
+    def _make(self, client: Client, number: int, request: _Opening, go_on: Callable[..., None]) -> None:
+        """Have a new batch made while the loop goes on, then go on."""
+        name, spec = request.name, request.spec or {}
+        if name in self._being_made:
+            self._being_made[name].append(lambda: go_on(""))
+            return
         folder = self._folder(name)
-        if folder.exists():
-            journal = BatchJournal(folder, is_writer=True)
-            if request.key_spec.payload:
-                journal.replace_function(tables.TASK_MARK, request.key_spec.payload)
-        elif spec is None:
+        if free_bytes(folder.parent) < DISK_RESERVE_BYTES:
+            raise JournalFull(f"the disk under {folder.parent} is nearly full: free some space, or use --journal")
+        self._being_made[name] = []
+
+        def then(raised: Exception | None) -> None:
+            waiting = self._being_made.pop(name)
+            if raised is None:
+                go_on("", is_new=True)
+            elif isinstance(raised, BatchdError):
+                client.refuse(number, raised)
+            else:
+                raise raised
+            for call in waiting:
+                call()
+
+        self._aside.do(lambda: make_batch(folder, spec, request.key_spec.payload), then)
+
+    def _attach(self, request: _Opening, *, is_new: bool = False) -> None:
+        supervisor, name = self._supervisor, request.name
+        folder = self._folder(name)
+        if not folder.exists():
             raise BatchNotFound(f"there is no batch {name}: `batchd ls` lists them")
-        else:
-            if free_bytes(folder.parent) < DISK_RESERVE_BYTES:
-                raise JournalFull(f"the disk under {folder.parent} is nearly full: free some space, or use --journal")
-            journal = BatchJournal.create(folder, spec, request.key_spec.payload)
+        journal = BatchJournal(folder, is_writer=True)
+        if request.key_spec.payload and not is_new:
+            journal.replace_function(tables.TASK_MARK, request.key_spec.payload)
         made = all_interrupted(copy(journal.facts))
         if made:  # The machine died while the batch ran: the recorder that knew more is lost.
             try:
@@ -337,7 +369,7 @@ class Requests:
         if message.fields.get("if_idle"):
             self._check_free(name, is_shared=False)
         if not was_live:
-            self._attach(name, _Opening(name))
+            self._attach(_Opening(name))
         try:
             supervisor.emit(event_of(name))
         finally:  # Also when the change cannot be made: nobody said how workers of the batch would start.

@@ -21,7 +21,9 @@ class Row(NamedTuple):
 
 FAULTS: Final[dict[str, Row]] = {
     "W1": Row(
-        "worker killed while it runs jobs", "SIGKILL to random workers", "that job charged, each recorded once"
+        "worker killed while it runs jobs",
+        "SIGKILL to random workers, and at any moment of a lease",
+        "that job charged, each recorded once",
     ),
     "W2": Row(
         "worker killed while it writes a result",
@@ -43,7 +45,9 @@ FAULTS: Final[dict[str, Row]] = {
         "time limit ends it; without one it is slow, not dead",
     ),
     "W9": Row(
-        "native code holds the GIL", "C call without a switch", "busy, not dead; ended by its time limit alone"
+        "native code holds the GIL",
+        "C call that sleeps, C loop that computes",
+        "busy, not dead; ended by its time limit alone",
     ),
     "W10": Row("job closes or writes to descriptors", "os.closerange, os.write", "worker replaced, guilty job found"),
     "W11": Row("job takes too much memory", "600 MB at a stroke", "ended by its limit, both figures in the message"),
@@ -75,7 +79,9 @@ FAULTS: Final[dict[str, Row]] = {
         "as S1",
     ),
     "S6": Row(
-        "exception in a callback", "fault point raises within one request", "that connection dropped, loop lives"
+        "exception in a callback",
+        "raised within one request; raised by a fault point of the pool in the middle of the loop",
+        "that connection dropped, loop lives; the next supervisor replays",
     ),
     "S7": Row("signal storm", "500 SIGCHLD, SIGHUP, SIGTERM", "one drain, a second SIGTERM ends at once"),
     "S8": Row("package replaced under a supervisor", "client of another version", "named by both versions"),
@@ -84,11 +90,9 @@ FAULTS: Final[dict[str, Row]] = {
     ),
     "C2": Row("client stopped in the middle of a request", "SIGSTOP, half a frame sent", "everybody else is served"),
     "C2b": Row(
-        "supervisor waits for a lock that a client holds",
-        "",
-        "no such call",
-        "clients open batches for reading only, and read transactions take no lock: held by a rule over the source "
-        "(test_sources.py)",
+        "somebody holds the lock that commits need",
+        "write transaction in a process that is stopped (no client of batchd's ever begins one)",
+        "status and time limits go on, nothing is told to be recorded, all goes on when the holder is gone",
     ),
     "C3": Row("reader stopped in a read transaction", "SIGSTOP", "batch goes on, growth bounded, space used again"),
     "C4": Row("submit repeated after a lost reply", "same sequence sent again", "not doubled"),
@@ -100,17 +104,32 @@ FAULTS: Final[dict[str, Row]] = {
     "D1": Row("disk full at a commit", "small tmpfs, filled", "paused with a message, goes on when there is space"),
     "D2": Row("disk full before the first open", "small tmpfs, filled", "refused in words, no SIGBUS"),
     "D3": Row(
-        "write error", "EIO at the n-th pwrite or fdatasync (strace)", "never acknowledged, replay, same results"
+        "write error",
+        "EIO at the n-th pwrite or fdatasync (strace), at all of one batch, at all from some moment on",
+        "never acknowledged, replay, same results; other batches come to their end",
     ),
     "D4": Row(
         "power loss",
-        "writes recorded by strace; each prefix rebuilt, un-synced ones dropped and reordered",
+        "writes recorded by strace: each prefix rebuilt, un-synced ones dropped and reordered; "
+        "a real file system shut down under two running batches",
         "everything acknowledged is there, the journal is well",
     ),
-    "D5": Row("slow disk", "fdatasync takes 2 s (strace)", "status answered, time limits kept meanwhile"),
-    "D6": Row("read-only disk", "EROFS (strace), read-only mount", "readable, refusal in words, resumed afterwards"),
+    "D5": Row(
+        "slow disk",
+        "each fdatasync and fsync takes 5 s (strace), during commits and while a batch is made",
+        "status answered, signals heard, time limits kept meanwhile",
+    ),
+    "D6": Row(
+        "read-only disk",
+        "EROFS (strace), read-only mount, a real file system that turns read-only under a run",
+        "readable, refusal in words, resumed afterwards",
+    ),
     "D7": Row("journal on a network file system", "mount table that says so", "refused before anything is made"),
-    "J1": Row("bit flip", "every kind of page and record", "found, range named, nothing wrong brought out"),
+    "J1": Row(
+        "bit flip",
+        "every kind of page and record; free pages of a batch that runs",
+        "found, range named, nothing wrong brought out, other batches run",
+    ),
     "J2": Row("data file cut off", "truncated at many lengths", "told before it is mapped, no signal"),
     "J3": Row(
         "lock file deleted", "unlink under a writer, and at rest", "told by the check; made again; nothing lost"
@@ -121,16 +140,13 @@ FAULTS: Final[dict[str, Row]] = {
     "J7": Row("newer format", "version raised", "refused with both versions"),
     "T1": Row(
         "wall clock jumps",
-        "",
-        "durations unchanged",
-        "setting the clock would hit the whole machine; nothing that decides reads the wall clock: held by a rule "
-        "over the source (test_sources.py)",
+        "the time of day put forward and back by hours under every process (preloaded shim)",
+        "durations unchanged, no limit fires or stalls, delayed jobs run in time",
     ),
     "T2": Row(
         "suspend and resume",
-        "",
+        "all processes stopped; afterwards the time of day is an hour on, the monotonic clock (shim) where it was",
         "as S2",
-        "a machine under test cannot be suspended; CLOCK_MONOTONIC stands still meanwhile, so what is left is S2",
     ),
     "T3": Row("reboot", "recorder with another boot id", "not trusted: nobody is charged by it"),
     "I1": Row("input does not unpickle", "__reduce__ that raises", "that job fails with the cause"),
@@ -140,7 +156,7 @@ FAULTS: Final[dict[str, Row]] = {
     "R3": Row("result of 2 GiB", "bytes(2 << 30)", "that job fails with the limit, supervisor stays small"),
     "H1": Row(
         "process or descriptor limit",
-        "control group that allows 10 processes, EMFILE",
+        "control group that allows 10 processes, RLIMIT_NPROC of another user, EMFILE",
         "fewer workers do all of it, the client is told once, nobody is charged",
     ),
     "H2": Row("50 CPU hogs on one core", "taskset", "no false kills"),
@@ -196,12 +212,7 @@ FAULTS: Final[dict[str, Row]] = {
     "P27": Row("output and stack are captured", "segfault, prints", "both in the report, bounded"),
     "P28": Row("nested use", "executor within a job", "works"),
     "P29": Row("ENOSPC, EMFILE, EAGAIN on fork", "small tmpfs, limits", "job waits or fails, supervisor lives"),
-    "P30": Row(
-        "clock jumps do not fire limits",
-        "",
-        "as T1",
-        "as T1: nothing that decides reads the wall clock (test_sources.py)",
-    ),
+    "P30": Row("clock jumps do not fire limits", "as T1, and under a job that is over its limit", "as T1"),
 }
 
 IDS: Final = frozenset(

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from contextlib import suppress
 from pathlib import Path
 from select import select
@@ -53,7 +54,18 @@ def stops_itself_and_tells(x: int) -> int:
 
 
 def holds_the_gil(x: int) -> int:
-    ctypes.PyDLL(None).usleep(400_000)
+    """Sleep or compute in C, and let no other thread of Python's run meanwhile."""
+    if x % 2:
+        ctypes.PyDLL(None).usleep(400_000)
+    else:
+        sum(range(30_000_000))
+    return x * x
+
+
+def computes_for_ever(x: int) -> int:
+    """One job computes in C, holding the GIL, for as long as nobody ends it."""
+    if x == BAD:
+        sum(range(1 << 50))
     return x * x
 
 
@@ -176,6 +188,15 @@ def short_work(x: int) -> int:
     mark_attempt()
     wait(0.01)
     return x * x
+
+
+def tells_the_time(x: int) -> tuple[int, float]:
+    """Return what time of day it is; the first attempt of one job fails."""
+    attempt = mark_attempt()
+    wait(0.2)
+    if x == BAD and attempt == 1:
+        raise ValueError("once")
+    return x * x, time.time()
 
 
 def waits_600(x: int) -> int:

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from batchd.client import request
+from batchd.client import Session, request
 from batchd.edge import control
 from batchd.edge.journal import BatchJournal
 from batchd.edge.outcomes import Outcomes
 from batchd.errors import JournalError
-from tests.bench import ROOT, House, pump_until
+from tests.bench import ROOT, WAIT_S, House, await_death, pump_until
 from tests.fault.ledger import Tally
 
 pytestmark = pytest.mark.fault
@@ -89,6 +89,47 @@ def test_a_reader_that_is_stopped_costs_bounded_space_and_no_time(house: House, 
     assert house.outcomes("watched") == dict.fromkeys(range(jobs), "x" * 500)
     assert watched < 10 * alone
     tally.saw(f"{watched / alone:.1f} times the space")
+
+
+WRITER = """
+import sys, lmdb
+env = lmdb.open(sys.argv[1], max_dbs=9, map_size=1 << 36, max_readers=4096, lib_version=0)
+txn = env.begin(write=True)
+print("there", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.covers("C2b")
+def test_whoever_holds_the_lock_of_a_batch_holds_up_its_commits_and_nothing_else(house: House) -> None:
+    """No client of batchd's ever writes a batch. This one does, stops in the middle, and is killed in the end.
+
+    Where commits wait for the disk. Small ones that do not are made by the loop, which would wait as well.
+    """
+    jobs, spec = 100, {"durability": "disk"}
+    items = [("work", 600), *[("work", 0.005, index) for index in range(1, jobs)]]
+    held = house.start(items, "held", spec=spec, timeout_s=3.0, keep_going=True)
+    pump_until(held, lambda: held.progress["done"] > 20, "it runs")
+    with program(WRITER, house.folder / "batches" / "held") as process:
+        os.kill(process.pid, signal.SIGSTOP)
+        before = settled(held)
+        pid = request(house.folder, "status")["pid"]
+        assert pid == house.supervisor
+        (late,) = (row["pid"] for row in request(house.folder, "status")["workers"] if row["job"] == 0)
+        await_death(late, WAIT_S)  # By its time limit.
+        assert settled(held) == before, "something was told to be recorded"
+    house.finish(held)
+    assert house.supervisor == pid
+    outcomes = house.outcomes("held")
+    assert [outcomes[index] for index in range(1, jobs)] == list(range(1, jobs))
+    assert outcomes[0].type == "JobTimeout"
+
+
+def settled(session: Session) -> int:
+    """Return how many jobs are told to be done, when what was on its way has come."""
+    for _ in range(20):
+        session.pump(0.01)
+    return int(session.progress["done"])
 
 
 @pytest.mark.covers("J6")

@@ -1,6 +1,7 @@
 """The machine runs short: of processes, descriptors, memory, CPU; or it was started anew."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -79,6 +80,35 @@ def test_where_no_more_processes_are_allowed_fewer_workers_do_the_work(desk: Des
     assert {attempt for _, attempt in desk.attempts()} == {1}, "somebody was charged"
 
 
+@pytest.mark.covers("H1", "P29")
+@pytest.mark.slow
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become a user who has no other process")
+def test_a_user_who_may_start_no_more_processes_gets_fewer_workers(desk: Desk) -> None:
+    """RLIMIT_NPROC, which root is not held to: the command and all it starts run as somebody else."""
+    uid = 60_000 + os.getpid() % 5_000
+    rights = "+dac_override,+dac_read_search"  # To read what is installed for the user who runs the tests.
+    become = [
+        *("/usr/bin/setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups"),
+        *(f"--inh-caps={rights}", f"--ambient-caps={rights}", "/usr/bin/prlimit", "--nproc=12"),
+    ]
+    if not all(Path(name).exists() for name in (become[0], become[-2])):
+        pytest.skip("setpriv or prlimit is not installed: nobody else can be become")
+    desk.folder.chmod(0o755)
+    desk.marks.touch()
+    for path in (desk.folder, desk.marks):
+        os.chown(path, uid, uid)
+    command = [*become, sys.executable, "-m", "batchd", *task("short_work", 200, "-j", "16")]
+    ran = subprocess.run(
+        command, env=desk.environ, cwd=desk.folder, capture_output=True, text=True, check=False, timeout=90
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert "died" not in ran.stderr
+    assert ran.stderr.count("going on with the workers that could be started") == 1
+    assert desk.journal.stat().st_uid == uid
+    check(desk, 200)
+    assert {attempt for _, attempt in desk.attempts()} == {1}, "somebody was charged"
+
+
 GREEDY = """
 import sys
 open(sys.argv[1] + "/cgroup.procs", "w").write("0")
@@ -98,6 +128,8 @@ def test_a_supervisor_that_the_kernel_kills_for_memory_is_replaced(desk: Desk) -
             if int(other) != pid:
                 with suppress(OSError):
                     (place.parent / "cgroup.procs").write_text(other)
+        for worker in desk.workers():  # Or they might be done before.
+            os.kill(worker, signal.SIGSTOP)
         greedy = subprocess.Popen([sys.executable, "-c", GREEDY, str(place)])
         try:
             until(lambda: dead(pid), "the kernel kills the supervisor")

@@ -83,9 +83,11 @@ _MORE_TIMES = [
     ],
 )
 @pytest.mark.covers("S1")
-def test_the_supervisor_is_killed_at_its_nth_system_call(desk: Desk, call: str, times: tuple[int, ...]) -> None:
+def test_the_supervisor_is_killed_at_its_nth_system_call(
+    desk: Desk, call: str, times: tuple[int, ...], tally: Tally
+) -> None:
     """Before, within and after commits, and between a commit and the frames that follow it."""
-    jobs = 300
+    jobs, kills = 300, 0
     for number, nth in enumerate(times):
         name = f"round{number}"
         ready, its_ready = os.pipe()
@@ -107,11 +109,15 @@ def test_the_supervisor_is_killed_at_its_nth_system_call(desk: Desk, call: str, 
         os.close(ready)
         out = f"{name}.jsonl"
         ran = desk.run("run", desk.task("marked_square"), "--range", f"0:{jobs}", "--name", name, "--out", out)
-        traced.kill()
-        traced.wait()
+        traced.terminate()  # If there is something left to end: strace dies as the supervisor did.
+        kills += traced.wait(60) == -signal.SIGKILL
         assert ran.returncode == 0, ran.stderr
         assert [line["result"] for line in desk.results(out)] == [i * i for i in range(jobs)]
     assert len(desk.executions()) == jobs
+    tally.injected(kills)
+    tally.count("crash points enumerated", kills)
+    tally.count("real SIGKILLs", kills)
+    assert kills == len(times), "a call was never reached"
 
 
 @pytest.mark.covers("C1")

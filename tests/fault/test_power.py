@@ -69,7 +69,7 @@ class Durable(NamedTuple):
 
 Step = Write | Sync | Cut | Durable
 
-_CALL = re.compile(r"^(?:\d+ +)?(\w+)\((.*)\) += (\d+)$")
+_CALL = re.compile(r"^(?:\d+ +)?(\w+)\((.*)\) += (\d+)(?:<[^>]*>)?$")
 _PWRITE = re.compile(r'^(\d+)<([^>]*)>, "((?:\\x[0-9a-f]{2})*)", \d+, (\d+)$')
 _VECTOR = re.compile(r'iov_base="((?:\\x[0-9a-f]{2})*)"')
 
@@ -91,6 +91,8 @@ def unhex(text: str) -> bytes:
 def steps_in(log: str) -> Iterator[Step]:
     """Read strace's lines: those about the data file, and what was told through descriptor 1."""
     at = 0  # Where writev goes on: LMDB seeks first.
+    synced: set[str] = set()
+    """Descriptors whose every write is on the disk when it returns."""
     for line in log.splitlines():
         call = _CALL.match(line)
         if call is None:
@@ -100,6 +102,8 @@ def steps_in(log: str) -> Iterator[Step]:
             told = unhex(given.split('"')[1])
             if told.startswith(b"durable "):
                 yield Durable(int(told.split()[1]))
+        if name == "openat":
+            (synced.add if "O_DSYNC" in given else synced.discard)(call[3])
         fd_path = re.match(r"\d+<([^>]*)>", given)
         if fd_path is None or not bytes_path(fd_path[1]).endswith(b"data.mdb"):
             continue
@@ -108,8 +112,7 @@ def steps_in(log: str) -> Iterator[Step]:
                 found = _PWRITE.match(given)
                 assert found is not None, line[:200]
                 yield Write(int(found[4]), unhex(found[3])[:result])
-                is_synced = len(unhex(found[3])) < SECTOR  # The header goes through a descriptor opened with O_DSYNC.
-                if is_synced:
+                if found[1] in synced:  # As the header is.
                     yield Sync()
             case "lseek":
                 at = result

@@ -127,6 +127,36 @@ def test_a_bug_in_one_request_costs_that_connection(house: House) -> None:
     assert b"ZeroDivisionError: a bug" in said
 
 
+FAULTY = """
+import sys
+from pathlib import Path
+from batchd.supervisor.loop import Supervisor
+from batchd.supervisor.recovery import recover
+from batchd.testing.faults import FaultyPool
+
+supervisor = Supervisor(recover(Path(sys.argv[1])), pool=FaultyPool)
+supervisor.pool.faults.at("GrantLease", 6, ZeroDivisionError("a bug"))
+print("ready", flush=True)
+sys.exit(supervisor.run())
+"""
+
+
+@pytest.mark.covers("S6", "S1")
+def test_a_bug_in_the_loop_costs_the_supervisor_and_no_job(house: House) -> None:
+    """What it was about to do is unknown then: the next one replays, as after any death."""
+    faulty = subprocess.Popen(
+        [sys.executable, "-c", FAULTY, str(house.folder)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert faulty.stdout is not None
+    assert faulty.stdout.readline() == b"ready\n"
+    assert house.run([("work", 0.005, index) for index in range(100)]) == {index: index for index in range(100)}
+    _, said = faulty.communicate(timeout=30)
+    assert faulty.returncode == 1
+    assert b"ZeroDivisionError: a bug" in said
+    assert len(house.notes) == 1
+    assert "the supervisor died; started another" in house.notes[0]
+
+
 # --- Killed while jobs run -------------------------------------------------------------------------------------
 
 

@@ -6,9 +6,12 @@ import shutil
 import signal
 import subprocess
 from array import array
+from collections import Counter
 from fcntl import ioctl
 from pathlib import Path
+from random import Random
 from termios import FIONREAD
+from time import monotonic
 from typing import Any
 
 import pytest
@@ -118,6 +121,47 @@ def test_a_worker_is_killed_at_each_of_its_writes(bench: Bench, tally: Tally) ->
     assert nth > jobs
 
 
+@pytest.mark.covers("W1", "P2", "P4")
+@pytest.mark.parametrize("kills", [60, pytest.param(2_500, marks=pytest.mark.slow)])
+def test_a_kill_at_any_moment_leaves_no_doubt(bench: Bench, kills: int, tally: Tally) -> None:
+    """What was told is a beginning of the lease, with the right values; the position names a job right behind it.
+
+    Short and long jobs, and results that fill the pipe; whoever should read them sometimes does, sometimes does not.
+    """
+    dice = Random(kills)
+    sizes = [dice.choice((0, 10, 3_000, 70_000, 400_000)) for _ in range(24)]
+    at_work(bench, [("work", dice.choice((0.0, 0.0, 0.0005, 0.002)), "x" * size) for size in sizes])
+    phases: Counter[ev.Phase | None] = Counter()
+    for nth in range(1, kills + 1):
+        worker = bench.start()
+        number = bench.lease(worker, 0, len(sizes), attempt=nth)
+        until_s = monotonic() + dice.expovariate(1 / 0.006)
+        while monotonic() < until_s:
+            if dice.random() < 0.7:
+                bench.turn()
+        os.kill(worker.pid, signal.SIGKILL)
+        gone = bench.gone(worker)
+        told = bench.told(number)
+        assert [(each.job, len(each.value)) for each in told] == list(enumerate(sizes[: len(told)]))
+        assert gone.cause == "killed by SIGKILL"
+        position = gone.position
+        phases[position.phase if position else None] += 1
+        if position is None or position.lease != number:
+            assert told == []
+        elif position.phase is ev.Phase.IDLE:
+            assert (position.index, len(told)) == (len(sizes) - 1, len(sizes)), "not all that it said was heard"
+        else:
+            assert len(told) <= position.index + 1, "more was told than had begun"
+            unheard = [index for index in range(len(told), position.index) if sizes[index] > 3_000]
+            assert len(unheard) <= 1, "large results were kept back"
+        bench.pool.perform(c.ForgetWorker(worker.number))
+        bench.events.clear()
+    tally.injected(kills)
+    tally.count("real SIGKILLs", kills)
+    assert phases[ev.Phase.RUNNING] > kills // 20
+    assert phases[ev.Phase.REPORTING], phases
+
+
 @pytest.mark.covers("W14")
 def test_a_result_that_was_on_its_way_when_the_time_was_up_counts(bench: Bench) -> None:
     """The order to kill meets a worker that has reported: the report is told first, and the death blames nobody."""
@@ -169,7 +213,14 @@ def done(desk: Desk) -> int:
 
 @pytest.mark.covers("W9")
 def test_a_job_that_holds_the_gil_is_busy_and_not_dead(desk: Desk) -> None:
-    assert run(desk, "holds_the_gil", "--timeout", "5s", jobs=4) == {}
+    assert run(desk, "holds_the_gil", "--timeout", "20s", jobs=4) == {}
+
+
+@pytest.mark.covers("W9", "P7")
+def test_a_native_loop_that_holds_the_gil_is_ended_by_its_time_limit(desk: Desk) -> None:
+    kind, message = failed(desk, "computes_for_ever", "--timeout", "1s")
+    assert kind == "JobTimeout"
+    assert message.startswith("timed out after 1.")
 
 
 @pytest.mark.covers("X2", "P7")

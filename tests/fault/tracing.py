@@ -36,8 +36,9 @@ class Traced:
         return self._supervisor.wait(60) if self._supervisor is not None else code
 
     def injected(self) -> bool:
-        """Whether some call was made to fail."""
-        return "(INJECTED)" in self._log.read_text(errors="replace")
+        """Whether something was done to some call."""
+        log = self._log.read_text(errors="replace")
+        return "(INJECTED)" in log or "(DELAYED)" in log
 
 
 def ready_supervisor(desk: Desk, *before: str) -> subprocess.Popen[bytes]:
@@ -52,10 +53,12 @@ def ready_supervisor(desk: Desk, *before: str) -> subprocess.Popen[bytes]:
 
 
 @contextmanager
-def traced_supervisor(desk: Desk, *inject: str, from_the_start: bool = False) -> Iterator[Traced]:
+def traced_supervisor(
+    desk: Desk, *inject: str, from_the_start: bool = False, only: Path | None = None
+) -> Iterator[Traced]:
     """Run a supervisor for `desk` under strace, with these injections (`fdatasync:error=EIO:when=3`).
 
-    Only what comes after it is ready counts, unless `from_the_start`.
+    Only what comes after it is ready counts, unless `from_the_start`; and what is done to the file `only`, if given.
     """
     open_folder(desk.journal)
     until(lambda: not desk.supervisor(), "no supervisor holds the journal")
@@ -65,6 +68,8 @@ def traced_supervisor(desk: Desk, *inject: str, from_the_start: bool = False) ->
     options = ["-f", "-qq", "-o", str(log), "-e", f"trace={calls}"]
     for each in inject:
         options += ["-e", f"inject={each}"]
+    if only is not None:
+        options += ["-P", str(only)]
     supervisor = None
     if from_the_start:
         strace = ready_supervisor(desk, STRACE, *options)

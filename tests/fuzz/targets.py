@@ -13,20 +13,24 @@ import zlib
 from collections.abc import Callable
 from typing import Any, Final
 
+from batchd.core import entries as e
 from batchd.core import events as ev
-from batchd.core.facts import BatchFacts
+from batchd.core.facts import BatchFacts, apply
 from batchd.core.job import Allowances, JobState
+from batchd.core.replay import LeaseTrace, interrupted
 from batchd.core.scheduler import Scheduler
 from batchd.edge import control
 from batchd.edge.gauges import parse_workers
 from batchd.edge.pool import Pool
 from batchd.errors import FormatError, UsageError
 from batchd.formats import frame, joblog, pages, report, segment
+from batchd.formats.likeness import likeness
 from batchd.formats.segment import Encoding
 from batchd.settings import LOG_LINE_BYTES_MAX
 from batchd.sources import RangeSource
 from batchd.supervisor.requests import _key_spec, _options
 from batchd.units import parse_duration, parse_share, parse_size
+from batchd.worker.recorder import POSITION, SLOT_BYTES, Lane, Slot, phase_word
 from tests.fuzz.fuzzer import Target
 
 REFUSED: Final = (UsageError, FormatError, KeyError, TypeError, ValueError, AttributeError, OverflowError)
@@ -104,6 +108,11 @@ def read_message(data: bytes) -> None:
         assert isinstance(message.fields, dict)
 
 
+def read_likeness(data: bytes) -> None:
+    """A pickle, as it is shown to people without running what it names."""
+    repr(likeness(data))
+
+
 def read_failure(data: bytes) -> None:
     """A failure, as it is shown to people and written as JSON."""
     found = report.Failure.decode(data)
@@ -128,6 +137,18 @@ def read_report(data: bytes) -> None:
     if isinstance(event, ev.JobsAcked):
         assert event.count > 0, "a report of no jobs"
         assert event.state in {JobState.SUCCEEDED, JobState.FAILED}, f"a worker says {event.state.name}"
+
+
+def read_slot(data: bytes) -> None:
+    """A worker's slot of the flight recorder, which any job may scribble over: who is charged by it at a restart."""
+    slot = Slot(memoryview(bytearray(data[:SLOT_BYTES].ljust(SLOT_BYTES, b"\0"))).cast("Q"))
+    position = slot.position()
+    traces = [LeaseTrace("b", lane.lease, lane.first, lane.reach, position) for lane in slot.lanes()]
+    facts = BatchFacts("b", size=40)
+    apply(facts, e.Attached("b", 1))
+    made = interrupted(facts, traces, Allowances())
+    assert made[-1] == e.Detached("b")
+    assert all(entry.first + entry.count <= 40 for entry in made if isinstance(entry, e.Charged))
 
 
 def read_page(data: bytes) -> None:
@@ -272,6 +293,16 @@ _KEY_SPEC: Final = {
 }
 
 
+def _slot() -> bytes:
+    """A worker in the middle of the first of two leases."""
+    words = memoryview(bytearray(SLOT_BYTES)).cast("Q")
+    slot = Slot(words)
+    slot.write_lane(0, Lane(7, 0, 10, 1, False, "b", 10))
+    slot.write_lane(1, Lane(8, 10, 30, 1, False, "b", 30))
+    words[POSITION] = phase_word(ev.Phase.RUNNING, 0) | 4
+    return words.tobytes()
+
+
 def _report(kind: int, meta: bytes, body: bytes = b"") -> bytes:
     return bytes([kind, len(meta)]) + meta + b"\0" + body
 
@@ -294,10 +325,21 @@ TARGETS: Final = (
         [b"\0" + frame.encode(1, b"meta", 4) + b"body" + frame.encode(2, b""), b"\x0a" + frame.encode(3, b"m" * 40)],
         words=[b"bdF1", frame.encode(1, b"")],
     ),
+    Target("slot", read_slot, [_slot()], allowed=()),
     Target(
         "page",
         read_page,
         [b"\0" + _page(), b"\x04" + _page(), b"\1" + _header_page(), b"\2" + struct.pack("=QQQ", 2, 8, 7)],
+    ),
+    Target(
+        "likeness",
+        read_likeness,
+        [
+            pickle.dumps(value, 5)
+            for value in ({"a": [1, 2.5, None]}, RangeSource, segment.Encoding.ITEMS, [{3}, b"x"])
+        ],
+        words=[b"c", b"R", b"b", b"\x94", b"h\0"],
+        is_bounded=False,  # As above.
     ),
     Target("message", read_message, _json({"do": "hello", "number": 1}, {"batch": "b", "told": 2}, [], 1)),
     Target("log", read_log_line, [joblog.Line("2026-01-02T03:04:05.678Z", 17, 1, "half way").encode()], allowed=()),

@@ -13,21 +13,21 @@ from tests.fault.ledger import Tally
 from tests.fuzz.fuzzer import Fuzzer, Outcome, Target
 from tests.fuzz.targets import TARGETS, mended_blocks, mended_frames
 
-COUNT = 800
 HERE = str(Path(__file__).parent)
 
 
 @pytest.mark.covers("X10", "P12")
-def test_any_bytes_are_a_value_or_a_typed_error(tally: Tally) -> None:
+@pytest.mark.parametrize(("count", "seed"), [(800, 1), pytest.param(20_000, 2, marks=pytest.mark.slow)])
+def test_any_bytes_are_a_value_or_a_typed_error(count: int, seed: int, tally: Tally) -> None:
     """In a process of its own: its memory is bounded, so a decoder that asks for too much is found out."""
-    command = [sys.executable, "-m", "tests.fuzz", "--count", str(COUNT), "--seed", "1"]
+    command = [sys.executable, "-m", "tests.fuzz", "--count", str(count), "--seed", str(seed)]
     ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     lines = ran.stdout.splitlines()
     assert len(lines) == len(TARGETS)
-    assert all(f"{COUNT:,} executions" in line for line in lines)
-    tally.injected(COUNT * len(TARGETS))
-    tally.count("fuzz inputs", COUNT * len(TARGETS))
+    assert all(f"{count:,} executions" in line for line in lines)
+    tally.injected(count * len(TARGETS))
+    tally.count("fuzz inputs", count * len(TARGETS))
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)

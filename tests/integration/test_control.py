@@ -3,6 +3,7 @@
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from resource import RLIMIT_NOFILE, getrlimit, setrlimit
 from select import select
 from selectors import DefaultSelector
 from types import SimpleNamespace
@@ -57,6 +58,8 @@ OPEN: dict[str, Any] = {
         {"do": ["hello"]},
         {"do": "open"},
         {**OPEN, "batch": "../../x"},
+        {**OPEN, "spec": "text"},
+        {**OPEN, "spec": []},
         {**OPEN, "options": "text"},
         {**OPEN, "options": {"workers": "many", "allowances": {}}},
         {**OPEN, "options": {"workers": 0, "allowances": {}}},
@@ -132,7 +135,9 @@ def clients(tmp_path: Path) -> Iterator[Clients]:
     journal = BatchJournal.create(tmp_path / "batches" / "b", {})
     journal.commit([submission(journal.facts, [1, 2, 3])])
     journal.close()
+    timers: list[Any] = []
     host = SimpleNamespace(
+        timers=timers,
         ground=SimpleNamespace(folder=tmp_path),
         selector=DefaultSelector(),
         scheduler=SimpleNamespace(batches={}),
@@ -142,6 +147,7 @@ def clients(tmp_path: Path) -> Iterator[Clients]:
         usage={},
         trouble="",
         emit=lambda _: None,
+        later=lambda _, call: timers.append(call),
     )
     made = Clients(cast(Host, host))
     yield made
@@ -173,3 +179,25 @@ def test_a_client_that_does_not_read_is_not_told_more(clients: Clients) -> None:
     assert [*is_waiting, clients.is_news_waiting] == [True, False]
     assert [message.fields["size"] for message in Connection(its).messages()] == [3]
     its.close()
+
+
+@pytest.mark.covers("H1", "P29")
+def test_whoever_knocks_when_there_is_no_descriptor_left_waits_and_keeps_nobody_awake(clients: Clients) -> None:
+    """The door stays ready all the while: watched, it would wake the loop without end."""
+    host = cast(Any, clients._supervisor)
+    soft, hard = getrlimit(RLIMIT_NOFILE)
+    knocking = control.connect(host.ground.folder)
+    try:
+        setrlimit(RLIMIT_NOFILE, (knocking.fileno() + 1, hard))
+        while host.selector.select(0):
+            for key, _ in host.selector.select(0):
+                key.data()
+        are_there = [clients.is_any]
+    finally:
+        setrlimit(RLIMIT_NOFILE, (soft, hard))
+    (look_again,) = host.timers
+    look_again()
+    for key, _ in host.selector.select(0):
+        key.data()
+    assert [*are_there, clients.is_any] == [False, True]
+    knocking.close()

@@ -162,7 +162,7 @@ def reads_the_same(place: Path) -> bool:
     return outcomes == original().outcomes and journal.facts.size == original().size
 
 
-@pytest.mark.parametrize("seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 6))])
+@pytest.mark.parametrize("seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 27))])
 @pytest.mark.covers("J1")
 def test_what_is_called_well_reads_as_it_was_written(tmp_path: Path, seed: int, tally: Tally) -> None:
     """Bits are flipped anywhere, often in the heads of pages. LMDB's own verifier must have nothing to add."""

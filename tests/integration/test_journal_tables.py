@@ -118,3 +118,12 @@ def test_a_full_table_of_readers_is_no_damage(place: Path, monkeypatch: pytest.M
     monkeypatch.setattr(lmdb, "open", refuse)
     with pytest.raises(JournalError, match="readers are in"):
         BatchJournal(place)
+
+
+def test_what_a_client_gave_last_is_known(place: Path) -> None:
+    """It is what the reply to a submission names, also to one that was sent again."""
+    journal = BatchJournal.create(place, {})
+    for sequence in (1, 2):
+        journal.commit([submission(journal.facts, ["a", "b"], "c", sequence)])
+    assert (journal.last_of("c"), journal.last_of("nobody")) == ((2, 2), (0, 0))
+    journal.close()

@@ -61,3 +61,16 @@ def test_functions_and_what_was_read_become_entries() -> None:
     desk.ack(0)
     desk.commit()
     assert desk.tell(ev.TrimRequested("b", ((0, 2),))).entries == [e.Trimmed("b", ((0, 1),))]
+
+
+def test_jobs_that_others_replace_are_cancelled_and_do_not_run() -> None:
+    desk = leased(1)
+    desk.ack(0, state=JobState.FAILED, why=b"why")
+    desk.tell(ev.LeaseEnded(1, 1, 1))
+    request = ev.ReopenRequested("b", ((JobState.FAILED, ((0, 1),)),), 0, is_replaced=True)
+
+    assert desk.tell(request).entries == [
+        e.Reopened("b", 1, ((0, 1),), JobState.FAILED),
+        e.Recorded("b", 0, 1, JobState.CANCELLED),
+    ]
+    assert not [command for command in desk.commit().commands if isinstance(command, c.GrantLease)]

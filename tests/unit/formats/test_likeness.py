@@ -39,6 +39,18 @@ class Listed(list[int]):
     pass
 
 
+class Maker:
+    """An object that makes another one when it is read."""
+
+    def __call__(self, *parts: int) -> tuple[int, ...]:
+        return parts
+
+
+class Made:
+    def __reduce__(self) -> Any:
+        return Maker(), (1, 2)
+
+
 class Explosive:
     """Leaves word wherever its own code runs."""
 
@@ -64,6 +76,9 @@ class Touchy(Row):
         (Colour.RED, "Colour(1)"),
         (Slotted(), "Slotted(a=1, b='two')"),
         (Listed([1, 2]), "Listed([1, 2])"),
+        (Listed([1]), "Listed([1])"),
+        (Made(), "_Likeness(Maker(), 1, 2)"),
+        ({Colour.RED: 1}, "{Colour(1): 1}"),
         (Counter("aab"), "Counter({'a': 2, 'b': 1})"),
         (defaultdict(int, a=1), "defaultdict(<class 'int'>, [('a', 1)])"),
         (Touchy(1), "Touchy(id=1, tags=None)"),
@@ -83,6 +98,20 @@ def test_what_is_pickled_by_value_is_shown() -> None:
             self.size = 3
 
     assert repr(likeness(cloudpickle.dumps([Thing()], 5))) == "[Thing(size=3)]"
+
+
+def test_what_holds_itself_has_an_end() -> None:
+    row = Row(1)
+    row.tags = row
+    assert repr(likeness(dump(row))) == "Row(id=1, tags=...)"
+
+
+def test_what_only_a_pickle_by_hand_can_say_is_shown() -> None:
+    """Members put into what is no set, and names for objects that are kept elsewhere."""
+    made = b"\x80\x05" + pickle.GLOBAL + b"shop\nBasket\n" + pickle.EMPTY_TUPLE + pickle.REDUCE
+    filled = made + pickle.MARK + pickle.BININT1 + b"\7" + pickle.ADDITEMS + pickle.STOP
+    assert repr(likeness(filled)) == "Basket([7])"
+    assert likeness(pickle.PERSID + b"far away\n" + pickle.STOP) == "<far away>"
 
 
 def test_nothing_of_it_runs(tmp_path: Path) -> None:

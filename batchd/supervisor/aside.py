@@ -1,0 +1,42 @@
+"""What waits for the disk and is no commit: done in a thread of its own, so that the loop never waits for it.
+
+Nothing is decided here, and nothing of the loop's is touched by the thread. The one idea: the work is about files
+alone, and that it is over comes back as an event like any other.
+"""
+
+import os
+from collections.abc import Callable
+from queue import SimpleQueue
+from selectors import EVENT_READ, BaseSelector
+from threading import Thread
+
+Then = Callable[[Exception | None], None]
+
+
+class Aside:
+    """Does work in threads, and calls back in the loop that selects."""
+
+    def __init__(self, selector: BaseSelector) -> None:
+        self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._over: SimpleQueue[tuple[Then, Exception | None]] = SimpleQueue()
+        selector.register(self._wake_fd, EVENT_READ, self._on_over)
+
+    def do(self, work: Callable[[], object], then: Then) -> None:
+        """Do the work, then call back with what it raised, None when all is well."""
+
+        def run() -> None:
+            raised = None
+            try:
+                work()
+            except Exception as error:
+                raised = error
+            self._over.put((then, raised))
+            os.eventfd_write(self._wake_fd, 1)
+
+        Thread(target=run, name="aside", daemon=True).start()
+
+    def _on_over(self) -> None:
+        os.eventfd_read(self._wake_fd)
+        while not self._over.empty():
+            then, raised = self._over.get()
+            then(raised)
