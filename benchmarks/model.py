@@ -58,6 +58,8 @@ class Played:
     """The same from the first lease to the last job."""
     supervisor: float
     """The share of the time in which the supervisor worked."""
+    supervisor_s: float
+    """For how long that was."""
     steps: int
     step_s: float
     """CPU time of the real `step`, on average."""
@@ -264,6 +266,7 @@ class Model:
             busy=_share(self._spans, since, until, len(self._workers)),
             whole=_share(self._spans, 0.0, until, len(self._workers)),
             supervisor=self._supervisor_s / self._now,
+            supervisor_s=self._supervisor_s,
             steps=self._steps,
             step_s=self._step_s / self._steps,
             seconds=until,

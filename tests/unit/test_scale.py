@@ -96,7 +96,8 @@ def test_in_simulated_time_no_job_is_lost_and_nobody_is_busier_than_all_the_time
     assert len(model._spans) == 2_000, "each job ran once"
 
 
-def test_n9_measures_costs_and_plays(tmp_path: Path) -> None:
+def test_n9_measures_costs_and_plays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(n9_workers, "_REAL_WORKERS", (2,))
     (contest,) = n9_workers.contests(Setting(2, is_quick=True, scratch=tmp_path, scale=0.01))
     few = replace(contest, contenders=contest.contenders[:1])
     (outcome,) = measured([few])
