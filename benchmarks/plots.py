@@ -18,7 +18,7 @@ from benchmarks.n9_workers import LENGTHS_S, busy_figure
 
 _INK, _PAPER, _GRID = "#1f2328", "#ffffff", "#d1d9e0"
 _DARK: Final = {_INK: "#e6edf3", _PAPER: "#0d1117", _GRID: "#3d444d"}
-_LINES: Final = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b")
+_LINES: Final = ("#2a84c6", "#d55e00", "#009e73", "#cc79a7", "#b8860b")
 _MARKS: Final = "osD^v"
 _SIZE: Final = (4.6, 3.2)
 """Inches, of one panel."""
@@ -110,7 +110,7 @@ def _tail(contest: Kept, panels: Sequence[Any]) -> None:
     (axes,) = panels
     rows = [(name, found) for name, found in _each(contest, "efficiency") if found]
     for at, (_, found) in enumerate(reversed(rows)):
-        axes.plot([100 * share for share in found], [at] * len(found), "o", color=_LINES[0], alpha=0.4, mew=0)
+        axes.plot([100 * share for share in found], [at] * len(found), "o", color=_LINES[0], mfc="none")
         axes.plot([100 * median(found)], [at], "|", color=_INK, markersize=14)
     axes.set_yticks(range(len(rows)), [name for name, _ in reversed(rows)])
     axes.set_ylim(-0.6, len(rows) - 0.4)
