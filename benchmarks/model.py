@@ -6,6 +6,7 @@ measured. What the model leaves out is told in `LEFT_OUT`.
 """
 
 import gc
+from array import array
 from collections import deque
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
@@ -53,7 +54,7 @@ class Played:
     """What a run came to."""
 
     busy: float
-    """The share of the workers' time that they spent in jobs, once a fifth of the jobs were done."""
+    """The share of the workers' time that they spent in jobs, once a third of the jobs was done."""
     whole: float
     """The same from the first lease to the last job."""
     supervisor: float
@@ -89,9 +90,9 @@ class Model:
         self._unsaved = 0
         self._in_flight = False
         self._next_commit = 0.0
-        self._spans: list[tuple[float, float]] = []
-        """When each job began and ends."""
-        self._done_at: list[float] = []
+        self._begins, self._ends = array("d"), array("d")
+        """When each job began, and when it ends."""
+        self._done_at = array("d")
         self._supervisor_s = self._step_s = 0.0
         self._steps = 0
         self._scheduler = Scheduler(lambda: 0.5)
@@ -232,7 +233,8 @@ class Model:
             if lease.next < lease.stop:
                 worker.is_running = True
                 ends = when + self._job_s * self._draw.uniform(*_SPREAD)
-                self._spans.append((when, ends))
+                self._begins.append(when)
+                self._ends.append(ends)
                 self._at(ends, self._end, number, when)
                 return
             worker.leases.popleft()
@@ -261,10 +263,10 @@ class Model:
     # --- What it came to ---------------------------------------------------------------------------------------
 
     def _result(self) -> Played:
-        since, until = self._done_at[self._played // 5], self._done_at[-1]
+        since, until = self._done_at[self._played // 3], self._done_at[-1]
         return Played(
-            busy=_share(self._spans, since, until, len(self._workers)),
-            whole=_share(self._spans, 0.0, until, len(self._workers)),
+            busy=self._busy(since, until),
+            whole=self._busy(0.0, until),
             supervisor=self._supervisor_s / self._now,
             supervisor_s=self._supervisor_s,
             steps=self._steps,
@@ -272,8 +274,8 @@ class Model:
             seconds=until,
         )
 
-
-def _share(spans: list[tuple[float, float]], since: float, until: float, workers: int) -> float:
-    """How much of [since, until] the workers were in jobs."""
-    inside = sum(max(0.0, min(end, until) - max(begin, since)) for begin, end in spans)
-    return inside / (workers * (until - since))
+    def _busy(self, since: float, until: float) -> float:
+        """How much of [since, until] the workers were in jobs."""
+        spans = zip(self._begins, self._ends, strict=True)
+        inside = sum(max(0.0, min(ends, until) - max(begins, since)) for begins, ends in spans)
+        return inside / (len(self._workers) * (until - since))

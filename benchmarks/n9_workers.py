@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Final
 
-from batchd.settings import ACK_INTERVAL_S
+from batchd.settings import ACK_INTERVAL_S, LEASE_TARGET_S, LEASES_PER_WORKER
 from benchmarks.batch import Job, run_batch
 from benchmarks.contest import Contender, Contest, Goal, Sample, Setting, Work
 from benchmarks.costs import Costs, measured
@@ -14,16 +14,15 @@ BUSY: Final = "workers busy"
 LENGTHS_S: Final = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 _WORKERS: Final = (2, 16, 64, 256, 1_000)
 _QUICK_WORKERS: Final = (2, 256, 1_000)
-_QUICK_LENGTHS_S: Final = (0.001, 0.01, 0.1, 1.0, 10.0)
+_QUICK_LENGTHS_S: Final = (0.01, 0.1, 1.0, 10.0)
 _REAL_WORKERS: Final = (4, 64)
 _GOAL_WORKERS: Final = (256, 1_000)
 _GOAL_JOB_S: Final = 1.0
 _GOAL: Final = 0.99
 _ROUND_JOBS: Final = 20
-"""Jobs a worker, where jobs are long; of short ones more, because leases take a while to grow."""
-_SHORT_S: Final = 0.1
-_SHORT_JOBS: Final = 200
-_JOBS_MAX: Final = 60_000
+"""Jobs a worker, at the least."""
+_LEASES: Final = 6
+"""And as many as it takes to see what is behind the leases that a worker may have in advance, so many times."""
 _ENDLESS: Final = 20
 """The batch holds so many times the jobs that are played: how it ends is N4."""
 
@@ -54,7 +53,7 @@ def contests(setting: Setting) -> list[Contest]:
                 "simulated time in which the real scheduler is stepped. The supervisor is one resource that is busy "
                 "for the CPU time its steps took here, and for what reading, granting and committing were measured "
                 "to take. Jobs last 0.5 to 1.5 times the given length; a worker is busy when it is in a job, from "
-                f"the moment a fifth of the jobs is done. Left out: {LEFT_OUT}"
+                f"the moment a third of the jobs is done. Left out: {LEFT_OUT}"
             ),
             notes={
                 **{f"{name.removesuffix('_s')}, us": cost * 1e6 for name, cost in costs._asdict().items()},
@@ -100,6 +99,6 @@ def _run(costs: Costs, workers: int, lengths_s: Sequence[float]) -> Sample:
 
 
 def _play(costs: Costs, workers: int, job_s: float) -> Played:
-    each = _SHORT_JOBS if job_s < _SHORT_S else _ROUND_JOBS
-    jobs = max(workers, min(workers * each, _JOBS_MAX))
+    in_advance = LEASES_PER_WORKER * LEASE_TARGET_S / job_s
+    jobs = workers * max(_ROUND_JOBS, int(_LEASES * in_advance))
     return Model(workers, job_s, costs, played=jobs, given=jobs * _ENDLESS).play()

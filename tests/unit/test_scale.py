@@ -93,7 +93,7 @@ def test_in_simulated_time_no_job_is_lost_and_nobody_is_busier_than_all_the_time
     model._scheduler.check()
     assert 0 < played.busy <= 1
     assert 0 < played.whole <= 1
-    assert len(model._spans) == 2_000, "each job ran once"
+    assert len(model._ends) == 2_000, "each job ran once"
 
 
 def test_n9_measures_costs_and_plays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
