@@ -27,8 +27,11 @@ LOCK_BYTES: Final = 72 << 10
 """Of a batch's reader slots so many bytes get their blocks at once: 1,150 readers, more than WORKERS_MAX."""
 READERS_CHECK_COMMITS: Final = 1024
 """So often slots of readers that died within a transaction are freed: until then no page they saw is used again."""
-CHECKPOINT_RECORDS: Final = 2_000
-"""Write the interval checkpoint after this many outcome records, so that a restart scans at most these."""
+CHECKPOINT_ENTRIES: Final = 2_000
+"""Write the interval checkpoint after so many entries, so that a restart reads no more again (10 ms).
+
+Not after so many records: one may hold the outcomes of 1,500 jobs that were reported one by one.
+"""
 COMMIT_GAP_S: Final = 0.005
 """Outcomes nobody waits for gather this long after a commit; each commit costs about 0.3 ms of CPU."""
 DISK_RESERVE_BYTES: Final = 32 << 20

@@ -14,6 +14,11 @@ from benchmarks.rounds import Outcome, measure, stored
 
 _HOME = Path(__file__).resolve().parent
 _ROUNDS, _ROUNDS_QUICK = 5, 2
+_LONG = (
+    "What takes long, each once however many rounds: N5 runs batches of up to 100 million jobs (about a minute, "
+    "1.2 GB of disk), N6 half of ten million jobs of 1 ms and half of such batches (three to ten minutes), N9 plays "
+    "up to 1,000 workers in simulated time (about two minutes)."
+)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -63,8 +68,8 @@ def _profiled(setting: Setting, made: dict[str, Any]) -> dict[str, Any]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="fewer jobs and rounds")
+    parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__, epilog=_LONG)
+    parser.add_argument("--quick", action="store_true", help="fewer jobs and rounds, no batch above a million jobs")
     parser.add_argument("--only", metavar="N1,N4", help=f"measure only these of {', '.join(NUMBERS)}")
     parser.add_argument("--rounds", type=int, help=f"rounds (default {_ROUNDS}, with --quick {_ROUNDS_QUICK})")
     parser.add_argument("--workers", type=int, default=2, help="worker processes of every contender (default 2)")

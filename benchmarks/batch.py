@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from operator import itemgetter
 from pathlib import Path
 from tempfile import mkdtemp
@@ -60,6 +60,8 @@ class Outcome(NamedTuple):
     """Outcome blocks: reports of workers."""
     records: int
     commits: int
+    encoded_bytes: int
+    """Of all input blocks and outcome blocks."""
 
 
 def run_batch(
@@ -70,12 +72,16 @@ def run_batch(
     workers: int,
     warm: Sequence[Any],
     reduce: Callable[[Any, list[Any]], Any] | None = None,
+    watch: Callable[[int], AbstractContextManager[Any]] = nullcontext,
 ) -> Outcome:
-    """Run `items` through batchd; give every result, or what `reduce` folded them to, starting from 0."""
+    """Run `items` through batchd; give every result, or what `reduce` folded them to, starting from 0.
+
+    `watch` is given the supervisor's pid and entered while the batch runs.
+    """
     folder = open_folder(Path(mkdtemp(dir=scratch)) / "journal")
     go = threading.Event()
     try:
-        with _session(folder, job, workers) as session:
+        with new_session(folder, job, workers) as session:
             session.feed(_blocks(items, warm, go))
             _await_warm(session, len(warm), workers)
             pids = processes(folder)
@@ -84,13 +90,14 @@ def run_batch(
             since = time.perf_counter()
             go.set()
             journal = BatchJournal(session.folder / "batches" / session.batch)
-            values, reduced, count = _read(session, journal, len(warm), reduce)
+            with watch(pids[0]):
+                values, reduced, count = _read(session, journal, len(warm), reduce)
             seconds = time.perf_counter() - since
             client_s = time.process_time() - client_s
             used = {pid: cpu_s(pid) - before[pid] for pid in pids}
             supervisor_s = used.pop(pids[0])
             journal.close()
-            blocks, records, commits, disk_bytes = _sizes(journal.folder)
+            sizes = _sizes(journal.folder)
         return Outcome(
             seconds=seconds,
             values=values,
@@ -99,10 +106,7 @@ def run_batch(
             supervisor_cpu_s=supervisor_s,
             workers_cpu_s=sum(used.values()),
             client_cpu_s=client_s,
-            disk_bytes=disk_bytes,
-            blocks=blocks,
-            records=records,
-            commits=commits,
+            **sizes,
         )
     finally:
         go.set()  # A feed that still waits would keep its thread for ever.
@@ -116,11 +120,12 @@ def cpu_s(pid: int) -> float:
 
 
 @contextmanager
-def _session(folder: Path, job: Job, workers: int) -> Iterator[Session]:
+def new_session(folder: Path, job: Job, workers: int, name: str = "") -> Iterator[Session]:
+    """A batch of one job's task: a new one, or that of a name it was given before."""
     key_spec = KeySpec((job.module, job.name), tuple(sys.path), str(Path.cwd()), dict(os.environ), sys.executable)
     session = Session(
         folder,
-        batch_id(os.urandom(8).hex()),
+        batch_id(name or os.urandom(8).hex()),
         spec={"task": key_spec.task, "args": {}, "durability": job.durability, "name": job.name},
         options=Options(workers=workers),
         key_spec=key_spec,
@@ -139,9 +144,13 @@ def _session(folder: Path, job: Job, workers: int) -> Iterator[Session]:
 
 
 def _blocks(items: Sequence[Any], warm: Sequence[Any], go: threading.Event) -> Iterator[Block]:
-    given = len(warm)
-    yield Block(list(warm), Checkpoint(given, given, ""))
+    yield Block(list(warm), Checkpoint(len(warm), len(warm), ""))
     go.wait()
+    yield from blocks_of(items, len(warm))
+
+
+def blocks_of(items: Sequence[Any], given: int = 0) -> Iterator[Block]:
+    """The items as a source gives them, after `given` others."""
     for at in range(0, len(items), BLOCK_ITEMS[-1]):
         part = items[at : at + BLOCK_ITEMS[-1]]
         given += len(part)
@@ -187,16 +196,25 @@ def _read(
     return [values for _, values in sorted(parts, key=itemgetter(0))], reduced, count
 
 
-def _sizes(folder: Path) -> tuple[int, int, int, int]:
-    """How many outcome blocks a batch has, how many records they lie in, how many commits made it, and its bytes."""
+def _sizes(folder: Path) -> dict[str, int]:
+    """What a batch came to on the disk, as Outcome has it."""
     journal = BatchJournal(folder)
     facts = journal.facts
     blocks = sum(1 for _ in Outcomes(journal).spans(facts.done, facts.generation))
+    encoded_bytes = 0
     with journal.begin() as txn:
+        for table in (tables.INPUTS, tables.OUTCOMES):
+            encoded_bytes += sum(map(len, txn.cursor(db=journal.table(table)).iternext(keys=False)))
         records, commits = int(txn.stat(db=journal.table(tables.OUTCOMES))["entries"]), int(txn.id())
     disk_bytes = journal.bytes_used()
     journal.close()
-    return blocks, records, commits, disk_bytes
+    return {
+        "blocks": blocks,
+        "records": records,
+        "commits": commits,
+        "disk_bytes": disk_bytes,
+        "encoded_bytes": encoded_bytes,
+    }
 
 
 def await_gone(folder: Path) -> None:

@@ -38,6 +38,13 @@ class Sample(NamedTuple):
     """What else was measured in the same run, by name."""
 
 
+class Work(NamedTuple):
+    """How much there is to do, and what its results add up to."""
+
+    jobs: int
+    checksum: Any
+
+
 @dataclass(frozen=True, slots=True)
 class Contender:
     """One way to do the work."""
@@ -46,6 +53,8 @@ class Contender:
     durability: str
     """What a finished job is safe against: `disk`, `process` or `none`."""
     run: Callable[[], Sample]
+    work: Work | None = None
+    """What it does where that is not what the others do: such contenders show how a figure grows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,3 +85,9 @@ class Contest:
     """What the clock covers, in a sentence."""
     notes: dict[str, float] = field(default_factory=dict)
     """Known facts about the work, such as its longest job."""
+    rounds_max: int | None = None
+    """Where a round takes minutes."""
+
+    def work_of(self, contender: Contender) -> Work:
+        """What a contender has to do."""
+        return contender.work or Work(self.expected_count, self.expected_checksum)

@@ -69,3 +69,13 @@ def outside_share(all_cpu_s: float, jobs_cpu_s: float) -> float:
     0.25
     """
     return (all_cpu_s - jobs_cpu_s) / all_cpu_s
+
+
+def growing(largest: int) -> list[int]:
+    """Counts from a thousand on, each ten times the last, up to the largest.
+
+    >>> growing(250_000)
+    [1000, 10000, 100000, 250000]
+    """
+    powers = [10**place for place in range(3, 12)]
+    return [*(count for count in powers if count < largest), largest]

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Sequence
 from random import Random
-from time import monotonic, process_time
+from time import monotonic, process_time, sleep
 from typing import Any, Final
 
 TAIL_MS: Final = (1.0, 400.0)
@@ -59,3 +59,18 @@ def small_dicts(count: int) -> list[dict[str, Any]]:
 def ids_sum(rows: Sequence[dict[str, Any]]) -> int:
     """What rows add up to."""
     return sum(row["id"] for row in rows)
+
+
+def nap_ms(_: int) -> float:
+    """Sleep for a millisecond; return when that began, on the clock that every process of this boot shares."""
+    since = monotonic()
+    sleep(0.001)
+    return since
+
+
+def nap_if_not_negative(number: int) -> float:
+    """Return when it began; sleep for 50 ms, but not for a negative number."""
+    since = monotonic()
+    if number >= 0:
+        sleep(0.05)
+    return since

@@ -4,18 +4,19 @@ The page is a pure function of what the JSON file holds, so it can be written ag
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from benchmarks import plots
 from benchmarks.machine import name_of
 
-_PERCENT = ("share", "outside", "gaps", "client CPU")
+_PERCENT = ("share", "outside", "gaps", "busy", "client CPU")
 
 
 def write(run: Mapping[str, Any], folder: Path) -> tuple[Path, Path]:
-    """Write results/<date>-<machine>.json and RESULTS.md below `folder`; return both names.
+    """Write results/<date>-<machine>.json, the plots beside it, and RESULTS.md below `folder`; return both names.
 
     What this run did not measure is taken over from the last one on such a machine, with its own date.
     """
@@ -27,7 +28,7 @@ def write(run: Mapping[str, Any], folder: Path) -> tuple[Path, Path]:
     kept = results / f"{run['machine']['date'][:10]}-{machine}.json"
     kept.write_text(json.dumps(run, indent=1) + "\n", "utf-8")
     page = folder / "RESULTS.md"
-    page.write_text(markdown(run), "utf-8")
+    page.write_text(markdown(run, plots.write(run, results)), "utf-8")
     return kept, page
 
 
@@ -43,11 +44,13 @@ def merged(earlier: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, Any]
     }
 
 
-def markdown(run: Mapping[str, Any]) -> str:
-    """The page."""
+def markdown(run: Mapping[str, Any], drawn: Collection[str] = ()) -> str:
+    """The page, with the plots that were drawn."""
     lines = ["# Measured", "", *_head(run)]
     for contest in run["contests"]:
         lines += ["", *_contest(contest, run["machine"]["cores"])]
+        if (name := plots.name_of(contest)) in drawn:
+            lines += ["", f"![{contest['number']}: {contest['title']}](results/{name})"]
     if run.get("anatomy"):
         lines += ["", *_anatomy(run["anatomy"], run["machine"]["cores"])]
     for profile in run.get("profiles", ()):

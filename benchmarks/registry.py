@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from benchmarks import n1_noop, n2_submit, n3_round_trip, n4_tail, n8_arrays
+from benchmarks import n1_noop, n2_submit, n3_round_trip, n4_tail, n5_scale, n6_restart, n8_arrays, n9_workers
 from benchmarks.contest import Contest, Setting
 
 NUMBERS: Final[Mapping[str, Callable[[Setting], list[Contest]]]] = {
@@ -11,5 +11,8 @@ NUMBERS: Final[Mapping[str, Callable[[Setting], list[Contest]]]] = {
     "N2": n2_submit.contests,
     "N3": n3_round_trip.contests,
     "N4": n4_tail.contests,
+    "N5": n5_scale.contests,
+    "N6": n6_restart.contests,
     "N8": n8_arrays.contests,
+    "N9": n9_workers.contests,
 }

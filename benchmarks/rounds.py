@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
-from benchmarks.contest import Contest, Goal, Sample
+from benchmarks.contest import Contest, Goal, Sample, Work
 from benchmarks.figures import fastest, ratios
 
 Tell = Callable[[str], None]
@@ -49,7 +49,9 @@ class Outcome:
 
     def rate(self, name: str) -> float:
         """Jobs a second, from the median time."""
-        return self.contest.jobs / median(self.seconds[name])
+        works = {each.name: each.work for each in self.contest.contenders}
+        work = works.get(name)
+        return (work.jobs if work else self.contest.jobs) / median(self.seconds[name])
 
     def figure(self, name: str, figure: str) -> float | None:
         """The median of one figure."""
@@ -72,15 +74,16 @@ class Outcome:
 
 
 def measure(contest: Contest, rounds: int, tell: Tell) -> Outcome:
-    """Run `rounds` rounds of a contest."""
+    """Run `rounds` rounds of a contest, or as many as it may have."""
     outcome = Outcome(contest)
+    rounds = min(rounds, contest.rounds_max or rounds)
     for number in range(rounds):
         for contender in contest.contenders:
             if contender.name in outcome.refused:
                 continue
             gc.collect()
             try:
-                sample = checked(contest, contender.run())
+                sample = checked(contest.work_of(contender), contender.run())
             except Exception as error:
                 outcome.refused[contender.name] = f"{type(error).__name__}: {error}"
                 outcome.seconds.pop(contender.name, None)  # Times beside wrong results are worth nothing.
@@ -93,12 +96,12 @@ def measure(contest: Contest, rounds: int, tell: Tell) -> Outcome:
     return outcome
 
 
-def checked(contest: Contest, sample: Sample) -> Sample:
+def checked(work: Work, sample: Sample) -> Sample:
     """The sample, if all results came back and add up. Raises WrongResults."""
-    if sample.results != contest.expected_count:
-        raise WrongResults(f"{sample.results:,} results instead of {contest.expected_count:,}")
-    if sample.checksum != contest.expected_checksum:
-        raise WrongResults(f"the results add up to {sample.checksum} instead of {contest.expected_checksum}")
+    if sample.results != work.jobs:
+        raise WrongResults(f"{sample.results:,} results instead of {work.jobs:,}")
+    if sample.checksum != work.checksum:
+        raise WrongResults(f"the results add up to {sample.checksum} instead of {work.checksum}")
     return sample
 
 

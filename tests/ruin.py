@@ -67,7 +67,7 @@ class Original(NamedTuple):
 @cache
 def original() -> Original:
     """Return a batch with random history first, then many small records, then some large ones."""
-    small = patch.multiple(journal_module, RECORD_BYTES_MAX=300, CHECKPOINT_RECORDS=50)
+    small = patch.multiple(journal_module, RECORD_BYTES_MAX=300, CHECKPOINT_ENTRIES=50)
     with TemporaryDirectory() as folder, small:
         journal, author = next(filter(None, (_begun(Path(folder) / str(seed) / "b", seed) for seed in count())))
         _go_on(journal, author)

@@ -71,8 +71,10 @@ class LiveBatch:
         """How many workers it could keep busy now."""
         if not self.is_leasing:
             return len(self.workers)
-        leased = sum(lease.stop - lease.next for lease in self.leases.values())
-        return max(min(self.workers_max, self.queued.size + leased), len(self.workers))
+        wanted = self.queued.size
+        if wanted < self.workers_max:
+            wanted += sum(lease.stop - lease.next for lease in self.leases.values())
+        return max(min(self.workers_max, wanted), len(self.workers))
 
     def lend(self, worker: int, lease: Lease) -> None:
         """Book a lease."""

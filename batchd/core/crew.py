@@ -60,7 +60,9 @@ class Crew:
         for key, workers in have.items():
             spare = len(workers) - wanted.get(key, 0)
             retire = min(spare, max(surplus, missing))
-            for worker in sorted(workers, key=lambda worker: len(worker.leases))[: max(0, retire)]:
+            if retire <= 0:
+                continue
+            for worker in sorted(workers, key=lambda worker: len(worker.leases))[:retire]:
                 self.retire(worker, is_ending=surplus > 0)  # Whoever only makes room for another key need not hurry.
                 surplus -= 1
                 missing -= 1
@@ -92,21 +94,22 @@ class Crew:
 
     def grant_leases(self, now: float) -> None:
         """Give work to every worker that may take some."""
-        if not any(batch.queued.size for batch in self._batches.values()):
-            return
+        hungry = [batch for batch in self._batches.values() if batch.queued.size]
         for outstanding in range(LEASES_PER_WORKER):
+            if not any(self._may_follow(batch, outstanding) for batch in hungry):
+                return
             for worker in self.workers.values():
                 if worker.state is not WorkerState.READY or worker.kill or len(worker.leases) != outstanding:
                     continue
-                batch = choose_batch(self._batches.values(), worker)
-                if batch is not None and worker.lanes and self._may_prefetch(batch, worker):
+                batch = choose_batch(hungry, worker)
+                if batch is not None and worker.lanes and self._may_follow(batch, outstanding):
                     self._grant(worker, batch, now)
 
     @staticmethod
-    def _may_prefetch(batch: LiveBatch, worker: Worker) -> bool:
+    def _may_follow(batch: LiveBatch, outstanding: int) -> bool:
         """A second lease hides the round trip; behind long jobs it would only wait."""
         each_s = batch.pace.seconds_per_job
-        return not worker.leases or (each_s is not None and each_s < LEASE_TARGET_S)
+        return not outstanding or (each_s is not None and each_s < LEASE_TARGET_S)
 
     def _grant(self, worker: Worker, batch: LiveBatch, now: float) -> None:
         first_range = batch.queued.first()

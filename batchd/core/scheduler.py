@@ -421,7 +421,7 @@ class Scheduler:
         """Let go what waited for durability; return whether leases may come of it."""
         committed = self._committed if self._committed < self._entry_turn else self._turn
         freed = [batch.release(committed) for batch in self.batches.values()]
-        freed += [worker.release_lanes(committed) for worker in self.workers.values()]
+        freed += [worker.release_lanes(committed) for worker in self.workers.values() if worker.used_lanes]
         self.crew.orders += [c.ForgetWorker(number) for turn, number in self._retired if turn <= committed]
         self._retired = [(turn, number) for turn, number in self._retired if turn > committed]
         for name, batch in list(self.batches.items()):

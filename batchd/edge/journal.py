@@ -1,8 +1,8 @@
 """The journal of one batch: an LMDB environment in a folder of its own.
 
 The supervisor is the only writer, one transaction per commit. Nothing here decides anything or reads a clock. Done is
-the set of outcome records; the checkpoint is a cache of the facts, so that opening a batch reads only the records
-that came after it: those in the checkpoint's gaps. Tables and keys: formats/tables.py.
+the set of outcome records; the checkpoint is a cache of the facts, so that opening a batch reads only what came
+after it: the log, and the records in the checkpoint's gaps. Tables and keys: formats/tables.py.
 """
 
 import json
@@ -27,7 +27,7 @@ from batchd.formats import tables
 from batchd.formats.joblog import LOG_NAME
 from batchd.formats.segment import Encoding, header_of, pack, pack_items
 from batchd.settings import (
-    CHECKPOINT_RECORDS,
+    CHECKPOINT_ENTRIES,
     FORMAT_VERSION,
     READERS_CHECK_COMMITS,
     RECORD_BYTES_MAX,
@@ -88,7 +88,8 @@ class BatchJournal:
         self._lock = Lock()
         self._commits = 0
         self._sequence = 0
-        self._records_since = 0
+        self._entries_since = 0
+        """How many entries the checkpoint does not cover: what a restart has to read again."""
         try:
             self.facts = self._load()
         except BatchdError:
@@ -159,12 +160,14 @@ class BatchJournal:
             stored = json.loads(bytes(txn.get(tables.META_CHECKPOINT, db=self._dbs[tables.META]) or b"{}"))
             facts = facts_of(self.folder.name, stored)
             self._sequence = stored.get("log", 0)
+            entries_since = records = 0
             for sequence, entry in self._log(txn, self._sequence):
                 self._sequence = sequence
+                entries_since += 1
                 apply(facts, entry)
-            records = 0
             for found, entries in self._outcomes_in_gaps(txn, facts):
                 records += found
+                entries_since += len(entries)
                 for entry in entries:
                     apply(facts, entry)
             total = txn.stat(db=self._dbs[tables.OUTCOMES])["entries"]
@@ -173,7 +176,7 @@ class BatchJournal:
                 f"batch {facts.batch}: the checkpoint tells of {stored.get('records', 0)} outcome records and "
                 f"{records} came later, but there are {total}"
             )
-        self._records_since = records
+        self._entries_since = entries_since
         return facts
 
     def _log(self, txn: lmdb.Transaction, after: int) -> Iterator[tuple[int, e.Entry]]:
@@ -305,13 +308,14 @@ class BatchJournal:
             sequence = self._sequence + bool(log)
             if log:
                 txn.put(tables.INDEX.pack(sequence), json.dumps(log).encode(), append=True, db=self._dbs[tables.LOG])
-            records = sum(self._put_outcomes(txn, number, made) for number, made in outcomes.items())
-            is_due = self._records_since + records >= max(CHECKPOINT_RECORDS, len(self.facts.done))
+            for number, made in outcomes.items():
+                self._put_outcomes(txn, number, made)
+            entries_since = self._entries_since + len(log) + sum(map(len, outcomes.values()))
+            is_due = entries_since >= max(CHECKPOINT_ENTRIES, len(self.facts.done))
             if is_due or any(isinstance(entry, e.Detached | e.Reopened | e.Trimmed) for entry in entries):
                 self._put_checkpoint(txn, entries, sequence)
-                records = -self._records_since
-        self._sequence = sequence
-        self._records_since += records
+                entries_since = 0
+        self._sequence, self._entries_since = sequence, entries_since
 
     def _put_inputs(self, txn: lmdb.Transaction, entry: e.Submitted) -> None:
         index = entry.first
@@ -342,13 +346,12 @@ class BatchJournal:
             while found and tables.OUTCOME.unpack(cursor.key())[1] + _jobs_in(cursor.value()) <= stop:
                 found = cursor.delete() and bool(cursor.key())
 
-    def _put_outcomes(self, txn: lmdb.Transaction, generation: int, entries: list[e.Recorded]) -> int:
+    def _put_outcomes(self, txn: lmdb.Transaction, generation: int, entries: list[e.Recorded]) -> None:
         db = self._dbs[tables.OUTCOMES]
         items = [(tables.OUTCOME.pack(generation, first), record) for first, record in join(entries)]
         _, added = txn.cursor(db=db).putmulti(items, overwrite=False)
         if added != len(items):
             raise JournalDamaged(f"batch {self.facts.batch}: an outcome was about to be recorded twice")
-        return added
 
     def _put_checkpoint(self, txn: lmdb.Transaction, entries: Sequence[e.Entry], sequence: int) -> None:
         facts = copy(self.facts)

@@ -65,12 +65,12 @@ def reopened(journal: BatchJournal) -> BatchJournal:
 # --- What is loaded is what was committed ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("checkpoint_records", [1, 4, 2_000])
+@pytest.mark.parametrize("checkpoint_entries", [1, 4, 2_000])
 @pytest.mark.parametrize("seed", range(8))
 def test_memory_equals_replay_after_every_commit(
-    place: Path, monkeypatch: pytest.MonkeyPatch, seed: int, checkpoint_records: int
+    place: Path, monkeypatch: pytest.MonkeyPatch, seed: int, checkpoint_entries: int
 ) -> None:
-    monkeypatch.setattr(journal_module, "CHECKPOINT_RECORDS", checkpoint_records)
+    monkeypatch.setattr(journal_module, "CHECKPOINT_ENTRIES", checkpoint_entries)
     monkeypatch.setattr(journal_module, "RECORD_BYTES_MAX", 300)  # So that a commit makes several records.
     author = Author("b", seed)
     journal = BatchJournal.create(place, {"durability": "process"})
@@ -99,7 +99,7 @@ def test_random_journals_are_worth_reading() -> None:
 
 
 def test_a_restart_reads_only_the_records_behind_the_checkpoint(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(journal_module, "CHECKPOINT_RECORDS", 10)
+    monkeypatch.setattr(journal_module, "CHECKPOINT_ENTRIES", 10)
     journal = BatchJournal.create(place, {"durability": "process"})
     journal.commit([submission(journal.facts, list(range(1_000)))])
     for first in range(0, 1_000, 10):

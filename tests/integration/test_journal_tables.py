@@ -6,6 +6,7 @@ import lmdb
 import pytest
 
 from batchd.core import entries as e
+from batchd.core.facts import BatchFacts, apply
 from batchd.edge import journal as journal_module
 from batchd.edge.journal import BatchJournal, join
 from batchd.errors import JournalDamaged, JournalError
@@ -126,4 +127,26 @@ def test_what_a_client_gave_last_is_known(place: Path) -> None:
     for sequence in (1, 2):
         journal.commit([submission(journal.facts, ["a", "b"], "c", sequence)])
     assert (journal.last_of("c"), journal.last_of("nobody")) == ((2, 2), (0, 0))
+
+
+def test_a_restart_reads_few_entries_however_many_lie_in_a_record(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal_module, "CHECKPOINT_ENTRIES", 10)
+    journal = BatchJournal.create(place, {"durability": "process"})
+    for sequence in range(1, 26):  # Input that nothing has become of yet.
+        journal.commit([submission(journal.facts, list(range(8)), sequence=sequence)])
+    read: list[e.Entry] = []
+
+    def counted(facts: BatchFacts, entry: e.Entry) -> None:
+        read.append(entry)
+        apply(facts, entry)
+
+    for first in range(0, 200, 8):  # Jobs that were reported one by one, and share a record.
+        journal.commit([success("b", index, [index]) for index in range(first, first + 8)])
+        with monkeypatch.context() as patch:
+            patch.setattr(journal_module, "apply", counted)
+            assert journal.refresh().done.size == first + 8
+        assert len(read) < 10 + 8
+        read.clear()
     journal.close()

@@ -134,7 +134,7 @@ def test_batches_that_bring_their_workers_come_on_top() -> None:
 
 def test_reports_may_rest_while_everybody_has_work_for_longer() -> None:
     batches = {"a": batch("a", 0)}
-    busy, idle = worker(1, lease(1, 0, 4)), worker(2)
+    busy, idle, last = worker(1, lease(1, 0, 5)), worker(2), worker(3, lease(2, 5, 6))
 
     assert rest_s([busy], batches) == 0.0, "nobody knows yet how long a job takes"
     batches["a"].pace.report(jobs=10, busy_s=0.1)
@@ -142,6 +142,7 @@ def test_reports_may_rest_while_everybody_has_work_for_longer() -> None:
     assert rest_s([worker(1, lease(1, 0, 4_000))], batches) == REST_S_MAX
     assert rest_s([worker(1, lease(1, 0, 4_000))], batches, REST_S_EAGER) == REST_S_EAGER
     assert rest_s([busy, idle], batches) == 0.0
+    assert rest_s([busy, last], batches) == 0.0, "its only job may end at any moment"
     batches["a"].pace = Pace()
     batches["a"].pace.report(jobs=1_000, busy_s=0.01)
     assert rest_s([busy], batches) == 0.0, "fast jobs fill the pipe"
