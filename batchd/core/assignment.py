@@ -54,7 +54,7 @@ def choose_batch(batches: Iterable[LiveBatch], worker: Worker) -> LiveBatch | No
 
 
 def rest_s(workers: Iterable[Worker], batches: Mapping[str, LiveBatch], longest_s: float = REST_S_MAX) -> float:
-    """Return for how long reports may go unread because every worker has work for several times as long."""
+    """Return for how long reports may go unread because every worker has work to begin for several times as long."""
     shortest = longest_s
     for worker in workers:
         if worker.state is not WorkerState.READY or worker.kill or not worker.leases:
@@ -64,7 +64,8 @@ def rest_s(workers: Iterable[Worker], batches: Mapping[str, LiveBatch], longest_
             each_s = batches[lease.batch].pace.seconds_per_job
             if each_s is None or each_s < ACK_INTERVAL_S:
                 return 0.0  # Reports of fast jobs come in groups already, and would fill the pipe.
-            work_s += (lease.stop - lease.next) * each_s
+            begun = lease is worker.leases[0]  # Its first job may end at any moment.
+            work_s += (lease.stop - lease.next - begun) * each_s
         shortest = min(shortest, work_s / REST_SHARE)
     return shortest
 
