@@ -118,7 +118,7 @@ REST_S_EAGER: Final = 0.02
 """The same where somebody waits for each outcome."""
 REST_S_MIN: Final = 0.001
 REST_SHARE: Final = 3
-"""Every worker has work for so many times as long: heavy-tailed jobs often take a half of their mean time."""
+"""Every worker has work to begin for so many times as long: heavy-tailed jobs often take half their mean time."""
 LINGER_S: Final = 0.2
 """The supervisor waits this long for another client before it leaves."""
 SUBMIT_WINDOW_BYTES: Final = 8 << 20
