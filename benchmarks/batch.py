@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from operator import itemgetter
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any, Final, NamedTuple
@@ -81,7 +80,7 @@ def run_batch(
     folder = open_folder(Path(mkdtemp(dir=scratch)) / "journal")
     go = threading.Event()
     try:
-        with new_session(folder, job, workers) as session:
+        with new_session(folder, job, workers, follows=reduce is not None) as session:
             session.feed(_blocks(items, warm, go))
             _await_warm(session, len(warm), workers)
             pids = processes(folder)
@@ -120,7 +119,7 @@ def cpu_s(pid: int) -> float:
 
 
 @contextmanager
-def new_session(folder: Path, job: Job, workers: int, name: str = "") -> Iterator[Session]:
+def new_session(folder: Path, job: Job, workers: int, name: str = "", *, follows: bool = False) -> Iterator[Session]:
     """A batch of one job's task: a new one, or that of a name it was given before."""
     key_spec = KeySpec((job.module, job.name), tuple(sys.path), str(Path.cwd()), dict(os.environ), sys.executable)
     session = Session(
@@ -131,7 +130,7 @@ def new_session(folder: Path, job: Job, workers: int, name: str = "") -> Iterato
         key_spec=key_spec,
         digest="",
         note=lambda text: print(f"batchd: {text}", file=sys.stderr),
-        follows=True,
+        follows=follows,
     )
     session.open()
     try:
@@ -175,14 +174,16 @@ def processes(folder: Path) -> list[int]:
 def _read(
     session: Session, journal: BatchJournal, warm: int, reduce: Callable[[Any, list[Any]], Any] | None
 ) -> tuple[list[list[Any]], Any, int]:
-    """Read every result as soon as it is durable, beside the run."""
+    """Read every result: what is to be reduced as soon as it is durable, beside the run; the others at its end."""
     outcomes = Outcomes(journal)
-    parts: list[tuple[int, list[Any]]] = []
+    parts: list[list[Any]] = []
     reduced: Any = 0
     count = 0
     while session.recorded or not session.is_over:
         if not session.recorded:
             session.pump(0.25)
+        if reduce is None and session.is_over:
+            session.recorded = RangeSet([(warm, session.progress["size"])])
         recorded, session.recorded = session.recorded, RangeSet()
         for span in outcomes.spans(recorded, session.progress["generation"], warm):
             if span.state is not JobState.SUCCEEDED:
@@ -190,10 +191,10 @@ def _read(
             values = span.values()
             count += len(values)
             if reduce is None:
-                parts.append((span.start, values))
+                parts.append(values)
             else:
                 reduced = reduce(reduced, values)
-    return [values for _, values in sorted(parts, key=itemgetter(0))], reduced, count
+    return parts, reduced, count
 
 
 def _sizes(folder: Path) -> dict[str, int]:

@@ -57,6 +57,7 @@ SIDEWAYS: Final = {
     ("engine", "packing"),
     ("packing", "intake"),
     ("mapping", "flow"),
+    ("mapping", "intake"),
     ("flow", "intake"),
     ("batch", "door"),
     ("batch", "intake"),
