@@ -126,7 +126,7 @@ def restart(scratch: Path, job: Job, numbers: range, workers: int) -> Restarted:
     """Run half of a batch, kill its supervisor, start another; wait until it has run a job."""
     folder = open_folder(Path(mkdtemp(dir=scratch)) / "journal")
     try:
-        with new_session(folder, job, workers, "batch") as session:
+        with new_session(folder, job, workers, "batch", follows=True) as session:
             session.feed(blocks_of(numbers))
             _await(session, len(numbers), len(numbers) // 2)
             kill_supervisor(folder)
@@ -140,7 +140,7 @@ def restart(scratch: Path, job: Job, numbers: range, workers: int) -> Restarted:
         since = time.monotonic()
         connection = connect(folder)
         ready = time.monotonic()
-        with new_session(folder, job, workers, "batch") as session:
+        with new_session(folder, job, workers, "batch", follows=True) as session:
             opened = time.monotonic()
             supervisor_cpu_s = cpu_s(processes(folder)[0])
             connection.close()
