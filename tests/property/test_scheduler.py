@@ -196,5 +196,5 @@ class SchedulerMachine(RuleBasedStateMachine):
                 taken |= jobs
 
 
-SchedulerMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=60, deadline=None)
+SchedulerMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=60)
 TestScheduler = SchedulerMachine.TestCase
