@@ -21,7 +21,15 @@ from batchd.core.entries import Recorded
 from batchd.core.facts import BatchFacts
 from batchd.core.job import JobState
 from batchd.core.scheduler import Scheduler
-from batchd.settings import COMMIT_GAP_S, CUT_WAIT_S, REST_S_MIN, SAMPLE_COST_MAX, SAMPLE_S
+from batchd.settings import (
+    COMMIT_GAP_S,
+    CUT_WAIT_S,
+    LEAD_S,
+    LIGHT_COMMIT_ENTRIES,
+    REST_S_MIN,
+    SAMPLE_COST_MAX,
+    SAMPLE_S,
+)
 from benchmarks.costs import Costs
 
 LEFT_OUT: Final = (
@@ -58,9 +66,9 @@ class Played:
     whole: float
     """The same from the first lease to the last job."""
     supervisor: float
-    """The share of the time in which the supervisor worked."""
-    supervisor_s: float
-    """For how long that was."""
+    """The share of the time in which the supervisor worked, or waited for the disk."""
+    supervisor_cpu_s: float
+    """For how long it worked."""
     steps: int
     step_s: float
     """CPU time of the real `step`, on average."""
@@ -93,7 +101,7 @@ class Model:
         self._begins, self._ends = array("d"), array("d")
         """When each job began, and when it ends."""
         self._done_at = array("d")
-        self._supervisor_s = self._step_s = 0.0
+        self._supervisor_s = self._waited_s = self._step_s = 0.0
         self._steps = 0
         self._scheduler = Scheduler(lambda: 0.5)
 
@@ -165,10 +173,10 @@ class Model:
         spent += step_s
         assert all(isinstance(entry, Recorded) for entry in turn.entries), "a job went wrong"
         self._unsaved += len(turn.entries)
-        spent += self._commit(turn.number, spent)
         for order in turn.commands:
             spent += costs.grant_s
             self._perform(order, self._now + spent)
+        spent += self._commit(turn.number, spent)
         self._supervisor_s += spent
         self._free_at = self._now + spent
         if self._now >= self._rests_until and wait_s >= REST_S_MIN:
@@ -179,16 +187,22 @@ class Model:
             self._wake(max(self._rests_until, min(at for at, _ in self._inbox)))
 
     def _commit(self, turn: int, spent: float) -> float:
-        """Begin a commit if one may begin; return what it takes from the supervisor."""
+        """Begin a commit if one may begin; return for how long it holds up the supervisor.
+
+        A small one does so while it waits for the disk, until another thread goes on with the loop.
+        """
         if self._in_flight or not self._unsaved:
             return 0.0
         if self._now < self._next_commit:
             self._at(self._next_commit, self._wake, self._next_commit)
             return 0.0
         cpu_s = self._costs.commit_s + self._costs.entry_s * self._unsaved
+        is_light = self._unsaved <= LIGHT_COMMIT_ENTRIES
         self._unsaved, self._in_flight = 0, True
         self._at(self._now + spent + cpu_s + self._costs.disk_s, self._committed, turn)
-        return cpu_s
+        wait_s = min(self._costs.disk_s, LEAD_S) if is_light else 0.0
+        self._waited_s += wait_s
+        return cpu_s + wait_s
 
     def _committed(self, turn: int) -> None:
         self._in_flight = False
@@ -268,7 +282,7 @@ class Model:
             busy=self._busy(since, until),
             whole=self._busy(0.0, until),
             supervisor=self._supervisor_s / self._now,
-            supervisor_s=self._supervisor_s,
+            supervisor_cpu_s=self._supervisor_s - self._waited_s,
             steps=self._steps,
             step_s=self._step_s / self._steps,
             seconds=until,

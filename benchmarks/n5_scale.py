@@ -42,7 +42,8 @@ def contests(setting: Setting) -> list[Contest]:
                 Goal(names[-1], _SHARE_MAX, figure=SHARE, is_maximum=True),
             ),
             counted=(
-                "hand over all integers, run, read every result back and add them up; from a warm start. Memory is "
+                "hand over a range of integers, which is kept as ranges, run, read every result back, add them up; "
+                "from a warm start. Memory is "
                 f"RssAnon of /proc/PID/status, read every {_SAMPLE_S * 1000:.0f} ms; the journal is what its files "
                 "occupy, against the bytes of all input blocks and outcome blocks in it"
             ),
