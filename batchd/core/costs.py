@@ -9,8 +9,8 @@ before it hears of any outcome, comes to the same.
 """
 
 from collections.abc import Iterable
-from math import frexp
-from typing import Final
+from math import frexp, inf
+from typing import Any, Final
 
 from batchd.settings import COSTLY_JOBS_MAX
 
@@ -19,6 +19,18 @@ Cost = tuple[int, float]
 
 _EVERYTHING: Final = -2_000
 """Below the power of two of every cost."""
+
+
+def checked_costs(found: Iterable[Iterable[Any]], jobs: int) -> tuple[Cost, ...]:
+    """Return what a submission of so many jobs says of costs. Raises TypeError and ValueError.
+
+    >>> checked_costs([[0, 2]], 1)
+    ((0, 2.0),)
+    """
+    costs = tuple((int(place), float(cost)) for place, cost in found)
+    if any(not (0 <= place < jobs and 0 < cost < inf) for place, cost in costs):
+        raise ValueError("a cost that is none, or of no job")
+    return costs
 
 
 class Costs:
