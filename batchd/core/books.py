@@ -16,7 +16,7 @@ from batchd.core.facts import BatchFacts
 from batchd.core.job import History
 from batchd.core.lease import Lease, Pace
 from batchd.core.ranges import RangeSet
-from batchd.settings import COSTLY_JOBS_MAX, LEASE_TARGET_S, STEAL_MIN_S
+from batchd.settings import COSTLY_JOBS_MAX, LEASE_TARGET_S, LONG_JOB_SHARE
 
 
 class Held(NamedTuple):
@@ -120,16 +120,16 @@ class LiveBatch:
     def take(self, workers: int) -> tuple[int, int, History, float | None]:
         """Take the next lease's jobs out of the queue; return (first, stop, their history, cost if leased for it).
 
-        A job that will take longer than a lease is to take goes first and alone; the others go in their order.
+        A job that is known to be long goes first and alone; the others go in their order.
         """
-        jobs = self.pace.jobs_per_lease(self.queued.size, workers)
         at_front, costliest, cost = self.queued.first(), self._costliest(), None
         assert at_front is not None
         first, stop = at_front
-        if costliest is not None and self._is_long(costliest[1], jobs):
+        if costliest is not None and self._is_long(costliest[1], workers):
             first, cost = costliest
             stop = first + 1
         stop, history = self.facts.histories.span(first, stop)
+        jobs = self.pace.jobs_per_lease(self.queued.size, workers)
         stop = min(stop, first + (1 if history.is_suspect else jobs))
         self.queued.remove(first, stop)
         return first, stop, history, cost
@@ -143,12 +143,10 @@ class LiveBatch:
     def _is_queued(self, entry: tuple[float, int]) -> bool:
         return entry[1] in self.queued and entry[1] in self.facts.costs
 
-    def _is_long(self, cost: float, jobs: int) -> bool:
-        """Whether a job of this cost will take longer than a lease of so many others, as far as is known."""
-        if self.cost_pace.seconds_per_job is None:
-            return True
-        lease_s = jobs * (self.pace.seconds_per_job or 0.0)
-        return cost * self.cost_pace.seconds_per_job > max(lease_s, STEAL_MIN_S)
+    def _is_long(self, cost: float, workers: int) -> bool:
+        """Whether a job of this cost would fill much of a lease, as far as is known."""
+        each_s = self.cost_pace.seconds_per_job
+        return each_s is None or cost * each_s > LONG_JOB_SHARE * self.pace.lease_s(self.queued.size, workers)
 
     def measure(self, lease: Lease, jobs: int, busy_s: float) -> None:
         """Take in how long jobs of a lease took."""

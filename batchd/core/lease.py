@@ -89,6 +89,11 @@ class Pace:
         """A lease of so many jobs went through."""
         self.jobs_max = max(self.jobs_max, jobs)
 
+    def lease_s(self, queued: int, workers: int) -> float:
+        """Return how long the next lease should take: a target, less as the queue runs out."""
+        each_s = self.seconds_per_job
+        return LEASE_TARGET_S if each_s is None else min(LEASE_TARGET_S, each_s * queued / (2 * workers))
+
     def jobs_per_lease(self, queued: int, workers: int) -> int:
         """Return how many jobs the next lease should hold: a target time, less as the queue runs out."""
         each_s = self.seconds_per_job

@@ -32,7 +32,7 @@ def work(door: Door, path: str, item: Item) -> int:
     note(path, item.number)
     if item.number == 0:
         door.pass_through()
-    nap(0.01 * (item.cost or 0.0))  # Longer than what is too short to be put in order.
+    nap(0.01 * (item.cost or 0.0))  # Long enough to be put in order.
     return item.number
 
 
