@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Self
 
 from batchd.batch import Batch
 from batchd.client.codedigest import code_digest
+from batchd.client.costing import CostOf
 from batchd.client.reading import error_at, values_of
 from batchd.client.session import Session, batch_id
 from batchd.client.world import (
@@ -34,7 +35,7 @@ from batchd.engine import Engine, JobFuture
 from batchd.errors import BatchNotFound, UsageError
 from batchd.intake import KeyedInput, PlainInput
 from batchd.joberrors import cancellation
-from batchd.mapping import Key, key_function
+from batchd.mapping import Key, costing_of, key_function
 from batchd.worker.calls import ONE
 
 
@@ -208,6 +209,7 @@ class Client:
         *,
         name: str | None = None,
         key: Key | None = None,
+        cost: CostOf | None = None,
         retries: int = 0,
         timeout: float | None = None,
         crashes_max: int = 3,
@@ -220,8 +222,8 @@ class Client:
 
         A batch of that name goes on: what it was given before is not given again (`Batch.skipped`); with `key` only
         new and changed items run, the latter in place of what failed (`Batch.replaced`). `timeout` is seconds a job,
-        `workers` as in `batchd.map`. When the first 100 jobs fail alike it stops, unless `keep_going`. `seal=False`
-        leaves it open for `add`.
+        `cost` and `workers` as in `batchd.map`. When the first 100 jobs fail alike it stops, unless `keep_going`.
+        `seal=False` leaves it open for `add`.
 
         Raises what pickling `fn` and iterating raise; InputChanged, CodeChanged (unless `accept_code`), BatchdError.
 
@@ -264,7 +266,7 @@ class Client:
             )
 
         key_of = key_function(key)
-        batch.open(make, lambda door: KeyedInput(door, key_of) if key_of else PlainInput(door))
+        batch.open(make, lambda door: KeyedInput(door, key_of) if key_of else PlainInput(door), costing_of(cost))
         self._batches.append(batch)
         batch.add(items)
         if seal:

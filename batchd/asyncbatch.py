@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any, Final, TypeVar
 
 from batchd.batch import NOTHING_YET, Batch, Standing
+from batchd.client.costing import CostOf
 from batchd.edge.failures import FailureGroup
 from batchd.mapping import Key
 
@@ -108,7 +109,7 @@ class AsyncBatch:
         """
         return await in_thread(self._hands, lambda: self._batch.name)
 
-    async def add(self, items: Iterable[Any], *, key: Key | None = None) -> int:
+    async def add(self, items: Iterable[Any], *, key: Key | None = None, cost: CostOf | None = None) -> int:
         """`Batch.add`: return how many were added, when they are on disk. `items` are read in a thread.
 
         >>> from batchd import AsyncClient
@@ -119,7 +120,7 @@ class AsyncBatch:
         >>> asyncio.run(application())
         2
         """
-        return await in_thread(self._hands, partial(self._batch.add, items, key=key))
+        return await in_thread(self._hands, partial(self._batch.add, items, key=key, cost=cost))
 
     async def seal(self) -> None:
         """`Batch.seal`: say that no more jobs will come.

@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple
 
 from batchd.client.attachment import Attachment
 from batchd.client.connection import request
+from batchd.client.costing import Costing, CostOf
 from batchd.client.reading import check_on_error, values_of
 from batchd.client.session import Session
 from batchd.client.world import check_python, stored_key
@@ -27,7 +28,7 @@ from batchd.edge.outcomes import Outcomes
 from batchd.errors import BatchBusy, UsageError
 from batchd.flow import FAILED
 from batchd.intake import PULL_MAX, InputRaised, KeyedInput, PlainInput, as_items
-from batchd.mapping import Key, key_function
+from batchd.mapping import Key, costing_of, key_function
 
 _LOOK_S: Final = 0.1
 """A batch that another process runs is looked at this often."""
@@ -111,27 +112,28 @@ class Batch:
 
     # --- Giving ------------------------------------------------------------------------------------------------
 
-    def add(self, items: Iterable[Any], *, key: Key | None = None) -> int:
+    def add(self, items: Iterable[Any], *, key: Key | None = None, cost: CostOf | None = None) -> int:
         """Add a job per item and return how many were added, when they are on disk.
 
         The batch stays open, or is opened again. `key` is needed for a batch that was made with one and found by
-        `Client.batch`. Raises BatchdError, and what iterating raises: what was added before that stays added.
+        `Client.batch`; `cost` stays as it was unless it is given. Raises BatchdError, and what iterating raises: what
+        was added before that stays added.
 
         >>> batch = client.submit_batch(abs, [-1, -2], seal=False)
         >>> batch.add(range(-5, 0)), batch.progress().size
         (5, 7)
         """
         with self._adding:
-            return self._add(items, key)
+            return self._add(items, key, cost)
 
-    def _add(self, items: Iterable[Any], key: Key | None) -> int:
+    def _add(self, items: Iterable[Any], key: Key | None, cost: CostOf | None) -> int:
         door = AttachedDoor(self._run())
         if self._intake is None:
             key_of = key_function(key)
             self._begin(KeyedInput(door, key_of) if key_of else PlainInput(door), is_handle=True)
         intake = self._intake
         assert intake is not None
-        intake.door = door
+        intake.door, intake.costing = door, costing_of(cost) or intake.costing
         before, skipped = self._jobs_known(), intake.skipped
         intake.items, intake.is_over = as_items(items), False
         try:
@@ -338,10 +340,16 @@ class Batch:
 
     # --- What it stands on -------------------------------------------------------------------------------------
 
-    def open(self, make: Callable[[], Session], begin: Callable[[AttachedDoor], PlainInput | KeyedInput]) -> None:
+    def open(
+        self,
+        make: Callable[[], Session],
+        begin: Callable[[AttachedDoor], PlainInput | KeyedInput],
+        costing: Costing | None,
+    ) -> None:
         """Run the batch from here. For `Client`. Raises BatchdError."""
-        attachment = self._attach(make)
-        self._begin(begin(AttachedDoor(attachment)), is_handle=False)
+        intake = begin(AttachedDoor(self._attach(make)))
+        intake.costing = costing
+        self._begin(intake, is_handle=False)
 
     def _begin(self, intake: PlainInput | KeyedInput, *, is_handle: bool) -> None:
         self._intake = intake

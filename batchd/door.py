@@ -4,11 +4,12 @@ Intakes read input in the thread that called; only the attachment's own thread t
 """
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from batchd.client.attachment import Attachment
 from batchd.client.connection import checked
+from batchd.core.costs import Cost
 from batchd.errors import BatchdError, SupervisorError
 from batchd.settings import SUBMIT_WINDOW_BYTES
 
@@ -36,6 +37,7 @@ class AttachedDoor:
         checkpoint: str = "",
         keys: bytes = b"",
         then: Callable[[dict[str, Any]], None] | None = None,
+        costs: Sequence[Cost] = (),
     ) -> None:
         """Add jobs; see `intake.Door`."""
         with self._changed:
@@ -56,7 +58,7 @@ class AttachedDoor:
                 then(reply)
 
         session = self._attachment.session
-        self._attachment.post(lambda: session.submit(body, checkpoint, keys, answered))
+        self._attachment.post(lambda: session.submit(body, checkpoint, keys, answered, costs))
 
     def unseal(self) -> None:
         """Let more input come."""

@@ -11,6 +11,7 @@ from time import perf_counter
 from typing import Any, Final, NamedTuple
 
 from batchd.client.connection import checked
+from batchd.client.costing import Costing
 from batchd.client.reading import values_of
 from batchd.client.session import Session
 from batchd.client.trimming import Trimming
@@ -45,6 +46,7 @@ class Plan(NamedTuple):
     key: Callable[[Any], Any] | None
     window: int | None
     progress: Any
+    costing: Costing | None
 
 
 class Flow:
@@ -67,7 +69,7 @@ class Flow:
         self._raised: Exception | None = None
         """What reading the input raised."""
         self._input = KeyedInput(session, plan.key, reruns=True) if plan.key else PlainInput(session)
-        self._input.items = items
+        self._input.items, self._input.costing = items, plan.costing
 
     def results(self) -> Iterator[Any]:
         """Open the session and give the results. Raises what the jobs raised, and BatchdError."""

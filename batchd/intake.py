@@ -15,6 +15,8 @@ from time import perf_counter
 from typing import Any, Final, NoReturn, Protocol
 
 from batchd.client.codedigest import value_digest
+from batchd.client.costing import Costing
+from batchd.core.costs import Cost
 from batchd.core.job import JobState
 from batchd.core.ranges import Range, RangeSet
 from batchd.edge.journal import BatchJournal
@@ -44,6 +46,7 @@ class Door(Protocol):
         checkpoint: str = "",
         keys: bytes = b"",
         then: Callable[[dict[str, Any]], None] | None = None,
+        costs: Sequence[Cost] = (),
     ) -> None:
         """Add the jobs of these input segments; `then` is called with the reply when they are on disk."""
 
@@ -62,6 +65,7 @@ class PlainInput:
         self.bytes_per_item = 0
         """Of the last items that were submitted."""
         self.door = door
+        self.costing: Costing | None = None
         self._size = 0
 
     def begin(self, journal: BatchJournal, *, is_known: bool = False) -> None:
@@ -77,6 +81,7 @@ class PlainInput:
         is_known = start < self._known
         count = min(count, self._known - start) if is_known else count
         items, self.is_over, self.items = read_soon(self.items, count)
+        costs = self.costing.read(items, start) if self.costing and not is_known else []
         self._size += len(items)
         if is_known:
             self._given.compare(start, items)
@@ -87,16 +92,17 @@ class PlainInput:
                 "use another name for other input, or key="
             )
         if items and not is_known:
-            self._submit(items)
+            self._submit(items, costs)
         return [(start, self._size)] if items else []
 
-    def _submit(self, items: Sequence[Any]) -> None:
+    def _submit(self, items: Sequence[Any], costs: list[float]) -> None:
         if self.door.progress["is_sealed"]:
             self.door.unseal()
         blocks = input_blocks(items) if are_plain(items) else pickled_blocks(map(pickled, items))
         body = b"".join(block for _, block in blocks)
         self.bytes_per_item = len(body) // len(items)
-        self.door.submit(body)
+        first = self._size - len(items)
+        self.door.submit(body, costs=self.costing.costly(first, costs) if self.costing else ())
 
 
 class _Given:
@@ -168,8 +174,11 @@ class KeyedInput:
         self.bytes_per_item = 0
         """Of the last items that were submitted."""
         self.door = door
+        self.costing: Costing | None = None
         self._key = key
         self._reruns = reruns
+        self._seen = 0
+        """Items that were read."""
         self.again = RangeSet()
         """Jobs to run again that were not asked for yet."""
         self.replaced = 0
@@ -194,10 +203,13 @@ class KeyedInput:
     def pull(self, count: int) -> list[Range]:
         """Read up to `count` items and submit those that are new; return the jobs of all of them."""
         items, self.is_over, self.items = read_soon(self.items, min(count, 512))
+        known_costs = self.costing.read(items, self._seen) if self.costing else [0.0] * len(items)
+        self._seen += len(items)
         jobs: list[Range] = []
         payloads: list[bytes] = []
         keys: list[bytes] = []
-        for item in items:
+        costs: list[float] = []
+        for item, cost in zip(items, known_costs, strict=True):
             payload = pickled(item)
             digest, content = key_digests(self._key(item), item, payload)
             known = self._fresh.get(digest) or self._journal.known_key(digest)
@@ -211,9 +223,10 @@ class KeyedInput:
                 self._fresh[digest] = index, content
                 payloads.append(payload)
                 keys.append(digest + content)
+                costs.append(cost)
             jobs.append((index, index + 1))
         if payloads:
-            self._submit(payloads, keys)
+            self._submit(payloads, keys, costs)
         return jobs
 
     def _does_run_again(self, index: int) -> bool:
@@ -240,7 +253,7 @@ class KeyedInput:
         failed, self._failed = self._failed, RangeSet()
         return list(failed)
 
-    def _submit(self, payloads: list[bytes], keys: list[bytes]) -> None:
+    def _submit(self, payloads: list[bytes], keys: list[bytes], costs: list[float]) -> None:
         indices = range(self._size - len(keys), self._size)
         if self.door.progress["is_sealed"]:
             self.door.unseal()
@@ -252,7 +265,8 @@ class KeyedInput:
 
         body = b"".join(block for _, block in pickled_blocks(payloads))
         self.bytes_per_item = len(body) // len(payloads)
-        self.door.submit(body, keys=b"".join(keys), then=then)
+        costly = self.costing.costly(indices.start, costs) if self.costing else ()
+        self.door.submit(body, keys=b"".join(keys), then=then, costs=costly)
 
 
 def key_digests(key: Any, item: Any, payload: bytes) -> tuple[bytes, bytes]:

@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple, TypeVar, cast
 
 from batchd.client.codedigest import code_digest
 from batchd.client.connection import request
+from batchd.client.costing import Costing, CostOf
 from batchd.client.reading import check_on_error
 from batchd.client.session import Session, batch_id
 from batchd.client.world import (
@@ -46,6 +47,7 @@ def map(  # noqa: A001  (named after what it stands in for)
     journal: str | os.PathLike[str] | None = None,
     name: str | None = None,
     key: Key | None = None,
+    cost: CostOf | None = None,
     progress: Any = "auto",
     buffersize: int | None = None,
     crashes_max: int = 3,
@@ -61,6 +63,9 @@ def map(  # noqa: A001  (named after what it stands in for)
     runs only what is missing or failed. `key`, a function of the item or the name of a field, gives each job an
     identity instead of its place in the input: only new and changed items run, and those that did not succeed. A
     changed item takes the place of its old job, which is not run again if it failed.
+
+    `cost`, a function of the item or the name of a field, says what takes long: of what was read, the costliest start
+    first. Any unit will do; None stands for what is not known.
 
     A job that fails raises JobFailed, JobCrashed or JobTimeout where its result would have been; with `on_error`
     "return" the error is given as a value, with "skip" it is left out. `progress` is "auto" (a live line on a
@@ -78,7 +83,14 @@ def map(  # noqa: A001  (named after what it stands in for)
     fn = fn.function if isinstance(fn, _Star) else fn
     items = zip(*iterables, strict=False) if len(iterables) > 1 else as_items(iterables[0])
     options = _options(workers, retries, timeout, crashes_max, keep_going=on_error != "raise")
-    plan = Plan(ordered=ordered, on_error=on_error, key=key_function(key), window=buffersize, progress=progress)
+    plan = Plan(
+        ordered=ordered,
+        on_error=on_error,
+        key=key_function(key),
+        window=buffersize,
+        progress=progress,
+        costing=costing_of(cost),
+    )
     _check(fn, plan, is_durable=journal is not None or name is not None, key=key)
     return _results(fn, items, STAR if is_star else ONE, options, plan, journal, name, accept_code=accept_code)
 
@@ -114,6 +126,11 @@ def key_function(key: Key | None) -> Callable[[Any], Any] | None:
             return getattr(item, key)
 
     return field
+
+
+def costing_of(cost: CostOf | None) -> Costing | None:
+    """Return what reads the costs of items, None where nobody asked for that."""
+    return None if cost is None else Costing(cost, f"cost={cost!r}" if isinstance(cost, str) else "cost=")
 
 
 def _check(fn: object, plan: Plan, *, is_durable: bool, key: object) -> None:

@@ -54,6 +54,10 @@ LEASE_GROWTH_MAX: Final = 8
 """A lease may be at most this many times as large as the last one that was measured."""
 LEASES_PER_WORKER: Final = 2
 """Outstanding at once: one runs while the next waits in the pipe, which hides the round trip."""
+COSTLY_JOBS_MAX: Final = 4_096
+"""Of a batch's unfinished jobs so many, the costliest, are known by their cost and can start before the others."""
+LONG_JOB_SHARE: Final = 0.25
+"""A costly job that would fill more than this share of a lease goes before the others, in a lease of its own."""
 LANES: Final = 16
 """Leases of one worker the flight recorder can describe at once: outstanding plus not yet committed."""
 ACK_INTERVAL_S: Final = 0.001

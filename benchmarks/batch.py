@@ -18,6 +18,7 @@ from typing import Any, Final, NamedTuple
 import psutil
 
 from batchd.client import Session, batch_id
+from batchd.client.costing import Costing, CostOf
 from batchd.core.events import Options
 from batchd.core.job import JobState
 from batchd.core.ranges import RangeSet
@@ -72,6 +73,7 @@ def run_batch(
     warm: Sequence[Any],
     reduce: Callable[[Any, list[Any]], Any] | None = None,
     watch: Callable[[int], AbstractContextManager[Any]] = nullcontext,
+    cost: CostOf | None = None,
 ) -> Outcome:
     """Run `items` through batchd; give every result, or what `reduce` folded them to, starting from 0.
 
@@ -81,7 +83,7 @@ def run_batch(
     go = threading.Event()
     try:
         with new_session(folder, job, workers, follows=reduce is not None) as session:
-            session.feed(_blocks(items, warm, go))
+            session.feed(_blocks(items, warm, go, cost))
             _await_warm(session, len(warm), workers)
             pids = processes(folder)
             before = {pid: cpu_s(pid) for pid in pids}
@@ -142,18 +144,20 @@ def new_session(folder: Path, job: Job, workers: int, name: str = "", *, follows
         session.close()
 
 
-def _blocks(items: Sequence[Any], warm: Sequence[Any], go: threading.Event) -> Iterator[Block]:
+def _blocks(items: Sequence[Any], warm: Sequence[Any], go: threading.Event, cost: CostOf | None) -> Iterator[Block]:
     yield Block(list(warm), Checkpoint(len(warm), len(warm), ""))
     go.wait()
-    yield from blocks_of(items, len(warm))
+    yield from blocks_of(items, len(warm), cost)
 
 
-def blocks_of(items: Sequence[Any], given: int = 0) -> Iterator[Block]:
+def blocks_of(items: Sequence[Any], given: int = 0, cost: CostOf | None = None) -> Iterator[Block]:
     """The items as a source gives them, after `given` others."""
+    costing = None if cost is None else Costing(cost, "cost")
     for at in range(0, len(items), BLOCK_ITEMS[-1]):
         part = items[at : at + BLOCK_ITEMS[-1]]
+        costs = costing.costly(given, costing.read(part, given)) if costing else ()
         given += len(part)
-        yield Block(part, Checkpoint(given, given, ""))
+        yield Block(part, Checkpoint(given, given, ""), costs)
 
 
 def _await_warm(session: Session, jobs: int, workers: int) -> None:

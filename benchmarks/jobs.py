@@ -31,6 +31,14 @@ def spin(loops: int) -> tuple[int, float, float, float, int]:
     return done, process_time() - cpu_s, started_s, monotonic(), os.getpid()
 
 
+def wait(micros: int) -> tuple[int, float, float, float, int]:
+    """Let so much time pass; return what figures.Ran holds, the time that passed in the place of CPU time."""
+    started_s = monotonic()
+    sleep(micros / 1e6)
+    stopped_s = monotonic()
+    return micros, stopped_s - started_s, started_s, stopped_s, os.getpid()
+
+
 def loops_per_ms(count: Callable[[int], int] = count_to) -> float:
     """How far this machine counts in a millisecond, at its best of several tries."""
     best_s = float("inf")
@@ -49,6 +57,11 @@ def tail_ms(count: int, seed: int) -> list[float]:
     lengths = [low / (1 - draw.random() * cut) ** (1 / _TAIL_SHAPE) for _ in range(count - 1)]
     lengths.insert(draw.randrange(count), high)
     return lengths
+
+
+def late_giants_ms(count: int, giants: int) -> list[float]:
+    """Short jobs, and long ones at the end, where whoever goes by the order begins them last."""
+    return [TAIL_MS[1] / 80] * (count - giants) + [TAIL_MS[1]] * giants
 
 
 def small_dicts(count: int) -> list[dict[str, Any]]:

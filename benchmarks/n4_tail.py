@@ -1,33 +1,47 @@
 """N4: real work, even and heavy-tailed: what batchd adds to it, and how evenly it ends."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, Final
 
+from batchd.client.costing import CostOf
 from benchmarks.batch import Job, concat, run_batch
 from benchmarks.contest import Contender, Contest, Goal, Sample, Setting
 from benchmarks.figures import Ran, efficiency, gap_share, greedy_bound_s, outside_share
-from benchmarks.jobs import loops_per_ms, spin, tail_ms
+from benchmarks.jobs import late_giants_ms, loops_per_ms, spin, tail_ms, wait
 from benchmarks.pools import run_bare, run_executor
+from benchmarks.rehearsal import list_schedule_s
 
 _EVEN_MS: Final = 10.0
 _SEED: Final = 4
+_WAITERS: Final = 8
+"""So many times as many workers where jobs only wait."""
 _WARM_JOBS: Final = 10
 _COUNTED: Final = (
     "hand over all inputs, run, read every result back; from a warm start (ten jobs of 10 ms went before). Every job "
     "counts to a fixed number and measures its own CPU time; efficiency is max(CPU / workers, longest job) / wall"
 )
+_COUNTED_WAITS: Final = (
+    "hand over all inputs, run, read every result back; from a warm start. Every job sleeps and measures how long it "
+    "did; efficiency is max(time slept / workers, longest job) / wall"
+)
 
 
 def contests(setting: Setting) -> list[Contest]:
-    """The two tables of N4."""
+    """The tables of N4."""
     pace = loops_per_ms()
     even = [_EVEN_MS] * setting.jobs(400, 100)
     tail = tail_ms(setting.jobs(600, 150), _SEED)
     warm = [int(_EVEN_MS * pace)] * _WARM_JOBS
+    crew = setting.workers * _WAITERS
+    waits = crew * setting.jobs(300, 75)
     return [
         _contest(setting, "CPU jobs of 10 ms", [int(ms * pace) for ms in even], warm, even),
         _contest(setting, "heavy-tailed CPU jobs, 1 to 400 ms", [int(ms * pace) for ms in tail], warm, tail),
+        _known_contest(setting, "heavy-tailed waits of known length, 1 to 400 ms", tail_ms(waits, _SEED)),
+        _known_contest(
+            setting, "known giants at the end, three for two workers", late_giants_ms(waits, crew * 3 // 2)
+        ),
     ]
 
 
@@ -58,6 +72,48 @@ def _contest(setting: Setting, title: str, loops: Sequence[int], warm: Sequence[
     )
 
 
+def _known_contest(setting: Setting, title: str, ms: Sequence[float]) -> Contest:
+    """With and without being told how long each job is; a pool is told by sorting its input by hand.
+
+    Jobs wait instead of counting, so that there can be more workers than cores and only the order shows.
+    """
+    workers = setting.workers * _WAITERS
+    micros = [int(each * 1000) for each in ms]
+    by_hand = sorted(micros, reverse=True)
+    warm = [int(_EVEN_MS * 1000)] * workers
+    batchd = partial(_run_waits, setting, micros, warm, workers)
+    pool = partial(_run_executor, warm=warm, workers=workers, task=wait)
+    return Contest(
+        number="N4",
+        title=title,
+        jobs=len(ms),
+        expected_count=len(ms),
+        expected_checksum=sum(micros),
+        contenders=(
+            Contender("batchd, cost given", "disk", partial(batchd, cost=float)),
+            Contender("batchd", "disk", batchd),
+            Contender("ProcessPoolExecutor.map, sorted", "none", partial(pool, by_hand)),
+            Contender("ProcessPoolExecutor.map, 1", "none", partial(pool, micros)),
+        ),
+        goals=(Goal("batchd, cost given", 0.95, figure="efficiency"),),
+        counted=_COUNTED_WAITS,
+        notes={
+            "workers": workers,
+            "greedy bound, s": greedy_bound_s(ms, workers) / 1000,
+            "handed out in the order of the input, s": list_schedule_s([each / 1000 for each in ms], workers),
+        },
+    )
+
+
+def _run_waits(
+    setting: Setting, micros: Sequence[int], warm: Sequence[int], workers: int, cost: CostOf | None = None
+) -> Sample:
+    job = Job("benchmarks.jobs", "wait", "disk")
+    made = run_batch(setting.scratch, job, micros, workers=workers, warm=warm, cost=cost)
+    ran = [Ran(*value) for value in concat(made.values)]
+    return Sample(made.seconds, made.results, sum(job.loops for job in ran), _figures(ran, workers, made.seconds))
+
+
 def _run_batchd(setting: Setting, loops: Sequence[int], warm: Sequence[int]) -> Sample:
     made = run_batch(
         setting.scratch, Job("benchmarks.jobs", "spin", "disk"), loops, workers=setting.workers, warm=warm
@@ -72,9 +128,11 @@ def _run_batchd(setting: Setting, loops: Sequence[int], warm: Sequence[int]) -> 
     return Sample(made.seconds, made.results, sum(job.loops for job in ran), figures)
 
 
-def _run_executor(loops: Sequence[int], warm: Sequence[int], workers: int) -> Sample:
+def _run_executor(
+    items: Sequence[int], warm: Sequence[int], workers: int, task: Callable[[int], Any] = spin
+) -> Sample:
     kept: list[Ran] = []
-    sample = run_executor(spin, loops, partial(_keep, kept), workers=workers, warm=warm, chunksize=1)
+    sample = run_executor(task, items, partial(_keep, kept), workers=workers, warm=warm, chunksize=1)
     return sample._replace(figures=_figures(kept, workers, sample.seconds))
 
 
@@ -94,6 +152,6 @@ def _figures(ran: Sequence[Ran], workers: int, wall_s: float) -> dict[str, float
     return {
         "efficiency": efficiency(cpu, workers, wall_s),
         "gaps between jobs": gap_share(ran),
-        "jobs' CPU, s": sum(cpu),
+        "jobs' own time, s": sum(cpu),
         "greedy bound, s": greedy_bound_s(cpu, workers),
     }

@@ -1,6 +1,7 @@
 """An author of journals: random entries that may follow each other, and what must be true after them."""
 
 import pickle
+from dataclasses import replace
 from random import Random
 from typing import Any
 
@@ -68,7 +69,11 @@ class Author:
             return []
         self._sequence += 1
         items = [self._random.randrange(10**6) for _ in range(self._random.randint(1, 40))]
-        return [submission(self.facts, items, f"client {self._sequence % 3}", self._sequence)]
+        made = submission(self.facts, items, f"client {self._sequence % 3}", self._sequence)
+        costs = [
+            (place, self._random.paretovariate(0.5)) for place in range(0, len(items), self._random.randint(1, 9))
+        ]
+        return [replace(made, costs=tuple(costs))]
 
     def _gap(self) -> tuple[int, int] | None:
         gaps = list(self.facts.done.gaps(0, self.facts.size))

@@ -102,6 +102,9 @@ def _add_run(verbs: "_Verbs[argparse.ArgumentParser]") -> None:
     run.add_argument("-0", "--null", action="store_true", help="inputs are separated by NUL, not by line ends")
     run.add_argument("--paths", metavar="GLOB", action="append", default=[], help="file names, sorted; ** recurses")
     run.add_argument("--range", metavar="A:B[:STEP]", dest="range_spec", help="whole numbers, as Python's range")
+    run.add_argument(
+        "--cost", metavar="FIELD", help="start the costliest first, by this field of JSON rows; with --paths: size"
+    )
     run.add_argument("--arg", metavar="K=V", action="append", default=[], help="a constant keyword argument")
     run.add_argument("--name", help="the batch's name; finds it again from anywhere")
     run.add_argument("--new", action="store_true", help="start a new batch even if this command has one")

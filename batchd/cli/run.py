@@ -44,6 +44,7 @@ def run(args: argparse.Namespace) -> int:
         range_spec=args.range_spec,
         null=args.null,
         skip_bad_input=args.skip_bad_input,
+        cost=args.cost,
     )
     spec, key_spec = describe(args, source, spec_of_name(args))
     options = options_of(args)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from batchd.client.connection import LOG_NAME, Connection, SupervisorGone, checked, connect
+from batchd.core.costs import Cost
 from batchd.core.events import Options
 from batchd.core.ranges import Range, RangeSet
 from batchd.edge import control, lock
@@ -56,6 +57,10 @@ class Checkpointed(Protocol):
     def checkpoint(self) -> Any:
         """An object with to_json()."""
 
+    @property
+    def costs(self) -> Sequence[Cost]:
+        """Of the items that were said to be costly."""
+
 
 Reply = Callable[[dict[str, Any]], None]
 
@@ -77,14 +82,14 @@ class Feed:
         self.wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self.error: BaseException | None = None
         self.is_over = False
-        self._queue: deque[tuple[str, bytes]] = deque()
+        self._queue: deque[tuple[str, bytes, Sequence[Cost]]] = deque()
         self._room = threading.BoundedSemaphore(4)
         self._is_closed = False
         self._thread = threading.Thread(target=self._run, args=(blocks,), name="feed", daemon=True)
         self._thread.start()
 
-    def take(self) -> tuple[str, bytes] | None:
-        """Return the next (checkpoint, segments), None when there is none yet."""
+    def take(self) -> tuple[str, bytes, Sequence[Cost]] | None:
+        """Return the next (checkpoint, segments, costs), None when there is none yet."""
         if not self._queue:
             return None
         self._room.release()
@@ -104,7 +109,7 @@ class Feed:
             for block in blocks:
                 body = b"".join(segment for _, segment in input_blocks(block.items))
                 self._room.acquire()
-                self._queue.append((json.dumps(block.checkpoint.to_json()), body))
+                self._queue.append((json.dumps(block.checkpoint.to_json()), body, block.costs))
                 os.eventfd_write(self.wake_fd, 1)
                 if self._is_closed:
                     return
@@ -241,12 +246,21 @@ class Session:
 
     # --- Asking ------------------------------------------------------------------------------------------------
 
-    def submit(self, body: bytes, checkpoint: str = "", keys: bytes = b"", then: Reply | None = None) -> None:
+    def submit(
+        self,
+        body: bytes,
+        checkpoint: str = "",
+        keys: bytes = b"",
+        then: Reply | None = None,
+        costs: Sequence[Cost] = (),
+    ) -> None:
         """Add the jobs of these input segments; the reply tells where they begin."""
         self._sequence += 1
         fields: dict[str, Any] = {"client": self._client, "sequence": self._sequence, "checkpoint": checkpoint}
         if keys:
             fields["keys"] = keys.hex()
+        if costs:
+            fields["costs"] = costs
         if self._is_patient and then is None:
             fields["is_patient"] = True
         self.post("submit", body, then, **fields)
@@ -319,8 +333,8 @@ class Session:
         if feed is None or self._leaving is not None:
             return
         while self.has_room and (made := feed.take()) is not None:
-            checkpoint, body = made
-            self.submit(body, checkpoint)
+            checkpoint, body, costs = made
+            self.submit(body, checkpoint, costs=costs)
         if feed.is_empty and feed.error is None and not self._pending and not self._is_sealing:
             self._is_sealing = True
             self.post("seal", b"", None)

@@ -61,7 +61,7 @@ def rest_s(workers: Iterable[Worker], batches: Mapping[str, LiveBatch], longest_
             return 0.0
         work_s = 0.0
         for lease in worker.leases:
-            each_s = batches[lease.batch].pace.seconds_per_job
+            each_s = batches[lease.batch].seconds_per_job(lease)
             if each_s is None or each_s < ACK_INTERVAL_S:
                 return 0.0  # Reports of fast jobs come in groups already, and would fill the pipe.
             begun = lease is worker.leases[0]  # Its first job may end at any moment.
@@ -87,7 +87,7 @@ def choose_victim(
         behind_s = now - worker.reported_at
         for lease in worker.leases:
             batch = batches[lease.batch]
-            each_s = batch.pace.seconds_per_job
+            each_s = batch.seconds_per_job(lease)
             left = lease.stop - lease.next
             is_waiting = lease is not worker.leases[0]
             gain_s = (left if is_waiting else left // 2) * (each_s or STEAL_MIN_S) + behind_s

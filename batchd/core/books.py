@@ -7,12 +7,16 @@ durable), or in a lease. `LiveBatch.check` says so after every step of the tests
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
+from heapq import heappop, heappush
 from typing import NamedTuple
 
+from batchd.core.costs import Cost
 from batchd.core.events import Options
 from batchd.core.facts import BatchFacts
+from batchd.core.job import History
 from batchd.core.lease import Lease, Pace
 from batchd.core.ranges import RangeSet
+from batchd.settings import COSTLY_JOBS_MAX, LEASE_TARGET_S, LONG_JOB_SHARE
 
 
 class Held(NamedTuple):
@@ -32,7 +36,11 @@ class LiveBatch:
         self.options = options
         self.key = key
         self.pace = Pace()
+        self.cost_pace = Pace()
+        """Of jobs that were leased for their cost: a unit of cost counts as a job."""
         self.queued = RangeSet()
+        self._costly: list[tuple[float, int]] = []
+        """(-cost, job) of at least the queued jobs whose cost is known, the costliest first: a heap."""
         self.waiting: dict[float, RangeSet] = {}
         """By due time, rounded up into buckets."""
         self.held: list[Held] = []
@@ -100,15 +108,72 @@ class LiveBatch:
 
     def put(self, start: int, stop: int, due: float | None) -> None:
         """Put jobs into the queue, or into backoff."""
-        place = self.queued if due is None else self.waiting.setdefault(due, RangeSet())
-        place.add(start, stop)
+        if due is not None:
+            self.waiting.setdefault(due, RangeSet()).add(start, stop)
+            return
+        self.queued.add(start, stop)
+        for job, cost in self.facts.costs.within(start, stop):
+            heappush(self._costly, (-cost, job))
+        if len(self._costly) > 2 * COSTLY_JOBS_MAX:  # Jobs that came back several times stand in it several times.
+            self._costly = sorted({entry for entry in self._costly if self._is_queued(entry)})
+
+    def take(self, workers: int) -> tuple[int, int, History, float | None]:
+        """Take the next lease's jobs out of the queue; return (first, stop, their history, cost if leased for it).
+
+        A job that is known to be long goes first and alone; the others go in their order.
+        """
+        at_front, costliest, cost = self.queued.first(), self._costliest(), None
+        assert at_front is not None
+        first, stop = at_front
+        if costliest is not None and self._is_long(costliest[1], workers):
+            first, cost = costliest
+            stop = first + 1
+        stop, history = self.facts.histories.span(first, stop)
+        jobs = self.pace.jobs_per_lease(self.queued.size, workers)
+        stop = min(stop, first + (1 if history.is_suspect else jobs))
+        self.queued.remove(first, stop)
+        return first, stop, history, cost
+
+    def _costliest(self) -> Cost | None:
+        """Return the queued job that was said to cost most."""
+        while self._costly and not self._is_queued(self._costly[0]):
+            heappop(self._costly)
+        return (self._costly[0][1], -self._costly[0][0]) if self._costly else None
+
+    def _is_queued(self, entry: tuple[float, int]) -> bool:
+        return entry[1] in self.queued and entry[1] in self.facts.costs
+
+    def _is_long(self, cost: float, workers: int) -> bool:
+        """Whether a job of this cost would fill much of a lease, as far as is known."""
+        each_s = self.cost_pace.seconds_per_job
+        return each_s is None or cost * each_s > LONG_JOB_SHARE * self.pace.lease_s(self.queued.size, workers)
+
+    def measure(self, lease: Lease, jobs: int, busy_s: float) -> None:
+        """Take in how long jobs of a lease took."""
+        if lease.cost is None:
+            self.pace.report(jobs, busy_s)
+        else:
+            self.cost_pace.report(lease.cost, busy_s)
+
+    @property
+    def has_short_jobs(self) -> bool:
+        """Whether some of its leases may be so short that another should wait behind them."""
+        each_s = self.pace.seconds_per_job
+        return (each_s is not None and each_s < LEASE_TARGET_S) or self.cost_pace.seconds_per_job is not None
+
+    def seconds_per_job(self, lease: Lease) -> float | None:
+        """Return how long each job of a lease is expected to take, None when nothing is known."""
+        if lease.cost is None:
+            return self.pace.seconds_per_job
+        each_s = self.cost_pace.seconds_per_job
+        return None if each_s is None else lease.cost * each_s
 
     def wake(self, now: float) -> bool:
         """Queue the jobs whose backoff is over; return whether there were any."""
         over = [due for due in self.waiting if due <= now]
         for due in over:
             for start, stop in self.waiting.pop(due):
-                self.queued.add(start, stop)
+                self.put(start, stop, None)
         return bool(over)
 
     @property
@@ -153,6 +218,8 @@ class LiveBatch:
             at = stop
         assert at == self.facts.size, f"{self.facts.batch}: jobs {at}..{self.facts.size} are nowhere"
         assert sum(self.facts.counts.values()) == self.facts.done.size
+        queued = {job for part in self.queued for job, _ in self.facts.costs.within(*part)}
+        assert queued <= {job for _, job in self._costly}, f"{self.facts.batch}: a costly job does not go first"
         assert all(not self.facts.done.overlaps(a, b) for a, b, _ in self.facts.histories.marked())
 
 

@@ -96,31 +96,25 @@ class Crew:
         """Give work to every worker that may take some."""
         hungry = [batch for batch in self._batches.values() if batch.queued.size]
         for outstanding in range(LEASES_PER_WORKER):
-            if not any(self._may_follow(batch, outstanding) for batch in hungry):
+            if not hungry or (outstanding and not any(batch.has_short_jobs for batch in self._batches.values())):
                 return
             for worker in self.workers.values():
                 if worker.state is not WorkerState.READY or worker.kill or len(worker.leases) != outstanding:
                     continue
                 batch = choose_batch(hungry, worker)
-                if batch is not None and worker.lanes and self._may_follow(batch, outstanding):
+                if batch is not None and worker.lanes and self._may_prefetch(worker):
                     self._grant(worker, batch, now)
 
-    @staticmethod
-    def _may_follow(batch: LiveBatch, outstanding: int) -> bool:
-        """A second lease hides the round trip; behind long jobs it would only wait."""
-        each_s = batch.pace.seconds_per_job
-        return not outstanding or (each_s is not None and each_s < LEASE_TARGET_S)
+    def _may_prefetch(self, worker: Worker) -> bool:
+        """A second lease hides the round trip; behind a long job it would only wait."""
+        if not worker.leases:
+            return True
+        each_s = self._batches[worker.leases[0].batch].seconds_per_job(worker.leases[0])
+        return each_s is not None and each_s < LEASE_TARGET_S
 
     def _grant(self, worker: Worker, batch: LiveBatch, now: float) -> None:
-        first_range = batch.queued.first()
-        assert first_range is not None
-        first, stop = first_range
-        stop, history = batch.facts.histories.span(first, stop)
-        sharers = min(batch.workers_max, len(self.workers))
-        jobs = 1 if history.is_suspect else batch.pace.jobs_per_lease(batch.queued.size, sharers)
-        stop = min(stop, first + jobs)
-        batch.queued.remove(first, stop)
-        lease = Lease(self._next_lease, batch.facts.batch, worker.lanes.pop(0), first, stop, first, history)
+        first, stop, history, cost = batch.take(min(batch.workers_max, len(self.workers)))
+        lease = Lease(self._next_lease, batch.facts.batch, worker.lanes.pop(0), first, stop, first, history, cost)
         self._next_lease += 1
         worker.reported_at = worker.reported_at if worker.leases else now
         worker.leases.append(lease)

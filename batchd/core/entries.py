@@ -5,6 +5,7 @@
 
 from dataclasses import dataclass
 
+from batchd.core.costs import Cost
 from batchd.core.job import History, JobState
 from batchd.core.ranges import Range
 
@@ -41,6 +42,8 @@ class Submitted(Entry):
     """How far the reader of the input was, as the source wrote it."""
     keys: bytes = b""
     """KEY_BYTES a job: a digest of its key, and one of its input. Empty when jobs have no key."""
+    costs: tuple[Cost, ...] = ()
+    """Of those that were said to be costly."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from enum import Enum
 
+from batchd.core.costs import Cost
 from batchd.core.facts import BatchFacts
 from batchd.core.job import DEFAULT_ALLOWANCES, Allowances, JobState
 from batchd.core.ranges import Range
@@ -66,6 +67,7 @@ class SegmentsReceived:
     sequence: int
     checkpoint: str
     keys: bytes = b""
+    costs: tuple[Cost, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from enum import Enum
 from typing import Final
 
 from batchd.core import entries as e
+from batchd.core.costs import Costs
 from batchd.core.job import FRESH, History, JobState
 from batchd.core.ranges import RangeMap, RangeSet
 from batchd.errors import IllegalTransition
@@ -73,6 +74,8 @@ class BatchFacts:
     """The highest number of attempts in any history so far; none was ever numbered more than one above."""
     noted: RangeSet = field(default_factory=RangeSet)
     """Jobs without an outcome that left a checkpoint."""
+    costs: Costs = field(default_factory=Costs)
+    """Of jobs without an outcome that were said to be costly."""
     sequences: dict[str, tuple[int, int]] = field(default_factory=dict)
     """The last submission of each client: its number, and the first job it made."""
     checkpoint: str = ""
@@ -108,6 +111,8 @@ def apply(facts: BatchFacts, entry: e.Entry) -> None:
             if entry.first != facts.size or facts.is_sealed:
                 raise IllegalTransition(f"{entry.first} jobs submitted at {facts.size} of {facts.batch}")
             facts.size += entry.count
+            if entry.costs:
+                facts.costs.add(entry.first, entry.costs)
             facts.sequences[entry.client] = entry.sequence, entry.first
             facts.checkpoint = entry.checkpoint
         case e.Charged():
@@ -149,6 +154,8 @@ def _record(facts: BatchFacts, entry: e.Recorded) -> None:
         facts.histories.clear(entry.first, stop)
     if facts.noted:
         facts.noted.remove(entry.first, stop)
+    if facts.costs:
+        facts.costs.drop(entry.first, stop)
 
 
 def _reopen(facts: BatchFacts, entry: e.Reopened) -> None:

@@ -20,6 +20,8 @@ class Lease:
     next: int
     history: History
     """Of every job in the lease: a lease never mixes histories, so it has one attempt number."""
+    cost: float | None = None
+    """What its one job was said to cost, if it was leased alone for that."""
     is_cutting: bool = False
     cut_next: int | None = None
     """A lower limit that was asked for while a cut was under way."""
@@ -73,7 +75,7 @@ class Pace:
         """The mean over about the last 20 leases' worth of work, None before the first report."""
         return self._busy_s / self._jobs if self._jobs else None
 
-    def report(self, jobs: int, busy_s: float) -> None:
+    def report(self, jobs: float, busy_s: float) -> None:
         """Take in one report."""
         window_s = 20 * LEASE_TARGET_S
         if self._busy_s > window_s:
@@ -86,6 +88,11 @@ class Pace:
     def lease_done(self, jobs: int) -> None:
         """A lease of so many jobs went through."""
         self.jobs_max = max(self.jobs_max, jobs)
+
+    def lease_s(self, queued: int, workers: int) -> float:
+        """Return how long the next lease should take: a target, less as the queue runs out."""
+        each_s = self.seconds_per_job
+        return LEASE_TARGET_S if each_s is None else min(LEASE_TARGET_S, each_s * queued / (2 * workers))
 
     def jobs_per_lease(self, queued: int, workers: int) -> int:
         """Return how many jobs the next lease should hold: a target time, less as the queue runs out."""

@@ -175,6 +175,7 @@ class Scheduler:
                 sequence=event.sequence,
                 checkpoint=event.checkpoint,
                 keys=event.keys,
+                costs=event.costs,
             )
         )
         batch.held.append(Held(self._entry_turn, first, facts.size, None))
@@ -253,7 +254,7 @@ class Scheduler:
             return
         batch = self.batches[lease.batch]
         lease.next, worker.reported_at = stop, now
-        batch.pace.report(event.count, event.busy_s)
+        batch.measure(lease, event.count, event.busy_s)
         self._intensity_of(worker.key).progress()
         if event.state is JobState.SUCCEEDED:
             batch.sole_fingerprint = b""

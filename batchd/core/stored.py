@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 from batchd.core import entries as e
+from batchd.core.costs import Costs
 from batchd.core.facts import BatchFacts
 from batchd.core.job import History, JobState
 from batchd.errors import FormatError
@@ -44,6 +45,7 @@ def entry_of(batch: str, fields: dict[str, Any]) -> e.Entry:
         kind = _LOGGED[fields.pop("entry")]
         if kind is e.Submitted:
             fields["segments"] = ()
+            fields["costs"] = tuple((place, cost) for place, cost in fields.get("costs", ()))
         elif kind is e.Noted:
             fields["payload"] = b""
         elif kind is e.Charged:
@@ -61,6 +63,7 @@ def stored_of(facts: BatchFacts) -> dict[str, Any]:
     stored = {name: getattr(facts, name) for name in _PLAIN_FACTS}
     stored["done"] = list(facts.done)
     stored["noted"] = list(facts.noted)
+    stored["costs"] = facts.costs.stored()
     stored["counts"] = {int(state): count for state, count in facts.counts.items()}
     stored["histories"] = facts.histories.marked()
     return stored
@@ -75,6 +78,7 @@ def facts_of(batch: str, stored: dict[str, Any]) -> BatchFacts:
         facts.done.add(start, stop)
     for start, stop in stored.get("noted", ()):
         facts.noted.add(start, stop)
+    facts.costs = Costs(*stored.get("costs", ()))
     facts.sequences = {client: (made, first) for client, (made, first) in facts.sequences.items()}
     facts.counts = {JobState(int(state)): count for state, count in stored.get("counts", {}).items()}
     for start, stop, history in stored.get("histories", ()):
@@ -82,7 +86,7 @@ def facts_of(batch: str, stored: dict[str, Any]) -> BatchFacts:
     return facts
 
 
-_PLAIN_FACTS = frozenset(BatchFacts.__dataclass_fields__) - {"batch", "done", "noted", "counts", "histories"}
+_PLAIN_FACTS = frozenset(BatchFacts.__dataclass_fields__) - {"batch", "done", "noted", "costs", "counts", "histories"}
 
 
 def copy(facts: BatchFacts) -> BatchFacts:

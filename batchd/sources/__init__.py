@@ -7,6 +7,7 @@ in `text`, `paths` and `ranges`; nothing here knows jobs, the journal or the sup
 from collections.abc import Sequence
 
 from batchd.errors import UsageError
+from batchd.sources.costed import with_cost
 from batchd.sources.paths import PathSource
 from batchd.sources.ranges import RangeSource
 from batchd.sources.source import Block, Checkpoint, Source
@@ -22,6 +23,7 @@ def open_source(
     range_spec: str | None = None,
     null: bool = False,
     skip_bad_input: bool = False,
+    cost: str | None = None,
 ) -> Source:
     """The one source that was asked for, checked as far as it can be without reading it.
 
@@ -36,8 +38,13 @@ def open_source(
         raise UsageError(f"A batch has one kind of input, not {' and '.join(given)}: choose one.{hint}")
     if null and not inputs:
         raise UsageError(f"--null splits text, and {given[0]} is not text: leave --null out.")
+    source: Source
     if range_spec is not None:
-        return RangeSource.parse(range_spec)
-    if paths:
-        return PathSource(paths)
-    return TextSource(inputs, null=null, skip_bad_input=skip_bad_input)
+        source = RangeSource.parse(range_spec)
+    elif paths:
+        source = PathSource(paths)
+    else:
+        source = TextSource(inputs, null=null, skip_bad_input=skip_bad_input)
+    if cost is None:
+        return source
+    return with_cost(source, cost)

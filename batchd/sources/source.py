@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass
 from itertools import repeat
 from typing import Any, Final, Protocol
 
+from batchd.core.costs import Cost
+
 BLOCK_ITEMS: Final = (64, 512, 4_096)
 """Items a block: the first blocks are small so that the first jobs start early; the last number stays."""
 BLOCK_BYTES: Final = 1 << 20
@@ -48,6 +50,8 @@ class Block:
 
     items: Sequence[Any]
     checkpoint: Checkpoint
+    costs: Sequence[Cost] = ()
+    """Of those that were said to be costly, counted from the first."""
 
 
 class Source(Protocol):

@@ -13,6 +13,7 @@ import lmdb
 
 from batchd import __version__
 from batchd.core import events as ev
+from batchd.core.costs import checked_costs
 from batchd.core.job import Allowances, JobState
 from batchd.core.ranges import Range, RangeSet
 from batchd.core.replay import all_interrupted
@@ -244,6 +245,7 @@ class Requests:
             segments.append(message.body if is_all else bytes(view[at : at + length]))
             jobs, at = jobs + count, at + length
         keys = bytes.fromhex(str(message.fields.get("keys", "")))
+        costs = checked_costs(message.fields.get("costs", ()), jobs)
         if at != len(view) or len(keys) not in {0, jobs * tables.KEY_BYTES}:
             raise FormatError("the last segment was cut off, or there is not a key for each job")
         self._supervisor.emit(
@@ -255,6 +257,7 @@ class Requests:
                 sequence=int(message.fields["sequence"]),
                 checkpoint=str(message.fields["checkpoint"]),
                 keys=keys,
+                costs=costs,
             )
         )
         if message.fields.get("is_patient"):

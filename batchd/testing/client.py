@@ -125,7 +125,11 @@ class SimulatedClient:
         else:
             return
         count = self._pieces[piece]
-        event = ev.SegmentsReceived(self.batch, count, (b"jobs",) * bool(count), "client", piece + 1, f"{piece}")
+        first = sum(self._pieces[:piece])
+        known = self._cast.costs
+        costs = tuple((place, known[first + place]) for place in range(count) if first + place in known)
+        segments = (b"jobs",) * bool(count)
+        event = ev.SegmentsReceived(self.batch, count, segments, "client", piece + 1, f"{piece}", costs=costs)
         self._post(event)
 
     def _after_the_end(self) -> None:

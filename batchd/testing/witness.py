@@ -137,6 +137,7 @@ class Witness:
         assert Counter(outcomes.values()) == Counter(facts.counts), f"the counts of {batch} are wrong"
         assert facts.size == size, f"{batch} has {facts.size} jobs, its client was promised {size}"
         assert not facts.histories, f"finished jobs of {batch} still have histories"
+        assert not facts.costs, f"finished jobs of {batch} still have costs"
         assert not facts.noted, f"finished jobs of {batch} still have checkpoints"
 
     # --- Entry by entry --------------------------------------------------------------------------------------

@@ -146,7 +146,7 @@ class SimulatedWorker:
         world, cast = self._world, self._world.casts[lease.batch]
         run = world.witness.begun((lease.batch, self._index), lease.attempt, self.number)
         deed = cast.deed(self._index, run)
-        lasts_s = cast.duration_s * world.chance.paretovariate(1.5)
+        lasts_s = cast.duration_s * cast.costs.get(self._index, world.chance.paretovariate(1.5))
         if deed is Deed.HANG:
             lasts_s = 1e6 if lease.is_timed else 3.0
         self._job_began_at = world.agenda.now

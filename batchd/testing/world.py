@@ -88,6 +88,8 @@ class Cast:
     """Of the jobs that do not simply succeed."""
     duration_s: float = 0.001
     """The median of a heavy-tailed law."""
+    costs: dict[int, float] = field(default_factory=dict)
+    """What its client says that jobs cost."""
 
     def deed(self, index: int, run: int) -> Deed:
         """Return what the `run`-th run (from 1) of a job does."""

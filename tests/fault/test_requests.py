@@ -39,6 +39,7 @@ def requests() -> list[dict[str, Any]]:
         {"do": "open", **opening},
         {"do": "open", **opening, "is_shared": True, "follows": True, "is_eager": True},
         {"do": "submit", **submitting},
+        {"do": "submit", **submitting, "sequence": 2, "costs": [[0, 2.5]]},
         {"do": "define", "batch": BATCH, "mark": "00" * 8},
         {"do": "trim", "batch": BATCH, "ranges": [[0, 1]]},
         {"do": "withdraw", "batch": BATCH, "ranges": [[1, 2]]},
@@ -131,6 +132,19 @@ def test_no_request_harms_the_supervisor(house: House, seed: int, count: int) ->
     assert house.run(same(20), "after") == {index: index for index in range(20)}
     assert "Traceback" not in log.read_text("utf-8", "replace")
     assert os.path.exists(f"/proc/{pid}")  # noqa: PTH110
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("costs", [[[5, 1.0]], [[-1, 1.0]], [[0, 0.0]], [[0, -1]], [[0, float("nan")]], [[0]], 7])
+def test_costs_that_are_none_are_refused(house: House, costs: Any) -> None:
+    session = house.session()
+    session.open()
+    (_, body) = next(iter(input_blocks(same(5))))
+    session.post("submit", body, None, client="c", sequence=1, checkpoint="", costs=costs)
+    with pytest.raises(UsageError, match="malformed request"):
+        pump_until(session, lambda: session.progress["size"] == 5, "it is refused")
+    session.leave(at_once=True)
+    pump_until(session, lambda: session.is_put_down, "it is put down")
 
 
 @pytest.mark.fault

@@ -72,6 +72,7 @@ def test_memory_equals_replay_after_every_commit(
 ) -> None:
     monkeypatch.setattr(journal_module, "CHECKPOINT_ENTRIES", checkpoint_entries)
     monkeypatch.setattr(journal_module, "RECORD_BYTES_MAX", 300)  # So that a commit makes several records.
+    monkeypatch.setattr("batchd.core.costs.COSTLY_JOBS_MAX", 8)  # So that there are costs that are forgotten.
     author = Author("b", seed)
     journal = BatchJournal.create(place, {"durability": "process"})
     for turn in range(40):

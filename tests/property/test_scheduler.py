@@ -17,6 +17,7 @@ from batchd.testing import MemoryJournal
 BATCHES = ("a", "b")
 batches = st.sampled_from(BATCHES)
 picks = st.integers(0, 99)
+prices = st.sampled_from([0.01, 1.0, 1.5, 700.0])
 
 
 @dataclass
@@ -69,10 +70,11 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     # --- Clients ---------------------------------------------------------------------------------------------
 
-    @rule(batch=batches, count=st.integers(0, 30), is_duplicate=st.booleans())
-    def submit(self, batch: str, count: int, is_duplicate: bool) -> None:
+    @rule(batch=batches, count=st.integers(0, 30), is_duplicate=st.booleans(), costs=st.lists(prices, max_size=30))
+    def submit(self, batch: str, count: int, is_duplicate: bool, costs: list[float]) -> None:
         self.sequence[batch] += not is_duplicate
-        self.tell(ev.SegmentsReceived(batch, count, (b"x",), "client", self.sequence[batch], ""))
+        told = tuple(enumerate(costs[:count]))
+        self.tell(ev.SegmentsReceived(batch, count, (b"x",), "client", self.sequence[batch], "", costs=told))
 
     @rule(batch=batches, seals=st.booleans())
     def seal_or_unseal(self, batch: str, seals: bool) -> None:

@@ -28,6 +28,13 @@ def test_every_invariant_holds_in_every_schedule(first: int, count: int, tally: 
     tally.count("schedules simulated", count)
 
 
+def test_every_invariant_holds_when_most_costs_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("batchd.core.costs.COSTLY_JOBS_MAX", 4)
+    monkeypatch.setattr("batchd.core.books.COSTLY_JOBS_MAX", 4)
+    for seed in range(200):
+        Simulation(seed).run()
+
+
 def test_a_seed_is_a_schedule() -> None:
     assert Simulation(5).run() == Simulation(5).run()
 

@@ -138,7 +138,7 @@ def test_reports_may_rest_while_everybody_has_work_for_longer() -> None:
 
     assert rest_s([busy], batches) == 0.0, "nobody knows yet how long a job takes"
     batches["a"].pace.report(jobs=10, busy_s=0.1)
-    assert rest_s([busy], batches) == pytest.approx(0.03 / REST_SHARE), "the job that runs may end at any moment"
+    assert rest_s([busy], batches) == pytest.approx(0.04 / REST_SHARE), "the job that runs may end at any moment"
     assert rest_s([worker(1, lease(1, 0, 1))], batches) == 0.0, "nobody who waits for a report has work"
     assert rest_s([worker(1, lease(1, 0, 1), lease(2, 1, 3))], batches) == pytest.approx(0.02 / REST_SHARE)
     assert rest_s([worker(1, lease(1, 0, 4_000))], batches) == REST_S_MAX

@@ -26,6 +26,7 @@ def test_what_is_no_entry_is_refused(fields: dict[str, Any]) -> None:
         e.Charged("b", 3, 2, History(2, crashes=1)),
         e.Reopened("b", 1, ((0, 2), (5, 6)), JobState.FAILED),
         e.Noted("b", 7, b""),
+        e.Submitted("b", 7, 9, (), "c", 1, "here", b"", ((0, 2.5), (8, 1e300))),
     ],
 )
 def test_an_entry_comes_back(entry: e.Entry) -> None:

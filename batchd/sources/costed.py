@@ -1,0 +1,72 @@
+"""Items with what they cost: any source, and beside each block the costs that `--cost` asks for.
+
+The items, their checkpoints and the identity of the input are the source's own: costs change only what starts first.
+"""
+
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any, Final
+
+from batchd.client.costing import Costing, CostOf
+from batchd.errors import UsageError
+from batchd.sources.source import Block, Checkpoint, Source
+from batchd.sources.text import JSON_SUFFIXES
+
+SIZE: Final = "size"
+
+
+class CostedSource:
+    """A source whose blocks carry costs.
+
+    >>> from batchd.sources.ranges import RangeSource
+    >>> [block.costs for block in CostedSource(RangeSource.parse("0:3"), lambda n: n * n, "n * n").blocks()]
+    [[(1, 1.0), (2, 4.0)]]
+    """
+
+    def __init__(self, source: Source, cost: CostOf, option: str) -> None:
+        self._source = source
+        self._cost = cost
+        self._option = option
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        """The identity of the input."""
+        return self._source.spec
+
+    @property
+    def skipped(self) -> int:
+        """Malformed items that were left out."""
+        return self._source.skipped
+
+    def count(self) -> int | None:
+        """How many items there are, or None when only reading would tell."""
+        return self._source.count()
+
+    def blocks(self, start: Checkpoint | None = None) -> Iterator[Block]:
+        """The items behind `start`."""
+        costing = Costing(self._cost, self._option)
+        for block in self._source.blocks(start):
+            first = block.checkpoint.items - len(block.items)
+            yield replace(block, costs=costing.costly(first, costing.read(block.items, first)))
+
+
+def with_cost(source: Source, cost: str) -> CostedSource:
+    """The source with the costs that `--cost` asks for: the size of files, or a field of JSON rows."""
+    is_paths = source.spec["kind"] == "paths"
+    if is_paths and cost != SIZE:
+        raise UsageError(f"--cost {cost}: of --paths the cost of a file can only be its size: write --cost {SIZE}.")
+    names = source.spec.get("files", ())
+    if not is_paths and not any(name.lower().endswith(JSON_SUFFIXES) for name in names):
+        raise UsageError(
+            f"--cost {cost} names a field of JSON rows (.jsonl, .ndjson), or with --paths, as --cost {SIZE}, the "
+            "size of each file; lines and ranges have neither: give those first that take long."
+        )
+    return CostedSource(source, _size_of if is_paths else cost, f"--cost {cost}")
+
+
+def _size_of(name: str) -> float | None:
+    try:
+        return os.stat(name).st_size  # noqa: PTH116 (a million names)
+    except OSError:  # Its job will say what is wrong with it.
+        return None
