@@ -31,6 +31,7 @@ from batchd.formats import tables
 from batchd.sources.source import BLOCK_ITEMS, Block, Checkpoint
 
 _READY_S: Final = 30.0
+_WATCH_S: Final = 0.01
 _SETTLE_S: Final = 0.1
 """Between the birth of the last worker and the start of the clock: it is then waiting for its first lease."""
 
@@ -53,6 +54,7 @@ class Outcome(NamedTuple):
     results: int
     """How many came back."""
     supervisor_cpu_s: float
+    """Like the next, of those that lived to the end."""
     workers_cpu_s: float
     client_cpu_s: float
     disk_bytes: int
@@ -70,8 +72,12 @@ def run_batch(
     workers: int,
     warm: Sequence[Any],
     reduce: Callable[[Any, list[Any]], Any] | None = None,
+    watch: Callable[[Path], object] | None = None,
 ) -> Outcome:
-    """Run `items` through batchd; give every result, or what `reduce` folded them to, starting from 0."""
+    """Run `items` through batchd; give every result, or what `reduce` folded them to, starting from 0.
+
+    `watch` is called with the journal's folder, again and again while jobs run.
+    """
     folder = open_folder(Path(mkdtemp(dir=scratch)) / "journal")
     go = threading.Event()
     try:
@@ -84,11 +90,11 @@ def run_batch(
             since = time.perf_counter()
             go.set()
             journal = BatchJournal(session.folder / "batches" / session.batch)
-            values, reduced, count = _read(session, journal, len(warm), reduce)
+            values, reduced, count = _read(session, journal, len(warm), reduce, watch)
             seconds = time.perf_counter() - since
             client_s = time.process_time() - client_s
-            used = {pid: cpu_s(pid) - before[pid] for pid in pids}
-            supervisor_s = used.pop(pids[0])
+            used = {pid: cpu_s(pid) - before[pid] for pid in pids if psutil.pid_exists(pid)}
+            supervisor_s = used.pop(pids[0], 0.0)
             journal.close()
             blocks, records, commits, disk_bytes = _sizes(journal.folder)
         return Outcome(
@@ -164,17 +170,28 @@ def processes(folder: Path) -> list[int]:
 
 
 def _read(
-    session: Session, journal: BatchJournal, warm: int, reduce: Callable[[Any, list[Any]], Any] | None
+    session: Session,
+    journal: BatchJournal,
+    warm: int,
+    reduce: Callable[[Any, list[Any]], Any] | None,
+    watch: Callable[[Path], object] | None,
 ) -> tuple[list[list[Any]], Any, int]:
     """Read every result as soon as it is durable, beside the run."""
     outcomes = Outcomes(journal)
     parts: list[tuple[int, list[Any]]] = []
     reduced: Any = 0
     count = 0
+    seen = RangeSet()
     while session.recorded or not session.is_over:
         if not session.recorded:
-            session.pump(0.25)
+            session.pump(0.25 if watch is None else _WATCH_S)
+            if watch is not None:
+                watch(session.folder)
         recorded, session.recorded = session.recorded, RangeSet()
+        for start, stop in seen:  # After a supervisor's death everything is told again.
+            recorded.remove(start, stop)
+        for start, stop in recorded:
+            seen.add(start, stop)
         for span in outcomes.spans(recorded, session.progress["generation"], warm):
             if span.state is not JobState.SUCCEEDED:
                 continue

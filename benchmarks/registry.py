@@ -3,7 +3,17 @@
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from benchmarks import n1_noop, n2_submit, n3_round_trip, n4_tail, n8_arrays
+from benchmarks import (
+    n1_noop,
+    n2_submit,
+    n3_round_trip,
+    n4_tail,
+    n7_death,
+    n8_arrays,
+    n10_start,
+    n11_kills,
+    n12_restart,
+)
 from benchmarks.contest import Contest, Setting
 
 NUMBERS: Final[Mapping[str, Callable[[Setting], list[Contest]]]] = {
@@ -11,5 +21,9 @@ NUMBERS: Final[Mapping[str, Callable[[Setting], list[Contest]]]] = {
     "N2": n2_submit.contests,
     "N3": n3_round_trip.contests,
     "N4": n4_tail.contests,
+    "N7": n7_death.contests,
     "N8": n8_arrays.contests,
+    "N10": n10_start.contests,
+    "N11": n11_kills.contests,
+    "N12": n12_restart.contests,
 }
