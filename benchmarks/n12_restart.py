@@ -21,7 +21,7 @@ _WARM: Final = 10
 
 def contests(setting: Setting) -> list[Contest]:
     """The table of N12."""
-    count = setting.jobs(2_000, 2_000)
+    count = setting.jobs(2_000, 1_000)
     return [
         Contest(
             number="N12",

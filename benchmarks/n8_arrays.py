@@ -14,7 +14,7 @@ from typing import Any, Final
 from benchmarks.contest import Contender, Contest, Goal, Sample, Setting
 from benchmarks.executors import Made, Usage, on_disk, process_pool, thrown_away
 from benchmarks.jobs import added
-from benchmarks.peers.roster import contenders
+from benchmarks.peers.roster import COMMANDS, contenders
 
 ARRAY_BYTES: Final = 4 << 20
 _NUMBERS: Final = ARRAY_BYTES // 8
@@ -77,7 +77,7 @@ def _contest(
             *contenders(
                 replace(setting, peers=tuple(dict.fromkeys((*_NAMED, *setting.peers)))),
                 *("window", task, lambda: items, _added_sums),
-                without=("executor",),
+                without=("executor", *COMMANDS),
                 then=_with_rate,
             ),
         ),

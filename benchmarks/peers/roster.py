@@ -61,7 +61,8 @@ ROSTER: Final = {
 }
 STANDARD: Final = ("executor", "pool")
 """Those of the standard library, which some numbers are compared with anyway."""
-QUEUES: Final = ("celery", "rq", "rq-simple", "dramatiq", "huey-redis", "huey-sqlite")
+COMMANDS: Final = ("hyperqueue", "parallel")
+"""Those whose jobs are commands: what goes in and out is text."""
 
 
 class UnknownPeer(Exception):

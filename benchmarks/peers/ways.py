@@ -136,10 +136,10 @@ def restart(peer: Peer, request: Request) -> Sample:
     runs = runs_in(log.read_text("ascii"))
     figures = restart_figures(runs, killed_at_s, request.workers)
     if missing := ids - runs.ended.keys():
-        again = sum(len(times) > 1 for times in runs.begun.values())
+        quiet_s = time.monotonic() - max(max(times) for times in runs.ended.values())
         raise Absent(
             f"lost jobs: {len(ids) - len(missing):,} of {len(ids):,} done {request.cap_s:.0f} s after the kill, "
-            f"{len(missing)} missing, {again} begun twice"
+            f"{len(missing)} missing, none done in the last {quiet_s:.0f} s"
         )
     return Sample(max(max(times) for times in runs.ended.values()) - since, len(runs.ended), sum(ids), figures)
 
