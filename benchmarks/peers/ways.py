@@ -20,6 +20,8 @@ _PACE_JOBS: Final = 8
 _PACE_S: Final = 1.0
 _READY_S: Final = 30.0
 _NAP_S: Final = 0.02
+_GLANCE_S: Final = 0.01
+"""Some peers take a timeout of 0 for none."""
 _DOWN_S: Final = 1.0
 
 
@@ -96,7 +98,7 @@ def deaths(peer: Peer, request: Request) -> Sample:
         errors.append(error)
     for handle in handles:
         try:
-            results.append(peer.take(handle, max(0.0, since + request.cap_s - time.perf_counter())))
+            results.append(peer.take(handle, max(_GLANCE_S, since + request.cap_s - time.perf_counter())))
         except TimeoutError:
             silent += 1
         except Exception as error:
@@ -106,7 +108,7 @@ def deaths(peer: Peer, request: Request) -> Sample:
     if missing or silent:
         reason = f", {type(errors[-1]).__name__}" if errors else ""
         raise Absent(
-            f"lost jobs: {len(results):,} results, {missing:,} errors{reason}, {silent:,} without an answer, "
+            f"not all came back: {len(results):,} results, {missing:,} errors{reason}, {silent:,} without an answer, "
             f"{seconds:.1f} s"
         )
     count, checksum = request.fold(results)
@@ -136,9 +138,9 @@ def restart(peer: Peer, request: Request) -> Sample:
     runs = runs_in(log.read_text("ascii"))
     figures = restart_figures(runs, killed_at_s, request.workers)
     if missing := ids - runs.ended.keys():
-        quiet_s = time.monotonic() - max(max(times) for times in runs.ended.values())
+        quiet_s = time.monotonic() - max((max(times) for times in runs.ended.values()), default=since)
         raise Absent(
-            f"lost jobs: {len(ids) - len(missing):,} of {len(ids):,} done {request.cap_s:.0f} s after the kill, "
+            f"not all done: {len(ids) - len(missing):,} of {len(ids):,} done {request.cap_s:.0f} s after the kill, "
             f"{len(missing)} missing, none done in the last {quiet_s:.0f} s"
         )
     return Sample(max(max(times) for times in runs.ended.values()) - since, len(runs.ended), sum(ids), figures)

@@ -150,7 +150,7 @@ class Remembering(Restartable, Scripted):
 
 def test_lost_jobs_are_told_apart(tmp_path: Path) -> None:
     request = asked("deaths", tmp_path, task=mattering, items=range(20))
-    told = "lost jobs: 18 results, 1 errors, ValueError, 1 without an answer"
+    told = "not all came back: 18 results, 1 errors, ValueError, 1 without an answer"
     with Scripted(1, tmp_path) as peer, pytest.raises(Absent, match=told):
         ways.deaths(peer, request)
 
@@ -160,7 +160,7 @@ def test_without_handles_whatever_follows_the_first_error_is_lost(tmp_path: Path
         with pytest.raises(Absent, match="no handles"):
             ways.singles(peer, asked("singles", tmp_path))
         request = asked("deaths", tmp_path, task=mattering, items=range(20))
-        with pytest.raises(Absent, match="lost jobs: 13 results, 7 errors, ValueError, 0 without"):
+        with pytest.raises(Absent, match="not all came back: 13 results, 7 errors, ValueError, 0 without"):
             ways.deaths(peer, request)
 
 
@@ -197,7 +197,7 @@ def test_a_restart_is_told_from_what_the_jobs_wrote(
     request = asked("restart", tmp_path, task=logged, items=items)._replace(cap_s=0.5)
     with Remembering(1, tmp_path) as peer:
         if forgets:
-            with pytest.raises(Absent, match="lost jobs: 18 of 20 done"):
+            with pytest.raises(Absent, match="not all done: 18 of 20 done"):
                 ways.restart(peer, request)
         else:
             sample = ways.restart(peer, request)
@@ -247,7 +247,7 @@ def test_n10_starts_processes(tmp_path: Path) -> None:
 
 def test_n11_gets_every_result(tmp_path: Path) -> None:
     absent = absent_of(n11_kills, tmp_path, "batchd", "batchd, nobody killed", "executor")
-    assert absent["executor"].startswith("lost jobs:")
+    assert absent["executor"].startswith("not all came back:")
 
 
 def test_n12_gets_every_result(tmp_path: Path) -> None:
