@@ -3,7 +3,7 @@
 This module only names what users import; it loads neither lmdb nor psutil, so `import batchd` stays cheap.
 """
 
-from typing import TYPE_CHECKING, Any
+TYPE_CHECKING = False  # Importing typing would cost more than all the rest of this module.
 
 __version__ = "0.1.0"
 __all__ = [
@@ -35,6 +35,8 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from batchd.application import BatchInfo, Client, Job, JobRecord
     from batchd.asyncbatch import AsyncBatch
     from batchd.asyncclient import AsyncClient, AsyncJob
@@ -83,7 +85,7 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
     """Load a public name on first use (PEP 562)."""
     if name not in _HOMES:
         raise AttributeError(f"module 'batchd' has no attribute {name!r}")

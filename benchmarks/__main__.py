@@ -9,6 +9,7 @@ from typing import Any
 
 from benchmarks import anatomy, machine, outside, page, table, trip
 from benchmarks.contest import Setting
+from benchmarks.peers.roster import ROSTER, UnknownPeer, chosen, versions
 from benchmarks.registry import NUMBERS
 from benchmarks.rounds import Outcome, measure, stored
 
@@ -24,18 +25,23 @@ _LONG = (
 def main(argv: list[str] | None = None) -> int:
     """Return the exit code: 0 when every contender's results were right, whatever the goals."""
     args = _parser().parse_args(argv)
-    chosen = [name.strip().upper() for name in args.only.split(",")] if args.only else list(NUMBERS)
-    if unknown := [name for name in chosen if name not in NUMBERS]:
+    numbers = [name.strip().upper() for name in args.only.split(",")] if args.only else list(NUMBERS)
+    if unknown := [name for name in numbers if name not in NUMBERS]:
         print(f"bench: there is no {unknown[0]}; known are {', '.join(NUMBERS)}", file=sys.stderr)
+        return 2
+    try:
+        peers = chosen(args.peers)
+    except UnknownPeer as error:
+        print(f"bench: {error}", file=sys.stderr)
         return 2
     scratch = Path(tempfile.mkdtemp(prefix="batchd-bench-", dir=args.journal or _disk()))
     try:
-        setting = Setting(args.workers, args.quick, scratch, args.scale)
+        setting = Setting(args.workers, args.quick, scratch, args.scale, peers)
         rounds = args.rounds or (_ROUNDS_QUICK if args.quick else _ROUNDS)
         made = {"command": machine.command(), "rounds": rounds, "workers": args.workers, **machine.moment()}
-        outcomes = [] if args.profile else [_measured(made, name, setting) for name in chosen]
+        outcomes = [] if args.profile else [_measured(made, name, setting) for name in numbers]
         run = {
-            "machine": machine.describe(scratch),
+            "machine": machine.describe(scratch, versions(peers)),
             "contests": [stored(outcome) | {"made": made} for found in outcomes for outcome in found],
             **(_profiled(setting, made) if args.profile else {}),
         }
@@ -71,6 +77,12 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__, epilog=_LONG)
     parser.add_argument("--quick", action="store_true", help="fewer jobs and rounds, no batch above a million jobs")
     parser.add_argument("--only", metavar="N1,N4", help=f"measure only these of {', '.join(NUMBERS)}")
+    parser.add_argument(
+        "--peers",
+        metavar="a,b|all|none",
+        default="none",
+        help=f"who else competes, beside whom the goals name: {', '.join(ROSTER)} (default none)",
+    )
     parser.add_argument("--rounds", type=int, help=f"rounds (default {_ROUNDS}, with --quick {_ROUNDS_QUICK})")
     parser.add_argument("--workers", type=int, default=2, help="worker processes of every contender (default 2)")
     parser.add_argument("--profile", action="store_true", help="instead, tell where the time of N1, N3 and N4 goes")

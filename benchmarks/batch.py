@@ -31,6 +31,7 @@ from batchd.formats import tables
 from batchd.sources.source import BLOCK_ITEMS, Block, Checkpoint
 
 _READY_S: Final = 30.0
+_MEANWHILE_S: Final = 0.01
 _SETTLE_S: Final = 0.1
 """Between the birth of the last worker and the start of the clock: it is then waiting for its first lease."""
 
@@ -73,11 +74,13 @@ def run_batch(
     warm: Sequence[Any],
     reduce: Callable[[Any, list[Any]], Any] | None = None,
     watch: Callable[[int], AbstractContextManager[Any]] = nullcontext,
+    meanwhile: Callable[[Path], object] | None = None,
     cost: CostOf | None = None,
 ) -> Outcome:
     """Run `items` through batchd; give every result, or what `reduce` folded them to, starting from 0.
 
-    `watch` is given the supervisor's pid and entered while the batch runs.
+    `watch` is given the supervisor's pid and entered while the batch runs; `meanwhile` is called with the journal's
+    folder, again and again until it is over.
     """
     folder = open_folder(Path(mkdtemp(dir=scratch)) / "journal")
     go = threading.Event()
@@ -92,11 +95,11 @@ def run_batch(
             go.set()
             journal = BatchJournal(session.folder / "batches" / session.batch)
             with watch(pids[0]):
-                values, reduced, count = _read(session, journal, len(warm), reduce)
+                values, reduced, count = _read(session, journal, len(warm), reduce, meanwhile)
             seconds = time.perf_counter() - since
             client_s = time.process_time() - client_s
-            used = {pid: cpu_s(pid) - before[pid] for pid in pids}
-            supervisor_s = used.pop(pids[0])
+            used = {pid: cpu_s(pid) - before[pid] for pid in pids if psutil.pid_exists(pid)}
+            supervisor_s = used.pop(pids[0], 0.0)
             journal.close()
             sizes = _sizes(journal.folder)
         return Outcome(
@@ -176,19 +179,30 @@ def processes(folder: Path) -> list[int]:
 
 
 def _read(
-    session: Session, journal: BatchJournal, warm: int, reduce: Callable[[Any, list[Any]], Any] | None
+    session: Session,
+    journal: BatchJournal,
+    warm: int,
+    reduce: Callable[[Any, list[Any]], Any] | None,
+    meanwhile: Callable[[Path], object] | None,
 ) -> tuple[list[list[Any]], Any, int]:
     """Read every result: what is to be reduced as soon as it is durable, beside the run; the others at its end."""
     outcomes = Outcomes(journal)
     parts: list[list[Any]] = []
     reduced: Any = 0
     count = 0
+    seen = RangeSet()
     while session.recorded or not session.is_over:
         if not session.recorded:
-            session.pump(0.25)
+            session.pump(0.25 if meanwhile is None else _MEANWHILE_S)
+            if meanwhile is not None:
+                meanwhile(session.folder)
         if reduce is None and session.is_over:
             session.recorded = RangeSet([(warm, session.progress["size"])])
         recorded, session.recorded = session.recorded, RangeSet()
+        for start, stop in seen:  # After a supervisor's death everything is told again.
+            recorded.remove(start, stop)
+        for start, stop in recorded:
+            seen.add(start, stop)
         for span in outcomes.spans(recorded, session.progress["generation"], warm):
             if span.state is not JobState.SUCCEEDED:
                 continue

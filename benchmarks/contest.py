@@ -20,10 +20,16 @@ class Setting:
     """A folder for journals, on the disk that is meant to be measured."""
     scale: float = 1.0
     """Multiplies every count of jobs: tests run tiny ones."""
+    peers: tuple[str, ...] = ()
+    """Names of `peers.roster`: who else competes."""
 
     def jobs(self, full: int, quick: int) -> int:
         """Return how many jobs to run."""
         return max(20, int((quick if self.is_quick else full) * self.scale))
+
+
+class Absent(Exception):
+    """A contender has no time, and nothing is wrong with the benchmark: not installed, too slow, or it lost jobs."""
 
 
 class Sample(NamedTuple):

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from statistics import median
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 
 class Ran(NamedTuple):
@@ -79,3 +79,55 @@ def growing(largest: int) -> list[int]:
     """
     powers = [10**place for place in range(3, 12)]
     return [*(count for count in powers if count < largest), largest]
+
+
+class Runs(NamedTuple):
+    """What a log of `jobs.logged` tells: when each job's runs began and ended, in the order they did."""
+
+    begun: dict[int, list[float]]
+    ended: dict[int, list[float]]
+
+
+def runs_in(log: str) -> Runs:
+    r"""Read such a log.
+
+    >>> runs_in("begun 7 1.5\nended 7 2.0\nbegun 7 3.0\n")
+    Runs(begun={7: [1.5, 3.0]}, ended={7: [2.0]})
+    """
+    runs = Runs({}, {})
+    for line in log.splitlines():
+        what, number, at_s = line.split()
+        (runs.begun if what == "begun" else runs.ended).setdefault(int(number), []).append(float(at_s))
+    return runs
+
+
+KILL_AFTER: Final = 0.25
+"""Of all jobs, when everything that runs them is killed."""
+FINISHED_AGAIN: Final = "finished, and ran again"
+LOST_S: Final = "lost, s"
+
+
+def restart_figures(runs: Runs, killed_at_s: float, workers: int) -> dict[str, float]:
+    r"""What a kill of everything cost. Lost is the time in which no job began, and what was done in vain.
+
+    >>> told = "begun 1 1.0\nended 1 2.0\nbegun 2 2.0\nbegun 2 4.5\nended 2 5.5\n"
+    >>> list(restart_figures(runs_in(told), 3.0, 1).values())
+    [1, 1, 0, 0.0, 1.5, 2.5]
+    """
+    ended_before = {number for number, times in runs.ended.items() if times[0] <= killed_at_s}
+    cut_off = {number for number, times in runs.begun.items() if times[0] <= killed_at_s} - ended_before
+    again = {number for number, times in runs.begun.items() if len(times) > 1}
+    later = [at_s for times in runs.begun.values() for at_s in times if at_s > killed_at_s]
+    gap_s = min(later, default=float("inf")) - killed_at_s
+    in_vain_s = sum(killed_at_s - runs.begun[number][0] for number in cut_off)
+    in_vain_s += sum(runs.ended[number][0] - runs.begun[number][0] for number in again & ended_before)
+    return {
+        "ran twice": len(again),
+        "cut off by the kill": len(cut_off),
+        FINISHED_AGAIN: len(again & ended_before),
+        "the first of these before the kill, ms": max(
+            ((killed_at_s - runs.ended[number][0]) * 1e3 for number in again & ended_before), default=0.0
+        ),
+        "until a job began, s": gap_s,
+        LOST_S: gap_s + in_vain_s / workers,
+    }

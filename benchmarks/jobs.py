@@ -1,7 +1,9 @@
 """The jobs that are timed: importable by every contender's workers, and the same code for all of them."""
 
 import os
-from collections.abc import Callable, Sequence
+import signal
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from random import Random
 from time import monotonic, process_time, sleep
 from typing import Any, Final
@@ -39,6 +41,48 @@ def wait(micros: int) -> tuple[int, float, float, float, int]:
     return micros, stopped_s - started_s, started_s, stopped_s, os.getpid()
 
 
+def mortal(item: tuple[int, float, str]) -> tuple[int, float]:
+    """Be busy for milliseconds; where a mark is named and not there, leave it and take the worker along.
+
+    Returns the job's number and, when it died before, how many seconds ago: both clocks are its own.
+    """
+    number, ms, mark = item
+    began_s = monotonic()  # CLOCK_MONOTONIC, the same in all processes.
+    died_before_s = 0.0
+    if mark:
+        try:
+            fd = os.open(mark, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+        except FileExistsError:
+            died_before_s = began_s - float(Path(mark).read_text("ascii"))
+        else:
+            os.write(fd, repr(monotonic()).encode())
+            os.kill(os.getpid(), signal.SIGKILL)
+    _be_busy(began_s + ms / 1000)
+    return number, died_before_s
+
+
+def logged(item: tuple[int, float, str]) -> int:
+    """Be busy for milliseconds, and write to a log when that began and ended: a line each, whoever else writes."""
+    number, ms, log = item
+    fd = os.open(log, os.O_CREAT | os.O_APPEND | os.O_WRONLY)
+    began_s = monotonic()
+    os.write(fd, f"begun {number} {began_s!r}\n".encode())
+    _be_busy(began_s + ms / 1000)
+    os.write(fd, f"ended {number} {monotonic()!r}\n".encode())
+    os.close(fd)
+    return number
+
+
+def ended_in(log: Path) -> int:
+    """How many runs such a log has that came to their end."""
+    return log.read_bytes().count(b"ended")
+
+
+def _be_busy(until_s: float) -> None:
+    while monotonic() < until_s:
+        pass
+
+
 def loops_per_ms(count: Callable[[int], int] = count_to) -> float:
     """How far this machine counts in a millisecond, at its best of several tries."""
     best_s = float("inf")
@@ -62,6 +106,17 @@ def tail_ms(count: int, seed: int) -> list[float]:
 def late_giants_ms(count: int, giants: int) -> list[float]:
     """Short jobs, and long ones at the end, where whoever goes by the order begins them last."""
     return [TAIL_MS[1] / 80] * (count - giants) + [TAIL_MS[1]] * giants
+
+
+def added(results: Iterable[Any]) -> tuple[int, Any]:
+    """How many numbers there are, and what they add up to."""
+    values = list(results)
+    return len(values), sum(values)
+
+
+def numbers_sum(results: Iterable[tuple[int, float]]) -> tuple[int, int]:
+    """How many results of `mortal` there are, and what their numbers add up to."""
+    return added(number for number, _ in results)
 
 
 def small_dicts(count: int) -> list[dict[str, Any]]:

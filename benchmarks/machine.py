@@ -4,6 +4,7 @@ import os
 import platform
 import re
 import sys
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -14,8 +15,8 @@ import psutil
 _PACKAGES = ("batchd", "lmdb", "psutil", "cloudpickle")
 
 
-def describe(scratch: Path) -> dict[str, Any]:
-    """Machine and versions, in JSON's types."""
+def describe(scratch: Path, others: Mapping[str, str]) -> dict[str, Any]:
+    """Machine and versions, those of other packages too, in JSON's types."""
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "cpu": cpu_model(),
@@ -24,7 +25,7 @@ def describe(scratch: Path) -> dict[str, Any]:
         "kernel": f"{platform.system()} {platform.release()}",
         "file_system": file_system(scratch),
         "python": platform.python_version(),
-        "versions": {name: found for name in _PACKAGES if (found := _version(name))},
+        "versions": {name: found for name in _PACKAGES if (found := _version(name))} | dict(others),
     }
 
 

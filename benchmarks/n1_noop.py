@@ -8,6 +8,7 @@ from typing import Any, Final
 from benchmarks.batch import Job, run_batch
 from benchmarks.contest import Contender, Contest, Goal, Sample, Setting
 from benchmarks.jobs import ids_sum, noop, small_dicts
+from benchmarks.peers.roster import STANDARD, contenders
 from benchmarks.pools import run_executor, run_pool
 
 WARM_JOBS: Final = 10
@@ -49,6 +50,7 @@ def _integers(setting: Setting, title: str, numbers: Sequence[int]) -> Contest:
                 for name, size in zip(_EXECUTORS, (4096, 1024), strict=True)
             ),
             Contender(_POOL, "none", partial(pool, chunksize=4096)),
+            *contenders(setting, "bulk", noop, lambda: numbers, _fold, gathers=True, without=STANDARD),
         ),
         goals=(
             Goal("batchd", 2.0, _EXECUTORS),
@@ -73,6 +75,7 @@ def _objects(setting: Setting) -> Contest:
                 Contender(name, "none", partial(executor, chunksize=size))
                 for name, size in zip(_EXECUTORS, (4096, 1024), strict=True)
             ),
+            *contenders(setting, "bulk", noop, lambda: rows, _fold_rows, gathers=True, without=STANDARD),
         ),
         goals=(Goal("batchd", 1.0, _EXECUTORS),),
         counted=_COUNTED,

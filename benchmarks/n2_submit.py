@@ -7,7 +7,8 @@ from typing import Final
 
 from benchmarks.contest import Contender, Contest, Goal, Sample, Setting
 from benchmarks.executors import Made, Usage, on_disk, plain_pool, process_pool, thrown_away
-from benchmarks.jobs import noop
+from benchmarks.jobs import added, noop
+from benchmarks.peers.roster import STANDARD, contenders
 
 _EXECUTOR: Final = "ProcessPoolExecutor.submit"
 _POOL: Final = "multiprocessing.Pool.apply_async"
@@ -29,8 +30,12 @@ def contests(setting: Setting) -> list[Contest]:
             jobs=len(numbers),
             expected_count=len(numbers),
             expected_checksum=sum(numbers),
-            contenders=tuple(
-                Contender(name, durability, partial(_run, made, setting, numbers)) for name, durability, made in ways
+            contenders=(
+                *(
+                    Contender(name, durability, partial(_run, made, setting, numbers))
+                    for name, durability, made in ways
+                ),
+                *contenders(setting, "singles", noop, lambda: numbers, added, without=STANDARD),
             ),
             goals=(Goal("batchd", 3.0, (_EXECUTOR,)), Goal("batchd", 1.3, (_POOL,))),
             counted=(

@@ -17,7 +17,8 @@ import lmdb
 from batchd.edge.environment import open_environment
 from benchmarks.contest import Contender, Contest, Goal, Sample, Setting
 from benchmarks.executors import Made, Usage, on_disk, process_pool, thrown_away
-from benchmarks.jobs import noop
+from benchmarks.jobs import added, noop
+from benchmarks.peers.roster import contenders
 
 _FLOOR: Final = "floor: 2 durable commits and a pipe there and back"
 _FLOOR_PROCESS: Final = "floor: 2 commits that are not synced and a pipe"
@@ -53,6 +54,7 @@ def contests(setting: Setting) -> list[Contest]:
                     for name, durability, made in ways
                 ),
                 *(Contender(name, kind, partial(_run_floor, setting, trips, sync)) for name, kind, sync in floors),
+                *contenders(setting, "trips", noop, lambda: range(trips), added, without=("executor",)),
             ),
             # Half as fast as the floor is twice its time.
             goals=(Goal("batchd", 0.5, (_FLOOR,)), Goal("batchd, throw-away", 0.5, (_FLOOR,))),

@@ -9,6 +9,7 @@ from benchmarks.batch import Job, concat, run_batch
 from benchmarks.contest import Contender, Contest, Goal, Sample, Setting
 from benchmarks.figures import Ran, efficiency, gap_share, greedy_bound_s, outside_share
 from benchmarks.jobs import late_giants_ms, loops_per_ms, spin, tail_ms, wait
+from benchmarks.peers.roster import STANDARD, contenders
 from benchmarks.pools import run_bare, run_executor
 from benchmarks.rehearsal import list_schedule_s
 
@@ -57,6 +58,11 @@ def _contest(setting: Setting, title: str, loops: Sequence[int], warm: Sequence[
             Contender("batchd", "disk", partial(_run_batchd, setting, loops, warm)),
             Contender("ProcessPoolExecutor.map, 1", "none", partial(_run_executor, loops, warm, workers)),
             Contender("bare processes, static split", "none", partial(_run_bare, loops, workers)),
+            *contenders(
+                *(setting, "bulk", spin, lambda: loops, _kept),
+                without=STANDARD,
+                then=partial(_measured, workers=workers),
+            ),
         ),
         goals=(
             Goal("batchd", 0.95, figure="efficiency"),
@@ -140,6 +146,17 @@ def _run_bare(loops: Sequence[int], workers: int) -> Sample:
     kept: list[Ran] = []
     sample = run_bare(spin, loops, partial(_keep, kept), workers=workers)
     return sample._replace(figures=_figures(kept, workers, sample.seconds))
+
+
+def _kept(results: Iterable[Any]) -> tuple[int, list[Ran]]:
+    ran = [Ran(*result) for result in results]
+    return len(ran), ran
+
+
+def _measured(sample: Sample, workers: int) -> Sample:
+    ran: list[Ran] = sample.checksum
+    figures = _figures(ran, workers, sample.seconds)
+    return sample._replace(checksum=sum(job.loops for job in ran), figures=figures)
 
 
 def _keep(kept: list[Ran], results: Iterable[Any]) -> tuple[int, int]:

@@ -4,7 +4,7 @@ import importlib
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,13 +13,16 @@ from typing import Any, Final
 
 from benchmarks.contest import Contender, Contest, Goal, Sample, Setting
 from benchmarks.executors import Made, Usage, on_disk, process_pool, thrown_away
+from benchmarks.jobs import added
+from benchmarks.peers.roster import COMMANDS, contenders
 
 ARRAY_BYTES: Final = 4 << 20
 _NUMBERS: Final = ARRAY_BYTES // 8
 _DISTINCT: Final = 8
 _AHEAD: Final = 8
 """Calls under way at once: enough to keep everybody busy, few enough to hold their arrays in memory."""
-_PEERS: Final = ("joblib", "ray")
+_NAMED: Final = ("joblib", "ray")
+"""The peers that the goal of N8 names."""
 _EXECUTOR: Final = "ProcessPoolExecutor"
 _DISK: Final = "this disk: one file, then fdatasync"
 _THROWN_AWAY: Final = "batchd, throw-away"
@@ -43,9 +46,6 @@ def contests(setting: Setting) -> list[Contest]:
     if find_spec("numpy") is None:
         print("N8 needs numpy: pip install numpy")
         return []
-    for name in _PEERS:
-        if find_spec(name) is None:
-            print(f"N8 without {name}, which is not installed")
     jobs = setting.jobs(100, 40)
     numbers = [job % _DISTINCT for job in range(jobs)]
     arrays = [filled(number) for number in range(_DISTINCT)]
@@ -59,12 +59,10 @@ def contests(setting: Setting) -> list[Contest]:
 def _contest(
     setting: Setting, title: str, task: Callable[[Any], Any], items: Sequence[Any], numbers: Sequence[int]
 ) -> Contest:
-    peers = {"joblib": ("joblib.Parallel", _run_joblib), "ray": ("ray", _run_ray)}
     ways: list[tuple[str, str, Run]] = [
         ("batchd", "disk", partial(_run_futures, on_disk)),
         (_THROWN_AWAY, "process", partial(_run_futures, thrown_away)),
         (_EXECUTOR, "none", partial(_run_futures, process_pool)),
-        *((*peers[name][:1], "none", peers[name][1]) for name in _PEERS if find_spec(name) is not None),
     ]
     is_in = task is total
     return Contest(
@@ -76,6 +74,12 @@ def _contest(
         contenders=(
             *(Contender(name, kind, partial(_run, run, setting, task, items)) for name, kind, run in ways),
             Contender(_DISK, "disk", partial(_run_disk, setting, numbers)),
+            *contenders(
+                replace(setting, peers=tuple(dict.fromkeys((*_NAMED, *setting.peers)))),
+                *("window", task, lambda: items, _added_sums),
+                without=("executor", *COMMANDS),
+                then=_with_rate,
+            ),
         ),
         goals=(Goal(_THROWN_AWAY, 2.0 if is_in else 1.0, (_EXECUTOR,)),),
         counted=(
@@ -113,43 +117,18 @@ def _window(
         yield take(handles.pop())
 
 
+def _added_sums(results: Iterable[Any]) -> tuple[int, float]:
+    return added(_sums(results))
+
+
 def _sums(results: Iterable[Any]) -> Iterator[float]:
     """What results add up to, each dropped before the next is asked for."""
     for result in results:
         yield result if isinstance(result, float) else float(result.sum())
 
 
-def _run_joblib(
-    setting: Setting, task: Callable[[Any], Any], items: Sequence[Any]
-) -> tuple[list[float], float, dict[str, float]]:
-    joblib = importlib.import_module("joblib")
-    with joblib.Parallel(setting.workers, return_as="generator") as parallel:
-        call = joblib.delayed(task)
-        list(_sums(parallel(call(item) for item in items[:_AHEAD])))
-        since = time.perf_counter()
-        sums = list(_sums(parallel(call(item) for item in items)))
-        return sums, time.perf_counter() - since, {}
-
-
-def _run_ray(
-    setting: Setting, task: Callable[[Any], Any], items: Sequence[Any]
-) -> tuple[list[float], float, dict[str, float]]:
-    ray = importlib.import_module("ray")
-    with _ray_cluster(ray, setting.workers):
-        call = ray.remote(task)
-        list(_sums(ray.get(call.remote(item)) for item in items[:_AHEAD]))
-        since = time.perf_counter()
-        sums = list(_sums(_window(lambda _, item: call.remote(item), ray.get, task, items)))
-        return sums, time.perf_counter() - since, {}
-
-
-@contextmanager
-def _ray_cluster(ray: Any, workers: int) -> Iterator[None]:
-    ray.init(num_cpus=workers, include_dashboard=False, log_to_driver=False)
-    try:
-        yield
-    finally:
-        ray.shutdown()
+def _with_rate(sample: Sample) -> Sample:
+    return sample._replace(figures={"MB/s": sample.results * ARRAY_BYTES / 1e6 / sample.seconds})
 
 
 def _run_disk(setting: Setting, numbers: Sequence[int]) -> Sample:

@@ -4,7 +4,7 @@ The page is a pure function of what the JSON file holds, so it can be written ag
 """
 
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 from benchmarks import plots
 from benchmarks.machine import name_of
 
+_NUMBERS = tuple(f"N{number}" for number in range(1, 13))
 _PERCENT = ("share", "outside", "gaps", "busy", "client CPU")
 
 
@@ -36,9 +37,10 @@ def merged(earlier: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, Any]
     """The run, with the parts of an earlier one that it did not measure again."""
     contests = {(each["number"], each["title"]): each for each in earlier.get("contests", ())}
     contests |= {(each["number"], each["title"]): each for each in run["contests"]}
+    versions = earlier.get("machine", {}).get("versions", {})  # Also of what this run did not use.
     anatomies = {name: run.get(name) or earlier.get(name) for name in ("anatomy", "profiles")}
     return {
-        "machine": run["machine"],
+        "machine": run["machine"] | {"versions": {**versions, **run["machine"]["versions"]}},
         "contests": sorted(contests.values(), key=lambda each: int(each["number"][1:])),
         **{name: found for name, found in anatomies.items() if found},
     }
@@ -46,7 +48,7 @@ def merged(earlier: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, Any]
 
 def markdown(run: Mapping[str, Any], drawn: Collection[str] = ()) -> str:
     """The page, with the plots that were drawn."""
-    lines = ["# Measured", "", *_head(run)]
+    lines = ["# Measured", "", *_head(run), "", *_summary(run["contests"])]
     for contest in run["contests"]:
         lines += ["", *_contest(contest, run["machine"]["cores"])]
         if (name := plots.name_of(contest)) in drawn:
@@ -66,6 +68,25 @@ def _head(run: Mapping[str, Any]) -> Iterator[str]:
     yield f"- Machine: {machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB, {machine['kernel']};"
     yield f"  journal on {machine['file_system']}"
     yield f"- Versions: Python {machine['python']}, {versions}"
+    yield "- A finished job survives nothing (`none`), a SIGKILL of anything (`process`), or a power cut (`disk`)"
+    yield "- Peers (`--peers`) run in processes of their own that see no network but loopback. One that would"
+    yield "  take longer than the cap is not run; the pace it is said to have was measured with jobs that do nothing."
+    yield "  Redis appends to a file before it answers and flushes that once a second. Celery acknowledges late and"
+    yield "  requeues what a lost worker had; all else is as it is by default"
+
+
+def _summary(contests: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    yield "| number | work | goal | reached | |"
+    yield "|---|---|---|---|---|"
+    for number in _NUMBERS:
+        found = [contest for contest in contests if contest["number"] == number]
+        if not found:
+            yield f"| {number} | - | - | - | **not measured** |"
+        for contest in found:
+            work = f"{contest['jobs']:,} {contest['title']}"
+            for goal in contest["goals"]:
+                told, reached, _, verdict = goal_cells(goal)
+                yield f"| {number} | {work} | {told} | {reached} | {verdict} |"
 
 
 def _measured(made: Mapping[str, Any], cores: int) -> Iterator[str]:
@@ -87,8 +108,8 @@ def _contest(contest: Mapping[str, Any], cores: int) -> Iterator[str]:
     yield "|---|---|---|---|---|"
     subject: list[float] = next((each["seconds"] for each in contest["contenders"] if each["name"] == "batchd"), [])
     for each in contest["contenders"]:
-        if each["refused"]:
-            yield f"| {each['name']} | {each['durability']} | refused: {each['refused']} | - | - |"
+        if reason := f"refused: {each['refused']}" if each["refused"] else each.get("absent"):
+            yield f"| {each['name']} | {each['durability']} | {reason} | - | - |"
             continue
         if not each["seconds"]:
             continue
@@ -101,7 +122,7 @@ def _contest(contest: Mapping[str, Any], cores: int) -> Iterator[str]:
     yield "| goal | reached | every round | |"
     yield "|---|---|---|---|"
     for goal in contest["goals"]:
-        yield goal_row(goal)
+        yield f"| {' | '.join(goal_cells(goal))} |"
 
 
 def _times(subject: list[float], each: Mapping[str, Any]) -> str:
@@ -110,13 +131,13 @@ def _times(subject: list[float], each: Mapping[str, Any]) -> str:
     return f"{median([other / own for own, other in zip(subject, each['seconds'], strict=True)]):.2f}x"
 
 
-def goal_row(goal: Mapping[str, Any]) -> str:
+def goal_cells(goal: Mapping[str, Any]) -> tuple[str, str, str, str]:
     """One line of the table of goals; a missed one says so."""
     if goal["reached"] is None:
-        return f"| {goal['goal']} | - | - | **not measured** |"
+        return goal["goal"], "-", "-", "**not measured**"
     reached = f"{goal['reached']:.3g}" + (f" ({goal['reference']})" if goal["reference"] else "")
     rounds = ", ".join(f"{part:.3g}" for part in goal["rounds"])
-    return f"| {goal['goal']} | {reached} | {rounds} | {'met' if goal['is_met'] else '**missed**'} |"
+    return goal["goal"], reached, rounds, "met" if goal["is_met"] else "**missed**"
 
 
 def _figures(contest: Mapping[str, Any]) -> Iterator[str]:

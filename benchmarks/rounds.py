@@ -1,7 +1,8 @@
 """Rounds: every contender once, in turn, again and again; a time counts only when its results were right.
 
 The machine's mood changes from minute to minute, so ratios are taken within a round and their median is told. A
-contender that breaks, or whose results are wrong, is refused with the reason and does not run again.
+contender that breaks, or whose results are wrong, is refused with the reason and does not run again. One that says
+itself why it has no time is absent, with that reason.
 """
 
 import gc
@@ -10,7 +11,7 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
-from benchmarks.contest import Contest, Goal, Sample, Work
+from benchmarks.contest import Absent, Contest, Goal, Sample, Work
 from benchmarks.figures import fastest, ratios
 
 Tell = Callable[[str], None]
@@ -45,7 +46,9 @@ class Outcome:
     seconds: dict[str, list[float]] = field(default_factory=dict)
     figures: dict[str, list[dict[str, float]]] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
-    """Contenders without a time, and why."""
+    """Contenders that broke or lied, and how."""
+    absent: dict[str, str] = field(default_factory=dict)
+    """Contenders that have no time for a reason of their own."""
 
     def rate(self, name: str) -> float:
         """Jobs a second, from the median time."""
@@ -57,6 +60,19 @@ class Outcome:
         """The median of one figure."""
         found = [sample[figure] for sample in self.figures.get(name, ()) if figure in sample]
         return median(found) if found else None
+
+    def dismiss(self, name: str, error: Exception) -> None:
+        """Forget a contender's times: those beside wrong results are worth nothing."""
+        if isinstance(error, Absent):
+            self.absent[name] = str(error)
+        else:
+            self.refused[name] = f"{type(error).__name__}: {error}"
+        self.seconds.pop(name, None)
+        self.figures.pop(name, None)
+
+    def reason(self, name: str) -> str:
+        """Why a contender has no time; nothing for one that has."""
+        return f"refused: {self.refused[name]}" if name in self.refused else self.absent.get(name, "")
 
     def verdicts(self) -> list[Verdict]:
         """Every goal, held against what was measured."""
@@ -79,16 +95,14 @@ def measure(contest: Contest, rounds: int, tell: Tell) -> Outcome:
     rounds = min(rounds, contest.rounds_max or rounds)
     for number in range(rounds):
         for contender in contest.contenders:
-            if contender.name in outcome.refused:
+            if contender.name in outcome.refused or contender.name in outcome.absent:
                 continue
             gc.collect()
             try:
                 sample = checked(contest.work_of(contender), contender.run())
             except Exception as error:
-                outcome.refused[contender.name] = f"{type(error).__name__}: {error}"
-                outcome.seconds.pop(contender.name, None)  # Times beside wrong results are worth nothing.
-                outcome.figures.pop(contender.name, None)
-                tell(f"{contender.name}: refused, {error}")
+                outcome.dismiss(contender.name, error)
+                tell(f"{contest.number} {contender.name}: {outcome.reason(contender.name)}")
                 continue
             outcome.seconds.setdefault(contender.name, []).append(sample.seconds)
             outcome.figures.setdefault(contender.name, []).append(sample.figures)
@@ -122,6 +136,7 @@ def stored(outcome: Outcome) -> dict[str, Any]:
                 "jobs_per_s": outcome.rate(contender.name) if contender.name in outcome.seconds else None,
                 "figures": outcome.figures.get(contender.name, []),
                 "refused": outcome.refused.get(contender.name),
+                "absent": outcome.absent.get(contender.name),
             }
             for contender in contest.contenders
         ],

@@ -14,8 +14,8 @@ def show(outcome: Outcome) -> None:
     rows = [["contender", "survives", "seconds", "jobs/s", "batchd is"]]
     for contender in contest.contenders:
         name = contender.name
-        if name in outcome.refused:
-            rows.append([name, contender.durability, f"refused: {outcome.refused[name]}", "", ""])
+        if reason := outcome.reason(name):
+            rows.append([name, contender.durability, reason, "", ""])
         elif name in outcome.seconds:
             times = outcome.seconds[name]
             rows.append(

@@ -87,7 +87,7 @@ PRINTING_ROOMS: Final = {"cli", "examples"}
 EMPTY_NAMES: Final = {"utils", "common", "helpers", "manager", "base", "types", "handlers"}
 FUNCTION_LINES_MAX: Final = 70
 FILE_LINES_MAX: Final = 500
-LAZY: Final = ("lmdb", "psutil", "rich", "cloudpickle")
+LAZY: Final = ("lmdb", "psutil", "rich", "cloudpickle", "argparse", "typing")
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 PACKAGE: Final = sorted((ROOT / "batchd").rglob("*.py"))
@@ -286,8 +286,14 @@ def loaded_after(statement: str) -> set[str]:
 
 
 def test_importing_batchd_is_cheap() -> None:
-    assert loaded_after("import batchd") == set()
-    assert loaded_after("import batchd, psutil") == {"psutil"}
+    bare = loaded_after("pass")
+    assert loaded_after("import batchd") == bare
+    assert loaded_after("import batchd, psutil") >= bare | {"psutil"}
+
+
+def test_asking_for_help_is_cheap() -> None:
+    told = "import batchd.cli.main as cli; cli.main(['--help']); cli.main(['--version'])"
+    assert loaded_after(told) == loaded_after("pass")
 
 
 # --- What users may call is shown ------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from benchmarks import compiled, machine, n1_noop, n2_submit, n3_round_trip, n8_arrays, page, table
-from benchmarks.contest import Contender, Contest, Goal, Sample, Setting
+from benchmarks.contest import Absent, Contender, Contest, Goal, Sample, Setting
 from benchmarks.figures import Ran, efficiency, fastest, gap_share, greedy_bound_s, outside_share, ratios
 from benchmarks.jobs import TAIL_MS, noop, spin, tail_ms
 from benchmarks.machine import name_of
@@ -58,6 +58,10 @@ def contest(*contenders: Contender, goals: tuple[Goal, ...] = ()) -> Contest:
 def contender(name: str, *samples: Sample) -> Contender:
     left = iter(samples)
     return Contender(name, "none", lambda: next(left))
+
+
+def absent() -> Sample:
+    raise Absent("not run: too slow")
 
 
 def good(seconds: float, **figures: float) -> Sample:
@@ -161,6 +165,7 @@ def run_of(*, seconds: float) -> dict[str, Any]:
             contender("batchd", good(1.0, efficiency=0.5), good(1.0, efficiency=0.5)),
             contender("pool", good(seconds), good(seconds)),
             contender("liar", Sample(0.1, 1, 45)),
+            Contender("snail", "disk", absent),
             goals=(Goal("batchd", 2.0, ("pool",)), Goal("batchd", 0.95, figure="efficiency")),
         ),
         2,
@@ -176,7 +181,10 @@ def test_the_page_says_what_was_reached_and_what_was_missed(tmp_path: Path) -> N
     text = written.read_text()
     assert "| pool | none | 2.000 (2.000 to 2.000) | 5 | 2.00x |" in text
     assert "| liar | none | refused: WrongResults: 1 results instead of 10 |" in text
+    assert "| snail | disk | not run: too slow | - | - |" in text
     assert "| 2 (pool) | 2, 2 | met |" in text
+    assert "| N1 | 10 things | batchd: efficiency >= 0.95 | 0.5 | **missed** |" in text
+    assert "| N12 | - | - | - | **not measured** |" in text
     assert "| batchd: efficiency >= 0.95 | 0.5 | 0.5, 0.5 | **missed** |" in text
     assert "the machine was not idle" in text
     assert "lmdb 3.0.0" in text
@@ -188,6 +196,18 @@ def test_the_page_keeps_what_this_run_did_not_measure(tmp_path: Path) -> None:
     other["contests"][0] |= {"number": "N4", "title": "other things"}
     _, written = page.write(other, tmp_path)
     assert written.read_text().index("## N1: 10 things") < written.read_text().index("## N4: 10 other things")
+
+
+def test_an_older_run_is_still_read(tmp_path: Path) -> None:
+    older = run_of(seconds=2.0)
+    older["machine"] = MACHINE | {"versions": {"ray": "2.0"}}
+    for each in older["contests"][0]["contenders"]:
+        del each["absent"]  # As it was before there were any.
+    page.write(older, tmp_path)
+    newer = run_of(seconds=3.0)
+    newer["contests"][0] |= {"number": "N4"}
+    _, written = page.write(newer, tmp_path)
+    assert "ray 2.0, batchd 0.1.0" in written.read_text()
 
 
 def test_a_machine_has_a_file_name() -> None:

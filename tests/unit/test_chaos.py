@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from batchd.cli import chaos as verb
-from batchd.cli.main import main, parse
+from batchd.cli.arguments import parse
+from batchd.cli.main import main
 from batchd.testing import chaos
 from batchd.testing.audit import CHECKS
 from batchd.testing.chaos import Chaos, Feeder, Report, Target, kill, pinned, strikes
