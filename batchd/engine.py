@@ -9,7 +9,7 @@ import os
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent import futures
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
@@ -29,7 +29,8 @@ from batchd.core.ranges import RangeSet
 from batchd.edge.journal import BatchJournal
 from batchd.edge.outcomes import Outcomes, Span
 from batchd.errors import BatchdError, ClientClosed, SupervisorError
-from batchd.formats.segment import Encoding
+from batchd.formats.reference import Buffer, Reference
+from batchd.formats.segment import nbytes_of
 from batchd.formats.values import load
 from batchd.joberrors import JobFailed, RemoteTraceback
 from batchd.packing import Calling, Packer
@@ -322,7 +323,7 @@ class Engine:
         # Where the jobs of a shared batch begin, the reply tells, and only that of the last submission can be asked
         # for again: one is under way at a time.
         while self._queue and (session.is_answered if self._is_queue else session.has_room):
-            sent, blocks = self._packer.pack(self._take_calls(), session.define, _fail)
+            sent, blocks = self._packer.pack(self._take_calls(), session.define, _fail, self._keep)
             if not sent:
                 continue
             if self._is_queue:
@@ -330,8 +331,12 @@ class Engine:
                 session.submit(b"".join(blocks), then=partial(self._on_accepted, sent))
             else:
                 self._number(sent, self._size)
-                self._trimming.sent(len(sent), sum(map(len, blocks)))
+                self._trimming.sent(len(sent), sum(map(nbytes_of, blocks)))
                 session.submit_blocks(blocks)
+
+    def _keep(self, parts: Sequence[Buffer]) -> Reference | None:
+        assert self._journal is not None
+        return self._journal.keep(parts)
 
     def _number(self, sent: list[JobFuture], first: int) -> None:
         with self._lock:
@@ -384,8 +389,8 @@ class Engine:
     def _take_in(self, span: Span) -> None:
         if span.state is not JobState.SUCCEEDED:
             self._take_failures(span)
-        elif span.block.encoding is Encoding.ITEMS:
-            for index, payload in enumerate(span.payloads(), span.start):
+        elif span.block.is_separate:
+            for index, payload in enumerate(span.separate(), span.start):
                 future = self._futures.pop(index)
                 try:
                     future.set_result(load(payload))
@@ -396,7 +401,7 @@ class Engine:
         else:
             for index, value in enumerate(span.values(), span.start):
                 self._futures.pop(index).set_result(value)
-        self._trimming.add(span.start, span.stop, len(span.block.body))
+        self._trimming.add(span.start, span.stop, span.block.nbytes)
 
     def _take_failures(self, span: Span) -> None:
         assert self._outcomes is not None

@@ -217,10 +217,10 @@ class Flow:
 
     def _forget(self, span: Span) -> None:
         self._read_jobs += span.stop - span.start
-        self._read_bytes += len(span.block.body) * (span.stop - span.start) // span.block.count
+        self._read_bytes += span.block.nbytes * (span.stop - span.start) // span.block.count
         if self._trimming is None:
             return
-        self._trimming.add(span.start, span.stop, len(span.block.body))
+        self._trimming.add(span.start, span.stop, span.block.nbytes)
         self._session.recorded.remove(span.start, span.stop)
         if ranges := self._trimming.due():
             self._session.trim(ranges)

@@ -12,7 +12,7 @@ from itertools import islice
 from operator import itemgetter
 from pickle import PicklingError
 from time import perf_counter
-from typing import Any, Final, NoReturn, Protocol
+from typing import Any, Final, NoReturn, Protocol, cast
 
 from batchd.client.codedigest import value_digest
 from batchd.client.costing import Costing
@@ -22,9 +22,10 @@ from batchd.core.ranges import Range, RangeSet
 from batchd.edge.journal import BatchJournal
 from batchd.edge.outcomes import Outcomes
 from batchd.errors import InputChanged
-from batchd.formats.segment import Encoding, input_blocks, pickled_blocks
+from batchd.formats.reference import Keep, Payload, Reference, keep_nothing, whole
+from batchd.formats.segment import input_blocks, nbytes_of, pickled_blocks
 from batchd.formats.tables import KEY_DIGEST_BYTES
-from batchd.formats.values import are_plain, dump, load, runs_code
+from batchd.formats.values import are_plain, dump, dump_kept, load, runs_code
 
 Items = Iterator[Any] | range
 """What is still to be read. A range stays one: it is cut without being counted out."""
@@ -72,6 +73,7 @@ class PlainInput:
         """Take in what the batch holds. It is read again, and refused if it is not the same, unless `is_known`."""
         self._known = journal.facts.size
         self._given = _Given(journal)
+        self._keep = journal.keep
         if is_known:
             self._size = self._known
 
@@ -98,11 +100,12 @@ class PlainInput:
     def _submit(self, items: Sequence[Any], costs: list[float]) -> None:
         if self.door.progress["is_sealed"]:
             self.door.unseal()
-        blocks = input_blocks(items) if are_plain(items) else pickled_blocks(map(pickled, items))
-        body = b"".join(block for _, block in blocks)
-        self.bytes_per_item = len(body) // len(items)
+        pickles = (pickled(item, self._keep) for item in items)
+        made = input_blocks(items, self._keep) if are_plain(items) else pickled_blocks(pickles)
+        blocks = [block for _, block in made]
+        self.bytes_per_item = sum(map(nbytes_of, blocks)) // len(items)
         first = self._size - len(items)
-        self.door.submit(body, costs=self.costing.costly(first, costs) if self.costing else ())
+        self.door.submit(b"".join(blocks), costs=self.costing.costly(first, costs) if self.costing else ())
 
 
 class _Given:
@@ -136,8 +139,8 @@ class _Given:
     def _read(self, index: int) -> None:
         self._first, block = self._outcomes.input_block(index)
         self._stop = self._first + block.count
-        self._is_pickled = block.encoding is Encoding.ITEMS
-        self._inputs = block.payloads() if self._is_pickled else block.values()
+        self._is_pickled = block.is_separate
+        self._inputs = block.separate() if self._is_pickled else block.values()
 
 
 def _are_plainly(known: Sequence[Any], items: Sequence[Any]) -> bool:
@@ -148,9 +151,10 @@ def _is_plainly(known: Any, item: Any) -> bool:
     return _are_plainly([known], [item])
 
 
-def _is_pickle_of(payload: bytes | memoryview, item: Any) -> bool:
+def _is_pickle_of(payload: Payload, item: Any) -> bool:
     """Whether a pickle is the item's. Equal values may have several: sets come in any order."""
-    if pickled(item) == payload:
+    payload = whole(payload)
+    if _pickled(item) == payload:
         return True
     try:
         known = load(payload)
@@ -206,11 +210,11 @@ class KeyedInput:
         known_costs = self.costing.read(items, self._seen) if self.costing else [0.0] * len(items)
         self._seen += len(items)
         jobs: list[Range] = []
-        payloads: list[bytes] = []
+        payloads: list[bytes | Reference] = []
         keys: list[bytes] = []
         costs: list[float] = []
         for item, cost in zip(items, known_costs, strict=True):
-            payload = pickled(item)
+            payload = _pickled(item)
             digest, content = key_digests(self._key(item), item, payload)
             known = self._fresh.get(digest) or self._journal.known_key(digest)
             if known is not None and known[1] == content:
@@ -221,7 +225,7 @@ class KeyedInput:
                     self._replace(known[0])
                 index, self._size = self._size, self._size + 1
                 self._fresh[digest] = index, content
-                payloads.append(payload)
+                payloads.append(self._journal.keep([payload]) or payload)
                 keys.append(digest + content)
                 costs.append(cost)
             jobs.append((index, index + 1))
@@ -253,7 +257,7 @@ class KeyedInput:
         failed, self._failed = self._failed, RangeSet()
         return list(failed)
 
-    def _submit(self, payloads: list[bytes], keys: list[bytes], costs: list[float]) -> None:
+    def _submit(self, payloads: list[bytes | Reference], keys: list[bytes], costs: list[float]) -> None:
         indices = range(self._size - len(keys), self._size)
         if self.door.progress["is_sealed"]:
             self.door.unseal()
@@ -263,10 +267,10 @@ class KeyedInput:
                 if self._fresh.get(key[:KEY_DIGEST_BYTES], (-1, b""))[0] == index:
                     del self._fresh[key[:KEY_DIGEST_BYTES]]
 
-        body = b"".join(block for _, block in pickled_blocks(payloads))
-        self.bytes_per_item = len(body) // len(payloads)
+        blocks = [block for _, block in pickled_blocks(payloads)]
+        self.bytes_per_item = sum(map(nbytes_of, blocks)) // len(payloads)
         costly = self.costing.costly(indices.start, costs) if self.costing else ()
-        self.door.submit(body, keys=b"".join(keys), then=then, costs=costly)
+        self.door.submit(b"".join(blocks), keys=b"".join(keys), then=then, costs=costly)
 
 
 def key_digests(key: Any, item: Any, payload: bytes) -> tuple[bytes, bytes]:
@@ -340,13 +344,17 @@ def _raising(error: Exception) -> Iterator[Any]:
     yield  # type: ignore[unreachable]  # What makes it an iterator.
 
 
-def pickled(item: Any) -> bytes:
-    """Return an item's pickle; of one that does not pickle, one whose job fails and says why."""
+def pickled(item: Any, keep: Keep) -> bytes | Reference:
+    """Return an item's pickle, or where it is kept; of one that does not pickle, one whose job fails and says why."""
     try:
-        return dump(item)
+        return dump_kept(item, keep)
     except Exception as error:
         path, culprit = culprit_of(item, "item")
         return dump(Unsendable(f"{path} is a {type(culprit).__qualname__}, which does not pickle: {error}"))
+
+
+def _pickled(item: Any) -> bytes:
+    return cast("bytes", pickled(item, keep_nothing))
 
 
 def culprit_of(value: Any, path: str) -> tuple[str, Any]:

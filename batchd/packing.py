@@ -9,8 +9,9 @@ import weakref
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
+from batchd.formats.reference import Keep, keep_nothing
 from batchd.formats.segment import input_blocks, pickled_blocks
-from batchd.formats.values import are_plain, dump
+from batchd.formats.values import are_plain, dump, dump_kept
 from batchd.intake import culprit_of
 from batchd.worker.calls import Call, mark_of, pack_function
 
@@ -37,11 +38,12 @@ class Packer:
         calls: Iterable[Calling],
         define: Callable[[bytes, bytes], None],
         refuse: Callable[[Any, BaseException, str], None],
+        keep: Keep = keep_nothing,
     ) -> tuple[list[Any], list[bytes]]:
         """Return the calls' futures and input segments.
 
         `define` is told mark and pickle of each function that is new; `refuse` is told the future, the error and the
-        culprit of each call that does not pickle, which is left out.
+        culprit of each call that does not pickle, which is left out; `keep` writes large arguments to a file.
         """
         items: list[Call] = []
         sound = []
@@ -57,11 +59,11 @@ class Packer:
             items.append((mark, call.args, call.kwargs or None))
             sound.append(call)
         if are_plain(items):
-            return [call.future for call in sound], [block for _, block in input_blocks(items)]
+            return [call.future for call in sound], [block for _, block in input_blocks(items, keep)]
         sent, pickles = [], []
         for call, item in zip(sound, items, strict=True):
             try:
-                pickles.append(dump(item))
+                pickles.append(dump_kept(item, keep))
                 sent.append(call.future)
             except Exception as error:
                 refuse(call.future, error, f"while pickling {_culprit(call)}")

@@ -12,6 +12,8 @@ RECORD_BYTES_MAX: Final = 65_512
 """A record this long fills 16 LMDB pages exactly; 65,536 would waste a seventeenth (measured: +6.3 %)."""
 VALUE_BYTES_MAX: Final = 1 << 30
 """One input or one result may not be larger."""
+VALUE_FILE_BYTES_MIN: Final = 1 << 20
+"""A value from here on lies in a file of its own: its bytes then pass neither socket nor pipe nor supervisor."""
 FRAME_META_BYTES_MAX: Final = 8 << 20
 """The structured part of one message; payloads are bounded by VALUE_BYTES_MAX."""
 

@@ -28,7 +28,6 @@ from batchd.edge.outcomes import Outcomes, Span
 from batchd.edge.shelf import Damaged, find_batch, list_batches
 from batchd.edge.stacks import cut_own_frames
 from batchd.errors import BatchdError, ResultError
-from batchd.formats.segment import Encoding
 from batchd.formats.values import load
 from batchd.sinks import JsonlFile, to_json
 from batchd.sinks.jsonl import STDOUT
@@ -264,9 +263,9 @@ def _document(journal: BatchJournal, parts: Iterable[list[str]], unwritable: Unw
 
 def _values(span: Span, unwritable: Unwritable, *, is_bare: bool) -> list[str]:
     """Return a value a line as JSON, text as it is if `is_bare`. One that does not read back costs only itself."""
-    is_separate = span.block.encoding is Encoding.ITEMS
+    is_separate = span.block.is_separate
     made = []
-    for index, stored in enumerate(span.payloads() if is_separate else span.values(), span.start):
+    for index, stored in enumerate(span.separate() if is_separate else span.values(), span.start):
         try:
             value = load(stored) if is_separate else stored
             made.append(value if is_bare and isinstance(value, str) else _json_of(value))

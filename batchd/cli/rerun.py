@@ -29,7 +29,7 @@ from batchd.edge.stacks import cut_own_frames, users_part
 from batchd.edge.template import KeySpec
 from batchd.errors import FormatError, TaskError, UsageError
 from batchd.formats import tables
-from batchd.formats.segment import Block, Encoding
+from batchd.formats.segment import Block
 from batchd.formats.values import load_input
 from batchd.units import format_duration
 from batchd.worker.calls import Bundle, bind, load_bundle
@@ -222,7 +222,7 @@ def _run(job: _Job, bundle: Bundle) -> _Ended:
 def _input(job: _Job) -> Any:
     """Decode the input of this job alone. Raises what its own code raises."""
     at = job.index - job.first
-    return load_input(job.block.payloads()[at]) if job.block.encoding is Encoding.ITEMS else job.block.plain()[at]
+    return load_input(job.block.separate()[at]) if job.block.is_separate else job.block.plain()[at]
 
 
 def _function(folder: Path, mark: bytes) -> bytes:

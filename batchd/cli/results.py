@@ -10,7 +10,6 @@ from batchd.core.ranges import RangeSet
 from batchd.edge.journal import BatchJournal
 from batchd.edge.outcomes import Outcomes, Span
 from batchd.errors import ResultError
-from batchd.formats.segment import Encoding
 from batchd.formats.values import load
 from batchd.sinks import JsonlFile, encode_line
 
@@ -35,10 +34,10 @@ def lines(span: Span, unwritable: Unwritable) -> list[str]:
             encode_line(index, span.state.name.lower(), {"type": failure.type, "message": failure.message})
             for index, failure in span.failures()
         ]
-    if span.block.encoding is not Encoding.ITEMS:
+    if not span.block.is_separate:
         return [encode_line(index, "succeeded", value) for index, value in enumerate(span.values(), span.start)]
     made = []
-    for index, payload in enumerate(span.payloads(), span.start):
+    for index, payload in enumerate(span.separate(), span.start):
         try:
             made.append(encode_line(index, "succeeded", load(payload)))
         except Exception as error:

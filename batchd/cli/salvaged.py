@@ -34,7 +34,7 @@ from batchd.edge.survey import Piece
 from batchd.errors import JournalError, JournalFull, ResultError, UsageError
 from batchd.formats import tables
 from batchd.formats.joblog import LOG_NAME
-from batchd.formats.segment import Encoding
+from batchd.formats.reference import Payload, whole
 from batchd.formats.values import load
 from batchd.sinks import encode_line, to_json
 
@@ -179,10 +179,10 @@ class _Writer:
 
     def _write_outcomes(self, share: Share) -> None:
         span = self._salvage.outcome(share)
-        if span.state is not JobState.SUCCEEDED or span.block.encoding is not Encoding.ITEMS:
+        if span.state is not JobState.SUCCEEDED or not span.block.is_separate:
             self._put(OUTCOMES_NAME, lines(span, Unwritable()))
             return
-        for index, payload in enumerate(span.payloads(), span.start):
+        for index, payload in enumerate(span.separate(), span.start):
             try:
                 line = encode_line(index, "succeeded", self._load(index, payload))
             except Exception as error:
@@ -233,16 +233,16 @@ class _Writer:
     def _inputs_of(self, piece: Piece, start: int, stop: int) -> Iterator[tuple[int, Any]]:
         """Give (index, value) of inputs, _Unreadable for one that does not read back."""
         block = self._salvage.block(piece)
-        if block.encoding is not Encoding.ITEMS:
+        if not block.is_separate:
             yield from enumerate(block.values()[start - piece.first : stop - piece.first], start)
             return
-        for index, payload in enumerate(block.payloads()[start - piece.first : stop - piece.first], start):
+        for index, payload in enumerate(block.separate()[start - piece.first : stop - piece.first], start):
             try:
                 yield index, self._load(index, payload)
             except Exception as error:
-                yield index, _Unreadable(bytes(payload), repr(error))
+                yield index, _Unreadable(bytes(whole(payload)), repr(error))
 
-    def _load(self, index: int, payload: memoryview) -> Any:
+    def _load(self, index: int, payload: Payload) -> Any:
         """Read a value back, so that whoever finds this process dead knows which it was."""
         if (why := self._deadly.get((self._unit, index + 1))) is not None:
             raise JournalError(f"reading it back kills the process that does it: {why}")
@@ -252,8 +252,8 @@ class _Writer:
     def _put(self, name: str, made: list[str]) -> None:
         self._files[name].write("".join(f"{line}\n" for line in made).encode("utf-8", "backslashreplace"))
 
-    def _put_raw(self, kind: str, key: int | bytes, payload: bytes | memoryview) -> None:
-        pickle.dump((kind, key, bytes(payload)), self._files[_VALUES_NAME], 5)
+    def _put_raw(self, kind: str, key: int | bytes, payload: Payload) -> None:
+        pickle.dump((kind, key, bytes(whole(payload))), self._files[_VALUES_NAME], 5)
 
 
 class _Unreadable(NamedTuple):

@@ -8,7 +8,6 @@ from batchd.edge.journal import BatchJournal
 from batchd.edge.outcomes import Outcomes, Span
 from batchd.errors import UsageError
 from batchd.formats.report import Failure
-from batchd.formats.segment import Encoding
 from batchd.formats.values import load
 from batchd.joberrors import JobError, JobUnreadable, error_of, input_text, rerun_command
 
@@ -22,8 +21,8 @@ def values_of(span: Span, journal: BatchJournal, outcomes: Outcomes, on_error: s
                 raise error
             if on_error == "return":
                 yield error
-    elif span.block.encoding is Encoding.ITEMS:
-        for index, payload in enumerate(span.payloads(), span.start):
+    elif span.block.is_separate:
+        for index, payload in enumerate(span.separate(), span.start):
             try:
                 value = load(payload)
             except Exception as cause:

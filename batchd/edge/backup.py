@@ -9,14 +9,13 @@ import errno
 import os
 import shutil
 from collections.abc import Generator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from batchd.edge.census import disk_bytes
 from batchd.edge.damage import judge, open_file
 from batchd.edge.environment import open_environment
-from batchd.edge.folder import BATCHES_NAME, begin_copy, finish_copy
+from batchd.edge.folder import BATCHES_NAME, begin_copy, disk_bytes, finish_copy
 from batchd.edge.isolation import Isolated, Tell
 from batchd.edge.journal import sync_folder
 from batchd.edge.shelf import batch_folders
@@ -25,6 +24,7 @@ from batchd.edge.watch import DATA_NAME, LOCK_NAME
 from batchd.errors import BatchdError, JournalError, JournalFull, UsageError
 from batchd.formats import tables
 from batchd.settings import FORMAT_VERSION
+from batchd.worker.valuefiles import VALUES_NAME, is_value
 
 
 class Copied(NamedTuple):
@@ -67,6 +67,7 @@ def _copy_batch(place: Path, batches: Path) -> Copied | None:
         for file in place.iterdir():
             if file.name not in {DATA_NAME, LOCK_NAME} and file.is_file():
                 shutil.copyfile(file, draft / file.name)
+        _copy_values(place, draft)
     except FileNotFoundError:
         if place.exists():
             raise
@@ -74,8 +75,9 @@ def _copy_batch(place: Path, batches: Path) -> Copied | None:
         return None
     (draft / LOCK_NAME).touch(0o600)  # Made by the first to open it, it would make the folder look newer.
     for file in draft.iterdir():
-        file.chmod(0o600)
-        _sync(file)
+        if file.is_file():
+            file.chmod(0o600)
+            _sync(file)
         if (place / file.name).exists():
             _keep_time(place / file.name, file)
     trouble = trouble or _read_back(draft)
@@ -83,6 +85,21 @@ def _copy_batch(place: Path, batches: Path) -> Copied | None:
     sync_folder(draft)
     draft.rename(batches / place.name)
     return Copied(place.name, disk_bytes(batches / place.name), trouble)
+
+
+def _copy_values(place: Path, draft: Path) -> None:
+    """Copy the large values: after the records that name them. Others may be written or trimmed at this moment."""
+    target = draft / VALUES_NAME
+    target.mkdir(0o700)
+    with suppress(FileNotFoundError):  # A batch may have none.
+        for file in (place / VALUES_NAME).iterdir():
+            if not is_value(file.name):
+                continue
+            with suppress(FileNotFoundError):
+                shutil.copyfile(file, target / file.name, follow_symlinks=False)
+                (target / file.name).chmod(0o600)
+                _sync(target / file.name)
+    sync_folder(target)
 
 
 def _copy_data(place: Path, draft: Path) -> str:

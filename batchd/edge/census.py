@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from batchd.core.facts import BatchState
+from batchd.edge.folder import disk_bytes
 from batchd.edge.isolation import Isolated, Tell
 from batchd.edge.journal import BatchJournal
 from batchd.edge.shelf import batch_folders, open_batch
@@ -56,11 +57,6 @@ def take_census(folder: Path, live: Collection[str] = ()) -> list[Row]:
             told[unread.name] = {"state": DAMAGED, "error": f"whoever opens it dies: {child.death}"}
     rows = [row for place in places if (row := _row(place, told[place.name], live))]
     return sorted(rows, key=lambda row: (row.changed, row.batch), reverse=True)
-
-
-def disk_bytes(folder: Path) -> int:
-    """Return what the files of a folder occupy."""
-    return sum(file.stat().st_blocks * 512 for file in folder.iterdir() if file.is_file())
 
 
 def _row(place: Path, fields: dict[str, Any], live: Collection[str]) -> Row | None:

@@ -48,6 +48,7 @@ class DataFile:
 
     def __init__(self, path: Path) -> None:
         """Open it. Raises OSError."""
+        self.folder = path.parent
         self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         self.size = os.fstat(self._fd).st_size
         self.headers, self.page_bytes = self._read_headers()

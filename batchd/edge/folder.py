@@ -122,6 +122,16 @@ def free_bytes(path: Path) -> int:
     return usage.f_bavail * usage.f_frsize
 
 
+def disk_bytes(folder: Path) -> int:
+    """Return what the files below `folder` occupy. It may be changed meanwhile."""
+    found = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                found += os.lstat(os.path.join(place, name)).st_blocks * 512  # noqa: PTH118  (there may be many)
+    return found
+
+
 def _home(environ: Mapping[str, str]) -> Path:
     home = Path(environ.get("HOME", ""))
     if home.is_absolute():

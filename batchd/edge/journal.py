@@ -2,7 +2,8 @@
 
 The supervisor is the only writer, one transaction per commit. Nothing here decides anything or reads a clock. Done is
 the set of outcome records; the checkpoint is a cache of the facts, so that opening a batch reads only what came
-after it: the log, and the records in the checkpoint's gaps. Tables and keys: formats/tables.py.
+after it: the log, and the records in the checkpoint's gaps. Tables and keys: formats/tables.py. Large values
+lie in files beside the environment (worker/valuefiles.py), and a client writes those of its own inputs.
 """
 
 import json
@@ -10,6 +11,7 @@ import os
 import shutil
 import struct
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from threading import Lock
 from typing import Any, NamedTuple
@@ -22,16 +24,19 @@ from batchd.core.job import JobState
 from batchd.core.ranges import RangeSet
 from batchd.core.stored import copy, entry_of, facts_of, fields_of, stored_of
 from batchd.edge.environment import open_environment, readers
+from batchd.edge.folder import disk_bytes
 from batchd.errors import BatchdError, FormatError, IllegalTransition, JournalDamaged, JournalError, JournalNewer
 from batchd.formats import tables
 from batchd.formats.joblog import LOG_NAME
-from batchd.formats.segment import Encoding, header_of, pack, pack_items
+from batchd.formats.reference import Buffer, Reference
+from batchd.formats.segment import Encoding, header_of, pack, pack_items, references_in
 from batchd.settings import (
     CHECKPOINT_ENTRIES,
     FORMAT_VERSION,
     READERS_CHECK_COMMITS,
     RECORD_BYTES_MAX,
 )
+from batchd.worker.valuefiles import VALUES_NAME, ValueFiles
 
 _UNREADABLE = (
     *(lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.InvalidError, FormatError, IllegalTransition, struct.error),
@@ -63,6 +68,7 @@ class BatchJournal:
         if not (folder / "data.mdb").is_file():
             raise JournalError(f"there is no batch in {folder}")
         self._is_writer = is_writer
+        self._files: ValueFiles | None = None
         self._env = open_environment(folder) if is_writer else readers.acquire(folder)
         try:
             self._dbs = self._open_tables()
@@ -142,7 +148,13 @@ class BatchJournal:
 
     def bytes_used(self) -> int:
         """Return what the batch occupies on the disk."""
-        return sum(file.stat().st_blocks * 512 for file in self.folder.iterdir())
+        return disk_bytes(self.folder)
+
+    def keep(self, parts: Sequence[Buffer]) -> Reference | None:
+        """Write a large input to a file of its own, which stays until this is closed or a record names it."""
+        if self._files is None:
+            self._files = ValueFiles(self.folder, is_synced=self.is_synced, is_locked=True)
+        return self._files.keep(parts)
 
     def _open_tables(self) -> dict[bytes, Any]:
         return {name: self._env.open_db(name, create=False) for name in tables.TABLES}
@@ -270,6 +282,8 @@ class BatchJournal:
         self._shut()
 
     def _shut(self) -> None:
+        if self._files is not None:
+            self._files.close()
         if self._is_writer:
             self._env.close()
         else:
@@ -280,6 +294,7 @@ class BatchJournal:
         outcomes: dict[int, list[e.Recorded]] = {}
         log: list[dict[str, Any]] = []
         noted = RangeSet()
+        trimmed: list[Reference] = []
         with self._env.begin(write=True) as txn:
             for entry in entries:
                 match entry:
@@ -291,7 +306,7 @@ class BatchJournal:
                     case e.Defined():
                         txn.put(entry.mark, entry.payload, overwrite=False, db=self._dbs[tables.FUNCTIONS])
                     case e.Trimmed():
-                        self._trim(txn, entry.ranges)
+                        trimmed += self._trim(txn, entry.ranges)
                     case e.Noted():
                         txn.put(tables.INDEX.pack(entry.index), entry.payload, db=self._dbs[tables.NOTES])
                         if entry.index not in self.facts.noted:  # Or a job that leaves one each second fills the log.
@@ -316,6 +331,9 @@ class BatchJournal:
                 self._put_checkpoint(txn, entries, sequence)
                 entries_since = 0
         self._sequence, self._entries_since = sequence, entries_since
+        for reference in trimmed:
+            with suppress(OSError):  # Whoever removes the batch removes what is left.
+                (self.folder / VALUES_NAME / reference.name).unlink()
 
     def _put_inputs(self, txn: lmdb.Transaction, entry: e.Submitted) -> None:
         index = entry.first
@@ -334,16 +352,18 @@ class BatchJournal:
                 for index in range(start, stop):
                     txn.delete(tables.INDEX.pack(index), db=self._dbs[tables.NOTES])
 
-    def _trim(self, txn: lmdb.Transaction, ranges: Sequence[tuple[int, int]]) -> None:
-        """Delete the records that hold nothing but jobs of `ranges`."""
+    def _trim(self, txn: lmdb.Transaction, ranges: Sequence[tuple[int, int]]) -> Iterator[Reference]:
+        """Delete the records that hold nothing but jobs of `ranges`; give the references that stood in them."""
         for start, stop in ranges:
             cursor = txn.cursor(db=self._dbs[tables.INPUTS])
             found = cursor.set_range(tables.INDEX.pack(start))
             while found and tables.INDEX.unpack(cursor.key())[0] + _jobs_in(cursor.value()) <= stop:
+                yield from references_in(cursor.value())
                 found = cursor.delete() and bool(cursor.key())  # Deleting the last succeeds, and there is no next.
             cursor = txn.cursor(db=self._dbs[tables.OUTCOMES])
             found = cursor.set_range(tables.OUTCOME.pack(self.facts.generation, start))
             while found and tables.OUTCOME.unpack(cursor.key())[1] + _jobs_in(cursor.value()) <= stop:
+                yield from references_in(cursor.value())
                 found = cursor.delete() and bool(cursor.key())
 
     def _put_outcomes(self, txn: lmdb.Transaction, generation: int, entries: list[e.Recorded]) -> None:
@@ -400,7 +420,9 @@ def make_batch(folder: Path, spec: dict[str, Any], payload: bytes = b"") -> None
             env.sync(True)
         finally:
             env.close()
-        (draft / LOG_NAME).touch(0o600)  # Made now, for a batch's folder tells by its time when it was made.
+        # Made now, for a batch's folder tells by its time when it was made.
+        (draft / LOG_NAME).touch(0o600)
+        (draft / VALUES_NAME).mkdir(0o700)
         sync_folder(draft)
         draft.rename(folder)
         sync_folder(folder.parent)

@@ -1,7 +1,8 @@
 """Reading outcomes back, in the order of the jobs, also while they are being written and after everything is dead."""
 
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from batchd.core.job import JobState
@@ -10,9 +11,11 @@ from batchd.edge.journal import BatchJournal
 from batchd.errors import FormatError, JournalDamaged
 from batchd.formats import tables
 from batchd.formats.likeness import likeness
+from batchd.formats.reference import Payload
 from batchd.formats.report import Failure
-from batchd.formats.segment import Block, Encoding, unpack
+from batchd.formats.segment import Block, unpack
 from batchd.formats.values import load
+from batchd.worker.valuefiles import read_value
 
 
 class Span(NamedTuple):
@@ -31,8 +34,12 @@ class Span(NamedTuple):
         """Decode the results. May run the user's code; raises what that raises."""
         return self.block.values()[self.start - self.block.first : self.stop - self.block.first]
 
+    def separate(self) -> Sequence[Payload]:
+        """Return the results, to be loaded one by one, of a block that has them so."""
+        return self.block.separate()[self.start - self.block.first : self.stop - self.block.first]
+
     def payloads(self) -> list[memoryview]:
-        """Return the results' separate pickles, of an ITEMS block."""
+        """Return the separate pickles of an ITEMS block."""
         return self.block.payloads()[self.start - self.block.first : self.stop - self.block.first]
 
     def failures(self) -> Iterator[tuple[int, Failure]]:
@@ -54,6 +61,7 @@ class Outcomes:
 
     def __init__(self, journal: BatchJournal) -> None:
         self._journal = journal
+        self._read_value = partial(read_value, journal.folder)
         self._records: dict[int, tuple[list[int], list[Block]]] = {}
         """By generation: the blocks of the record read last, and where they start."""
 
@@ -92,7 +100,7 @@ class Outcomes:
         if record is None:
             return None
         try:
-            blocks = list(unpack(record))
+            blocks = list(unpack(record, self._read_value))
         except FormatError as error:
             raise JournalDamaged(
                 f"batch {self._journal.folder.name}: outcome record near job {index}: {error}"
@@ -134,9 +142,9 @@ class Outcomes:
         Raises what unpickling raises, FormatError for what has no likeness.
         """
         first, block = self.input_block(index)
-        if block.encoding is not Encoding.ITEMS:
+        if not block.is_separate:
             return block.values()[index - first]
-        payload = block.payloads()[index - first]
+        payload = block.separate()[index - first]
         return likeness(payload) if harmless else load(payload)
 
     def input_block(self, index: int) -> tuple[int, Block]:
@@ -147,4 +155,4 @@ class Outcomes:
             if (not cursor.set_range(key) or cursor.key() != key) and not cursor.prev():
                 raise JournalDamaged(f"batch {self._journal.folder.name}: no input for job {index}")
             first, record = tables.INDEX.unpack(cursor.key())[0], bytes(cursor.value())
-        return first, next(unpack(record))
+        return first, next(unpack(record, self._read_value))

@@ -7,6 +7,7 @@ and what is found there fills gaps, and only gaps.
 
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Self
 
@@ -20,6 +21,7 @@ from batchd.edge.watch import DATA_NAME, Watch
 from batchd.errors import FormatError, JournalError
 from batchd.formats import tables
 from batchd.formats.segment import HEADER_BYTES, INPUT_STATE, Block, unpack
+from batchd.worker.valuefiles import read_value
 
 ANY: Final = -1
 """The generation of an outcome whose key is lost."""
@@ -95,7 +97,7 @@ class Salvage:
     def block(self, piece: Piece) -> Block:
         """Read a piece again. Raises FormatError."""
         found = Found(b"", piece.offset, piece.length, 0, is_extent=False)
-        return next(unpack(self._file.value(found)[0]))
+        return next(unpack(self._file.value(found)[0], partial(read_value, self._file.folder)))
 
     def outcome(self, share: Share) -> Span:
         """Return the outcomes of a share. Raises FormatError."""
@@ -214,7 +216,7 @@ class Salvage:
         except FormatError:
             return
         for at, block in blocks_in(value):
-            if isinstance(block, str):
+            if isinstance(block, str) or self._survey.file_complaint(block):
                 return
             offset, length = found.offset + at, HEADER_BYTES + len(block.body)
             if block.state == INPUT_STATE:

@@ -19,6 +19,7 @@ from batchd.errors import BatchdError, FormatError
 from batchd.formats import pages, tables
 from batchd.formats.segment import HEADER_BYTES, INPUT_STATE, MAGIC, Block, Encoding, header_of, unpack
 from batchd.worker.calls import mark_of
+from batchd.worker.valuefiles import read_value
 
 FILE: Final = "file"
 ROOT: Final = "table of tables"
@@ -303,7 +304,9 @@ class Survey:
         try:
             block, *others = unpack(value)
             if not others and block.state == INPUT_STATE and block.count and _has_values(block):
-                return block
+                complaint = self.file_complaint(block)
+                if not complaint:
+                    return block
         except FormatError as error:
             complaint = _short(error)
         except ValueError:
@@ -334,12 +337,25 @@ class Survey:
                     self.report(tables.OUTCOMES, "it is no block of outcomes", first, stop, item.page)
                     expected = stop
                     continue
+                if complaint := self.file_complaint(block):
+                    self.report(tables.OUTCOMES, complaint, first, stop, item.page)
+                    expected = stop
+                    continue
                 if first < ends.get(generation, 0):
                     self.report(tables.OUTCOMES, "recorded twice", first, stop, item.page)
                 length = HEADER_BYTES + len(block.body)
                 self.outcomes.append(Piece(generation, first, stop, block.state, item.offset + at, length))
                 ends[generation] = max(ends.get(generation, 0), stop)
                 expected = stop
+
+    def file_complaint(self, block: Block) -> str:
+        """Return what is wrong with the file of a value, '' when nothing is, or the value has none."""
+        try:
+            if block.encoding is Encoding.FILED:
+                read_value(self._file.folder, block.reference())
+        except FormatError as error:
+            return str(error)
+        return ""
 
     def _read_others(self, table: bytes, key_bytes: int) -> None:
         kept = self.others[table] = []
@@ -400,6 +416,8 @@ def _stop_at(value: bytes, at: int, first: int | None) -> int | None:
 def _has_values(block: Block) -> bool:
     """Whether its values can be told from each other."""
     try:
+        if block.encoding is Encoding.FILED:
+            return block.state in {INPUT_STATE, JobState.SUCCEEDED} and block.reference().nbytes > 0
         return block.encoding is not Encoding.ITEMS or len(block.payloads()) == block.count
     except FormatError:
         return False

@@ -5,6 +5,7 @@ are put where it left them out, so that a pickle like any other comes of it: nob
 """
 
 import pickle
+from collections.abc import Sequence
 from typing import Any, Final
 
 _BUFFER_BYTES_MIN: Final = 65_536
@@ -41,8 +42,11 @@ def join(value: Any, head: bytes, buffers: list[memoryview]) -> bytes:
     >>> pickle.loads(join(None, *dump_apart([pickle.PickleBuffer(data), 7]))) == [data, 7]
     True
     """
-    if len(head) > _HEAD_BYTES_MAX:
-        return pickle.dumps(value, 5)
+    return pickle.dumps(value, 5) if len(head) > _HEAD_BYTES_MAX else put_back(head, buffers)
+
+
+def put_back(head: bytes, buffers: Sequence[bytes | bytearray | memoryview]) -> bytes:
+    """Return a whole pickle: buffers are put where `dump_apart` left them out."""
     import pickletools  # noqa: PLC0415  (10 ms, needed by few)
 
     parts: list[bytes | memoryview] = []
@@ -54,7 +58,7 @@ def join(value: Any, head: bytes, buffers: list[memoryview]) -> bytes:
         if opcode.name == "FRAME":  # Its length would be wrong; a pickle needs no frames.
             at = place + _FRAME_BYTES
             continue
-        raw = next(waiting)
+        raw = memoryview(next(waiting))
         parts += (_BYTES if raw.readonly else _BYTEARRAY, raw.nbytes.to_bytes(8, "little"), raw)
         at = place + _OPCODE_BYTES
     return b"".join((*parts, head[at:]))

@@ -11,6 +11,7 @@ from reprlib import recursive_repr
 from typing import Any, Final, Self, cast
 
 from batchd.errors import FormatError
+from batchd.formats.reference import Payload, whole
 
 _BYTES_MAX: Final = 16 << 20
 _HARMLESS: Final = frozenset(
@@ -102,7 +103,7 @@ class _Reader(pickle.Unpickler):
         return f"<{pid}>"
 
 
-def likeness(payload: bytes | memoryview) -> Any:
+def likeness(payload: Payload) -> Any:
     """Return what looks like the pickled value, made without running any code of the user's. Raises FormatError.
 
     >>> from types import SimpleNamespace
@@ -112,6 +113,6 @@ def likeness(payload: bytes | memoryview) -> Any:
     if len(payload) > _BYTES_MAX:
         raise FormatError(f"it takes {len(payload):,} bytes")
     try:
-        return _Reader(BytesIO(payload)).load()
+        return _Reader(BytesIO(whole(payload))).load()
     except Exception as error:
         raise FormatError(f"it cannot be read without running code: {type(error).__name__}: {error}") from error

@@ -5,6 +5,7 @@
              ITEMS: `count` end offsets (u32), then the values' own pickles one after another
              EMPTY: nothing; each value is None
              RANGE: 16 bytes, first number and step; the values are integers in equal steps
+             FILED: a reference to the file that holds the one large value of this block (reference.py)
 
 A journal record is one input block, or several outcome blocks that follow each other. The CRC covers header and
 body, because the LMDB format in use has no checksums and gives a flipped byte back silently.
@@ -16,12 +17,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from itertools import accumulate, pairwise
-from typing import Any, Final
+from typing import Any, Final, cast
 from zlib import crc32
 
 from batchd.errors import FormatError
-from batchd.formats.values import are_plain, dump
-from batchd.settings import LEASE_JOBS_MAX, RECORD_BYTES_MAX
+from batchd.formats.reference import Filed, Keep, Payload, Read, Reference, keep_nothing
+from batchd.formats.values import are_plain, dump_kept, load
+from batchd.settings import LEASE_JOBS_MAX, RECORD_BYTES_MAX, VALUE_BYTES_MAX, VALUE_FILE_BYTES_MIN
 
 MAGIC: Final = b"bd"
 _HEADER: Final = struct.Struct("<2sBBIQI")
@@ -39,6 +41,7 @@ class Encoding(IntEnum):
     ITEMS = 2
     EMPTY = 3
     RANGE = 4
+    FILED = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,15 +53,25 @@ class Block:
     state: int
     encoding: Encoding
     body: memoryview
+    read: Read | None = None
+    """Reads the file of a value, for whoever may."""
+
+    @property
+    def is_separate(self) -> bool:
+        """Whether its values are loaded one by one, which may run the user's code."""
+        return self.encoding in {Encoding.ITEMS, Encoding.FILED}
+
+    @property
+    def nbytes(self) -> int:
+        """What its values take, wherever they lie."""
+        return self.reference().nbytes if self.encoding is Encoding.FILED else len(self.body)
 
     def values(self) -> list[Any]:
-        """Decode all values. May run the user's code (ITEMS); raises what that raises."""
-        if self.encoding is Encoding.ITEMS:
-            return [pickle.loads(payload) for payload in self.payloads()]
-        return list(self.plain())
+        """Decode all values. May run the user's code (ITEMS, FILED); raises what that raises."""
+        return [load(payload) for payload in self.separate()] if self.is_separate else list(self.plain())
 
     def plain(self) -> Sequence[Any]:
-        """Decode a block of another encoding than ITEMS: runs no code."""
+        """Decode a block whose values are not separate: runs no code."""
         match self.encoding:
             case Encoding.EMPTY:
                 return [None] * self.count
@@ -83,6 +96,14 @@ class Block:
             raise FormatError(f"block of jobs {self.first}..: holds another number of values than {self.count}")
         return values
 
+    def separate(self) -> Sequence[Payload]:
+        """Return the values of an ITEMS or FILED block, to be loaded one by one. Files are not read yet."""
+        if self.encoding is not Encoding.FILED:
+            return self.payloads()
+        if self.read is None:
+            raise FormatError(f"block of job {self.first}: its value lies in a file, which is not read here")
+        return [Filed(self.reference(), self.read)]
+
     def payloads(self) -> list[memoryview]:
         """Return the separate pickles of an ITEMS block."""
         start = 4 * self.count
@@ -93,6 +114,12 @@ class Block:
         if ends and (ends[-1] != len(data) or any(a > b for a, b in pairwise(ends))):
             raise FormatError(f"block of jobs {self.first}..: offset table does not fit its values")
         return [data[a:b] for a, b in zip((0, *ends), ends, strict=False)]
+
+    def reference(self) -> Reference:
+        """Return what a FILED block holds. Raises FormatError."""
+        if self.count != 1:
+            raise FormatError(f"block of jobs {self.first}..: one reference, and {self.count} jobs")
+        return Reference.decode(self.body)
 
 
 def pack(first: int, count: int, state: int, encoding: Encoding, *body: bytes) -> bytes:
@@ -114,6 +141,15 @@ def pack_vector(first: int, state: int, values: Sequence[Any]) -> bytes:
     return pack(first, len(values), state, Encoding.VECTOR, pickle.dumps(values, 5))
 
 
+def pack_plain(first: int, state: int, values: Sequence[Any], keep: Keep) -> bytes:
+    """Return a block of plain values; `keep` may write one that is large, and stands alone, to a file."""
+    block = pack_vector(first, state, values)
+    if len(values) == 1 and VALUE_FILE_BYTES_MIN <= len(block) <= VALUE_BYTES_MAX:
+        reference = keep([pickle.dumps(values[0], 5)])
+        return block if reference is None else pack_pickled(first, state, [reference])
+    return block
+
+
 def _packed(numbers: range) -> bytes:
     try:
         return _RANGE.pack(numbers.start, numbers.step)
@@ -121,8 +157,15 @@ def _packed(numbers: range) -> bytes:
         return b""
 
 
+def pack_pickled(first: int, state: int, payloads: Sequence[bytes | Reference]) -> bytes:
+    """Return a block of values that were pickled one by one. What has a reference stands alone."""
+    if isinstance(payloads[0], Reference):
+        return pack(first, len(payloads), state, Encoding.FILED, payloads[0].encode())
+    return pack_items(first, state, cast("Sequence[bytes]", payloads))
+
+
 def pack_items(first: int, state: int, payloads: Sequence[bytes]) -> bytes:
-    """Return a block of values that were pickled one by one."""
+    """Return a block of pickles."""
     ends = struct.pack(f"<{len(payloads)}I", *accumulate(map(len, payloads)))
     if len(payloads) == 1:  # A large value stands alone.
         return pack(first, 1, state, Encoding.ITEMS, ends, payloads[0])
@@ -139,8 +182,25 @@ def header_of(data: bytes | memoryview, offset: int = 0) -> tuple[int, int, int,
     return first, count, state, HEADER_BYTES + length
 
 
-def unpack(data: bytes | memoryview) -> Iterator[Block]:
+def references_in(record: bytes | memoryview) -> Iterator[Reference]:
+    """Give the references of a record, without looking at anything else in it. Raises FormatError."""
+    at = 0
+    while at < len(record):
+        length = header_of(record, at)[3]
+        if record[at + len(MAGIC)] == Encoding.FILED:
+            yield Reference.decode(record[at + HEADER_BYTES : at + length])
+        at += length
+
+
+def nbytes_of(block: bytes) -> int:
+    """Return what the values of a block take, with the file of one that is large."""
+    return len(block) + sum(reference.nbytes for reference in references_in(block))
+
+
+def unpack(data: bytes | memoryview, read: Read | None = None) -> Iterator[Block]:
     """Give the blocks of a record, each one checked. Raises FormatError at the first that is not as written.
+
+    `read` is for those who want values that lie in files.
 
     >>> [(block.first, block.values()) for block in unpack(pack_vector(7, 3, [1, "a"]))]
     [(7, [1, 'a'])]
@@ -158,46 +218,56 @@ def unpack(data: bytes | memoryview) -> Iterator[Block]:
         encoding = view[at + len(MAGIC)]
         if encoding not in _ENCODINGS:
             raise FormatError(f"block of jobs {first}..: unknown encoding {encoding}")
-        yield Block(first, count, state, _ENCODINGS[encoding], body)
+        yield Block(first, count, state, _ENCODINGS[encoding], body, read)
         at += length
 
 
 _ENCODINGS: Final = {int(encoding): encoding for encoding in Encoding}
 
 
-def input_blocks(items: Sequence[Any]) -> Iterator[tuple[int, bytes]]:
+def input_blocks(items: Sequence[Any], keep: Keep = keep_nothing) -> Iterator[tuple[int, bytes]]:
     """Encode items as input blocks that fill LMDB pages; give (count, block). A larger item has its own.
+
+    `keep` may write large items to files.
 
     >>> [(count, len(block)) for count, block in input_blocks(range(100_000))]
     [(65536, 40), (34464, 40)]
     """
     if are_plain(items):
-        yield from _vectors(items)
+        yield from _vectors(items, keep)
     else:
-        yield from pickled_blocks(map(dump, items))
+        yield from pickled_blocks(dump_kept(item, keep) for item in items)
 
 
-def pickled_blocks(pickles: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
+def pickled_blocks(pickles: Iterable[bytes | Reference]) -> Iterator[tuple[int, bytes]]:
     """Give (count, block) of items that are pickled already."""
-    payloads: list[bytes] = []
-    room = RECORD_BYTES_MAX - HEADER_BYTES
-    for payload in pickles:
-        room -= len(payload) + 4
-        if payloads and room < 0:
-            yield len(payloads), pack_items(0, INPUT_STATE, payloads)
-            payloads = []
-            room = RECORD_BYTES_MAX - HEADER_BYTES - len(payload) - 4
-        payloads.append(payload)
-    if payloads:
-        yield len(payloads), pack_items(0, INPUT_STATE, payloads)
+    for part in runs(pickles):
+        yield len(part), pack_pickled(0, INPUT_STATE, part)
 
 
-def _vectors(items: Sequence[Any]) -> Iterator[tuple[int, bytes]]:
+def runs(payloads: Iterable[bytes | Reference]) -> Iterator[list[bytes | Reference]]:
+    """Cut payloads into runs that fit a record each; a larger one stands alone, and so does a reference."""
+    run: list[bytes | Reference] = []
+    room = 0
+    for payload in payloads:
+        nbytes = RECORD_BYTES_MAX if isinstance(payload, Reference) else len(payload) + 4
+        room -= nbytes
+        if run and room < 0:
+            yield run
+            run = []
+        if not run:
+            room = RECORD_BYTES_MAX - HEADER_BYTES - nbytes
+        run.append(payload)
+    if run:
+        yield run
+
+
+def _vectors(items: Sequence[Any], keep: Keep) -> Iterator[tuple[int, bytes]]:
     at, most = 0, LEASE_JOBS_MAX if isinstance(items, range) else _VECTOR_JOBS_MAX
     count = most
     while at < len(items):
         values = items[at : at + count]
-        block = pack_vector(0, INPUT_STATE, values)
+        block = pack_plain(0, INPUT_STATE, values, keep)
         if len(block) > RECORD_BYTES_MAX and len(values) > 1:
             count = max(1, min(len(values) // 2, int(len(values) * 0.95 * RECORD_BYTES_MAX / len(block))))
             continue

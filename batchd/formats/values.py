@@ -11,6 +11,8 @@ from typing import Any, Final
 
 from batchd.errors import InputUnreadable, ResultUnreadable
 from batchd.formats.buffers import dump_apart, join
+from batchd.formats.reference import Filed, Keep, Payload, Reference
+from batchd.settings import VALUE_FILE_BYTES_MIN
 
 PLAIN_TYPES: Final[frozenset[type]] = frozenset({int, float, str, bytes, bool, type(None)})
 _MAIN: Final = b"__main__"
@@ -39,26 +41,55 @@ def are_plain(values: Iterable[object]) -> bool:
 
 def dump(value: Any) -> bytes:
     """Pickle one value, through cloudpickle what the standard pickle cannot name. Raises what pickling raises."""
-    try:
-        head, buffers = dump_apart(value)
-        if _MAIN not in head:  # Another process has another __main__: what is defined there goes by value.
-            return join(value, head, buffers) if buffers else head
-    except Exception:  # noqa: S110  (tried again below)
-        pass
-    from batchd.formats import byvalue  # noqa: PLC0415  (30 ms, needed by few)
+    return _joined(value, *_apart(value))
 
-    return byvalue.dumps(value)
+
+def dump_kept(value: Any, keep: Keep) -> bytes | Reference:
+    """Pickle one value; if it is large, `keep` may give a reference to it instead. Raises what pickling raises."""
+    return _kept(value, *_apart(value), keep)
 
 
 def dump_checked(value: Any) -> bytes:
     """Pickle one value and make sure that it can be read back. Raises what pickling raises, and ResultUnreadable."""
-    payload = dump(value)
-    if _STACK_GLOBAL in payload and not _is_array_of_numbers(value):
+    return _joined(value, *_checked(value))
+
+
+def dump_kept_checked(value: Any, keep: Keep) -> bytes | Reference:
+    """Do what `dump_kept` and `dump_checked` do."""
+    return _kept(value, *_checked(value), keep)
+
+
+def _checked(value: Any) -> tuple[bytes, list[memoryview]]:
+    head, buffers = _apart(value)
+    if _STACK_GLOBAL in head and not _is_array_of_numbers(value):
         try:
-            pickle.loads(payload)
+            pickle.loads(head, buffers=buffers)
         except Exception as error:
             raise ResultUnreadable(f"could not unpickle the result: {type(error).__name__}: {error}") from error
-    return payload
+    return head, buffers
+
+
+def _apart(value: Any) -> tuple[bytes, list[memoryview]]:
+    """Pickle one value and leave its large buffers out."""
+    try:
+        head, buffers = dump_apart(value)
+        if _MAIN not in head:  # Another process has another __main__: what is defined there goes by value.
+            return head, buffers
+    except Exception:  # noqa: S110  (tried again below)
+        pass
+    from batchd.formats import byvalue  # noqa: PLC0415  (30 ms, needed by few)
+
+    return byvalue.dumps(value), []
+
+
+def _kept(value: Any, head: bytes, buffers: list[memoryview], keep: Keep) -> bytes | Reference:
+    if not buffers and len(head) < VALUE_FILE_BYTES_MIN:
+        return head  # Most are as small as that, and nobody is asked.
+    return keep([head, *buffers]) or _joined(value, head, buffers)
+
+
+def _joined(value: Any, head: bytes, buffers: list[memoryview]) -> bytes:
+    return join(value, head, buffers) if buffers else head
 
 
 def _is_array_of_numbers(value: Any) -> bool:
@@ -75,16 +106,16 @@ def runs_code(payload: bytes | memoryview) -> bool:
     return _STACK_GLOBAL in bytes(payload)
 
 
-def load_input(payload: bytes | memoryview) -> Any:
+def load_input(payload: Payload) -> Any:
     """Unpickle a job's input, in its worker. Raises InputUnreadable, or PicklingError for one that was never sent."""
     try:
-        return pickle.loads(payload)
+        return load(payload)
     except pickle.PicklingError:
         raise
     except Exception as error:
         raise InputUnreadable(f"could not unpickle the input: {type(error).__name__}: {error}") from error
 
 
-def load(payload: bytes | memoryview) -> Any:
+def load(payload: Payload) -> Any:
     """Unpickle one value: in workers and in clients, never in the supervisor."""
-    return pickle.loads(payload)
+    return payload.load() if isinstance(payload, Filed) else pickle.loads(payload)

@@ -18,6 +18,7 @@ from batchd.core.job import Allowances, JobState
 from batchd.core.ranges import Range, RangeSet
 from batchd.core.replay import all_interrupted
 from batchd.core.stored import copy
+from batchd.edge import strays
 from batchd.edge.control import Message
 from batchd.edge.folder import free_bytes
 from batchd.edge.journal import BatchJournal, make_batch
@@ -204,6 +205,7 @@ class Requests:
         if not folder.exists():
             raise BatchNotFound(f"there is no batch {name}: `batchd ls` lists them")
         journal = BatchJournal(folder, is_writer=True)
+        strays.sweep(journal)
         if request.key_spec.payload and not is_new:
             journal.replace_function(tables.TASK_MARK, request.key_spec.payload)
         made = all_interrupted(copy(journal.facts))

@@ -9,6 +9,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final, NamedTuple
 
 from batchd.core.job import JobState
@@ -16,6 +17,7 @@ from batchd.edge.journal import BatchJournal
 from batchd.formats import tables
 from batchd.formats.report import Failure
 from batchd.formats.segment import Block, unpack
+from batchd.worker.valuefiles import read_value
 
 CHECKS: Final = {
     "lost": "jobs without an outcome",
@@ -197,7 +199,7 @@ def recorded_blocks(journal: BatchJournal) -> Iterator[Block]:
     """Give every outcome block of a batch, whatever its facts say."""
     with journal.begin() as txn:
         for _, record in txn.cursor(db=journal.table(tables.OUTCOMES)):
-            yield from unpack(bytes(record))
+            yield from unpack(bytes(record), partial(read_value, journal.folder))
 
 
 def outcomes_of(block: Block) -> Iterator[tuple[int, Any]]:

@@ -6,6 +6,7 @@ A job never runs inside a read transaction: bytes are copied out, the transactio
 import json
 from collections import OrderedDict
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ import lmdb
 
 from batchd.errors import FormatError
 from batchd.formats import tables
+from batchd.formats.reference import Buffer, Reference
 from batchd.formats.segment import Block, unpack
 from batchd.settings import READERS_MAX, RECORD_BYTES_MAX
+from batchd.worker.valuefiles import ValueFiles, read_value
 
 _OPEN_MAX = 4
 
@@ -38,6 +41,8 @@ class BatchInputs:
         meta = self._env.open_db(tables.META, create=False)
         with self._env.begin() as txn:
             self.spec: dict[str, Any] = json.loads(txn.get(tables.META_SPEC, db=meta) or b"{}")
+        self._read_value = partial(read_value, folder)
+        self.files = ValueFiles(folder, is_synced=self.spec.get("durability") != "process")
         self._block: tuple[int, Block] | None = None
         self._values: Sequence[Any] | None = None
 
@@ -46,7 +51,7 @@ class BatchInputs:
         if self._block is not None and self._block[0] <= index < self._block[0] + self._block[1].count:
             return self._block
         first, record = self._read(index)
-        block = next(unpack(record), None)
+        block = next(unpack(record, self._read_value), None)
         if block is None or index >= first + block.count:
             raise FormatError(f"the journal holds no input for job {index}")
         # A large block is one job's, and would stay in memory until the next one comes.
@@ -112,3 +117,7 @@ class JournalInputs:
             if len(self._open) > _OPEN_MAX:
                 self._open.popitem(last=False)[1].close()
         return self._open[name]
+
+    def keep(self, name: str, parts: Sequence[Buffer]) -> Reference | None:
+        """Write a large result of a batch to a file of its own."""
+        return self.batch(name).files.keep(parts)

@@ -23,7 +23,6 @@ from batchd.core.job import JobState
 from batchd.errors import FormatError
 from batchd.formats import frame
 from batchd.formats.report import LEASE, Report
-from batchd.formats.segment import Encoding
 from batchd.formats.values import load_input
 from batchd.settings import ACK_INTERVAL_S, TRACEBACK_CHARS_MAX
 from batchd.worker import output
@@ -77,7 +76,7 @@ class Worker:
         self._sending = Lock()
         """A thread of a job may send a checkpoint while the loop reports."""
         self._callables: dict[str, Callable[[Any], Any]] = {}
-        self._outcomes = Outcomes(self._send, self._last_output)
+        self._outcomes = Outcomes(self._send, self._last_output, self._inputs.keep)
         self._lane = Lane(0, 0, 0, 1, False, "", 0)
         self._halves = slot.offset_half(), slot.limit_half(0)
         self._output_start = 0
@@ -178,8 +177,8 @@ class Worker:
                 call = self._bind(lane.batch)
             first, block = inputs.block(index)
             part = slice(index - first, min(block.count, lane.stop - first))
-            if block.encoding is Encoding.ITEMS:
-                return block.payloads()[part], lambda payload: call(load_input(payload))
+            if block.is_separate:
+                return block.separate()[part], lambda payload: call(load_input(payload))
             return inputs.plain(block)[part], call
         except FormatError as error:
             return [error], _raise  # A damaged segment costs its own jobs only.

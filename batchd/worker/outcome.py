@@ -5,7 +5,8 @@ import pickle
 import struct
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from resource import RUSAGE_SELF, getrusage
 from time import process_time
 from types import TracebackType
@@ -13,10 +14,11 @@ from typing import Any
 
 from batchd.core.job import JobState
 from batchd.formats import frame
+from batchd.formats.reference import Buffer, Keep, Reference, keep_nothing
 from batchd.formats.report import ACK, ENDED, NO_FINGERPRINT, Failure, Report, fingerprint
-from batchd.formats.segment import pack_items, pack_vector
-from batchd.formats.values import PLAIN_TYPES, dump, dump_checked, is_plain
-from batchd.settings import RECORD_BYTES_MAX, TRACEBACK_CHARS_MAX, VALUE_BYTES_MAX
+from batchd.formats.segment import pack_pickled, pack_plain, runs
+from batchd.formats.values import PLAIN_TYPES, dump, dump_kept_checked, is_plain
+from batchd.settings import TRACEBACK_CHARS_MAX, VALUE_BYTES_MAX
 
 _EXCEPTION_BYTES_MAX = 65_536
 
@@ -32,12 +34,21 @@ class Outcomes:
     in `_failures`. So the worker's loop only ever appends a value, and nothing is checked per successful job.
     """
 
-    def __init__(self, send: Callable[[list[bytes]], None], last_output: Callable[[int], str]) -> None:
+    def __init__(
+        self,
+        send: Callable[[list[bytes]], None],
+        last_output: Callable[[int], str],
+        keep: Callable[[str, Sequence[Buffer]], Reference | None] = lambda *_: None,
+    ) -> None:
+        """`keep` writes a large result of a batch to a file, if it can."""
         self.values: list[Any] = []
         self.is_pickled = False
         """Whether `values` holds pickles, because the lease returned something that is not plain."""
         self._send = send
         self._last_output = last_output
+        self._keep_of = keep
+        self._keep: Keep = keep_nothing
+        """Of the lease's batch."""
         self._lease = 0
         self._attempt = 1
         self._cpu_mark = 0.0
@@ -54,6 +65,7 @@ class Outcomes:
     def begin(self, lease: int, batch: str, attempt: int) -> None:
         """Start a lease."""
         self._lease, self._batch, self._attempt = lease, batch, attempt
+        self._keep = partial(self._keep_of, batch)
         self.is_pickled = False
         self._cpu_mark = process_time()
 
@@ -67,9 +79,9 @@ class Outcomes:
         kind = type(value)
         return (kind if kind in PLAIN_TYPES else None), value  # A tuple is looked into each time.
 
-    def _pickle_from(self, index: int, value: Any) -> bytes:
-        payload = dump_checked(value)
-        if len(payload) > VALUE_BYTES_MAX:
+    def _pickle_from(self, index: int, value: Any) -> bytes | Reference:
+        payload = dump_kept_checked(value, self._keep)
+        if isinstance(payload, bytes) and len(payload) > VALUE_BYTES_MAX:
             raise ValueTooLarge(_too_large(f"takes {len(payload):,} bytes"))
         if not self.is_pickled:
             self._close_successes(index)
@@ -152,13 +164,11 @@ class Outcomes:
         if not self.is_pickled:
             self._close_vector(first, made)
             return
-        for start, part in _parts(made):
-            block = pack_items(first + start, JobState.SUCCEEDED, part)
-            self._blocks.append((len(part), NO_FINGERPRINT, block))
+        self._close_pickled(first, JobState.SUCCEEDED, made, NO_FINGERPRINT)
 
     def _close_vector(self, first: int, values: list[Any]) -> None:
         """Encode plain values, whose size nobody looked at before: one that is too large fails alone."""
-        block = _vector(first, values)
+        block = _vector(first, values, self._keep)
         if block is not None:
             self._blocks.append((len(values), NO_FINGERPRINT, block))
         elif len(values) == 1:
@@ -174,36 +184,27 @@ class Outcomes:
             return
         first = self._failed_stop - len(self._failures)
         mark = self._fingerprints.pop() if len(self._fingerprints) == 1 else NO_FINGERPRINT
-        for start, part in _parts(self._failures):
-            self._blocks.append((len(part), mark, pack_items(first + start, JobState.FAILED, part)))
+        self._close_pickled(first, JobState.FAILED, self._failures, mark)
         self._failures.clear()
         self._fingerprints.clear()
+
+    def _close_pickled(self, first: int, state: JobState, payloads: Sequence[bytes | Reference], mark: bytes) -> None:
+        for run in runs(payloads):
+            self._blocks.append((len(run), mark, pack_pickled(first, state, run)))
+            first += len(run)
 
 
 def _too_large(what: str) -> str:
     return f"the result {what}; at most {VALUE_BYTES_MAX:,} bytes are kept: write it to a file and return its path"
 
 
-def _vector(first: int, values: list[Any]) -> bytes | None:
+def _vector(first: int, values: list[Any], keep: Keep) -> bytes | None:
     """Return the block of plain values, None when it is larger than a value may be."""
     try:
-        block = pack_vector(first, JobState.SUCCEEDED, values)
+        block = pack_plain(first, JobState.SUCCEEDED, values, keep)
     except struct.error:  # More than the length field of a block can say.
         return None
     return block if len(block) <= VALUE_BYTES_MAX else None
-
-
-def _parts(payloads: list[bytes]) -> list[tuple[int, list[bytes]]]:
-    """Cut payloads into runs that fit a record each; a larger one stands alone."""
-    parts: list[tuple[int, list[bytes]]] = []
-    room = 0
-    for at, payload in enumerate(payloads):
-        room -= len(payload) + 4
-        if room < 0:
-            parts.append((at, []))
-            room = RECORD_BYTES_MAX - 24 - len(payload) - 4
-        parts[-1][1].append(payload)
-    return parts
 
 
 def _user_part(trace: TracebackType | None) -> TracebackType | None:

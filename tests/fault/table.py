@@ -138,6 +138,11 @@ FAULTS: Final[dict[str, Row]] = {
     "J5": Row("map grown by another process", "set_mapsize", "readers follow"),
     "J6": Row("reader table full", "4096 readers", "error in words; goes on when they are gone"),
     "J7": Row("newer format", "version raised", "refused with both versions"),
+    "J8": Row(
+        "value file torn, changed or missing",
+        "its writers killed, bytes flipped, file cut off, deleted or replaced",
+        "never named, or told by job and costs that job alone; what no record names is removed",
+    ),
     "T1": Row(
         "wall clock jumps",
         "the time of day put forward and back by hours under every process (preloaded shim)",
@@ -216,7 +221,7 @@ FAULTS: Final[dict[str, Row]] = {
 }
 
 IDS: Final = frozenset(
-    {f"{letter}{number}" for letter, last in zip("WSCDJTIRHXP", (15, 8, 7, 7, 7, 3, 2, 3, 3, 12, 30), strict=True)
+    {f"{letter}{number}" for letter, last in zip("WSCDJTIRHXP", (15, 8, 7, 7, 8, 3, 2, 3, 3, 12, 30), strict=True)
      for number in range(1, last + 1)}
     | {"C2b"}
 )  # fmt: skip

@@ -38,6 +38,11 @@ def mark_attempt() -> int:
     return job.attempt
 
 
+def large_text(x: int) -> str:
+    """More than a record holds."""
+    return f"{x:04}" * (2 << 20)
+
+
 def stops_itself_once(x: int) -> int:
     """The first attempt of one job is stopped."""
     if x == BAD and mark_attempt() == 1:

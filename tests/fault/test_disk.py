@@ -102,6 +102,22 @@ def test_a_batch_that_was_cut_off_is_readable_on_a_full_disk_and_goes_on_later(o
     check_whole(on_disk, 300)
 
 
+@pytest.mark.covers("D1", "J8")
+def test_large_results_wait_for_space_as_small_ones_do(on_disk: Desk) -> None:
+    """A file that does not fit is taken back, and its value goes where the wait for space is told."""
+    command = ("run", f"{TASKS}:large_text", "--range", "0:12", "--name", "b", "--out", "out.jsonl", "-j", "2")
+    process = on_disk.start(*command)
+    until(lambda: "full" in status_of(on_disk).get("trouble", ""), "it is told")
+    remount(on_disk.journal.parent, "size=300m")
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert [line["result"] for line in on_disk.results()] == [tasks.large_text(index) for index in range(12)]
+    files = list(on_disk.journal.glob("batches/*/values/*"))
+    assert 0 < len(files) < 12
+    assert all(file.stat().st_size > 8 << 20 for file in files)
+    assert on_disk.run("journal", "check").returncode == 0
+
+
 @pytest.mark.covers("D1")
 @pytest.mark.slow
 @pytest.mark.parametrize("left", [0, 4096, 16_384])

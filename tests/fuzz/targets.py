@@ -81,6 +81,8 @@ def read_record(data: bytes) -> None:
             payloads = block.payloads()
             assert len(payloads) == block.count, f"{len(payloads)} payloads of {block.count} jobs"
             assert sum(map(len, payloads)) <= len(block.body)
+        elif block.encoding is Encoding.FILED:
+            assert "/" not in block.reference().name
 
 
 def read_vector(data: bytes) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -97,9 +98,7 @@ def test_jobs_of_two_workers_write_whole_lines_into_one_log(bench: Bench) -> Non
 def test_a_batch_that_was_deleted_meanwhile_takes_nobodys_job_along(bench: Bench) -> None:
     worker = at_work(bench, [("same", 1), ("log", "nowhere")])
     bench.run(worker, 0, 1)
-    for file in (bench.folder / "batches" / "b").iterdir():
-        file.unlink()
-    (bench.folder / "batches" / "b").rmdir()
+    shutil.rmtree(bench.folder / "batches" / "b")
     assert bench.run(worker, 1, 2)[0].state is GOOD
     assert not (bench.folder / "batches" / "b").exists()
 

@@ -355,7 +355,8 @@ def test_a_batch_is_its_owners_alone(place: Path) -> None:
     finally:
         os.umask(mask)
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (place, *place.iterdir())}
-    assert modes == {"b": 0o700, "data.mdb": 0o600, "lock.mdb": 0o600, "log.jsonl": 0o600}
+    files = {"data.mdb": 0o600, "lock.mdb": 0o600, "log.jsonl": 0o600}
+    assert modes == {"b": 0o700, "values": 0o700, **files}
 
 
 # --- Refused ---------------------------------------------------------------------------------------------------

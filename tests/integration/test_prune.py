@@ -19,8 +19,8 @@ from batchd.client import request
 from batchd.client.connection import connect
 from batchd.core import entries as e
 from batchd.edge import removal
-from batchd.edge.census import Row, disk_bytes, take_census
-from batchd.edge.folder import open_folder
+from batchd.edge.census import Row, take_census
+from batchd.edge.folder import disk_bytes, open_folder
 from batchd.edge.journal import BatchJournal
 from batchd.edge.lock import holder_of, vacant
 from batchd.errors import BatchNotFound, JournalError, SupervisorError, UsageError

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from batchd.edge import control
 from batchd.errors import FormatError
 from batchd.formats.frame import Frame, FrameReader, encode
+from batchd.formats.reference import Part, Reference
 from batchd.formats.report import Failure
 from batchd.formats.segment import Encoding, input_blocks, pack_items, pack_vector, unpack
 from batchd.formats.values import are_plain, dump_checked, is_plain, load
@@ -42,6 +43,13 @@ FAILURES = st.builds(
     output=st.text(max_size=30),
     details=st.dictionaries(st.text(max_size=5), st.integers() | st.text(max_size=5), max_size=3),
     exception=st.binary(max_size=30),
+)
+REFERENCES = st.builds(
+    Reference,
+    writer=st.integers(0, 2**64 - 1),
+    number=st.integers(0, 2**32 - 1),
+    crc=st.integers(0, 2**32 - 1),
+    parts=st.lists(st.builds(Part, st.integers(0, 1 << 24), st.booleans()), min_size=1, max_size=9).map(tuple),
 )
 HURT = st.tuples(st.sampled_from(["cut", "flip", "insert", "drop"]), st.integers(0, 2**20), st.integers(1, 255))
 
@@ -140,6 +148,19 @@ def test_a_hurt_record_is_refused_or_cut_between_blocks(
     else:
         assert found is None or found == whole[: len(found)]
         assert found is None or len(found) < len(whole), "changed bytes were read as if nothing had happened"
+
+
+@given(REFERENCES)
+def test_references_come_back(reference: Reference) -> None:
+    assert Reference.decode(reference.encode()) == reference
+    assert "/" not in reference.name
+
+
+@given(st.binary(max_size=60))
+@pytest.mark.covers("X10", "J8")
+def test_random_bytes_are_a_reference_into_the_folder_or_refused(data: bytes) -> None:
+    reference = value_or_format_error(lambda: Reference.decode(data))
+    assert reference is None or (reference.encode() == data and "/" not in reference.name)
 
 
 # --- Frames ----------------------------------------------------------------------------------------------------

@@ -1,0 +1,158 @@
+"""Value files: large values, each in a file of its own in the batch's folder, written and read by whoever has them.
+
+    BATCH/values/<writer>-<number>   a value (formats/reference.py); never written again, never overwritten
+    BATCH/values/<writer>            locked by a client for as long as it may yet send what it wrote
+
+What a file holds is copied twice on its way, into the page cache and out of it, and passes no other process. The one
+idea: a file is there before the record that names it, and one that no record names is nothing. So a file that cannot
+be written is no trouble: the value then goes into the record, and what is wrong with the disk is told there.
+"""
+
+import fcntl
+import os
+import re
+import stat
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+from zlib import crc32
+
+from batchd.errors import FormatError
+from batchd.formats.reference import Buffer, Part, Reference
+from batchd.settings import VALUE_BYTES_MAX, VALUE_FILE_BYTES_MIN
+
+VALUES_NAME: Final = "values"
+_NAME: Final = re.compile(r"([0-9a-f]{16})(-[0-9]+)?")
+_NEW: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class ValueFiles:
+    """The value files that this process writes for one batch."""
+
+    def __init__(self, batch: Path, *, is_synced: bool, is_locked: bool = False) -> None:
+        """`is_synced`: a file is on the disk when it is referred to; `is_locked`: none is swept before `close`.
+
+        Workers need no lock: nobody takes a batch up while one of its workers lives.
+        """
+        self._folder = batch / VALUES_NAME
+        self._is_synced, self._is_locked = is_synced, is_locked
+        self._writer = int.from_bytes(os.urandom(8), "big")
+        self._number = 0
+        self._lock_fd = -1
+
+    def keep(self, parts: Sequence[Buffer]) -> Reference | None:
+        """Write a value; return None for one that is small, too large, or cannot be written here."""
+        if not VALUE_FILE_BYTES_MIN <= sum(map(len, parts)) <= VALUE_BYTES_MAX:
+            return None
+        described = tuple(Part(len(part), memoryview(part).readonly) for part in parts)
+        self._number += 1
+        try:
+            if self._is_locked and self._lock_fd < 0:
+                self._lock_fd = self._lock()
+            crc = self._write(Reference(self._writer, self._number, 0, described).name, parts)
+        except OSError:
+            return None
+        return Reference(self._writer, self._number, crc, described)
+
+    def close(self) -> None:
+        """Let go: what no record names by now is nobody's."""
+        if self._lock_fd >= 0:
+            with suppress(OSError):
+                (self._folder / f"{self._writer:016x}").unlink()
+            os.close(self._lock_fd)
+            self._lock_fd = -1
+
+    def _write(self, name: str, parts: Sequence[Buffer]) -> int:
+        path, crc = self._folder / name, 0
+        fd = os.open(path, _NEW, 0o600)
+        try:
+            for part in parts:
+                crc = crc32(part, crc)
+                view = memoryview(part)
+                while view:
+                    view = view[os.write(fd, view) :]
+            if self._is_synced:
+                os.fdatasync(fd)
+                self._sync_folder()
+        except BaseException:
+            with suppress(OSError):
+                path.unlink()
+            raise
+        finally:
+            os.close(fd)
+        return crc
+
+    def _sync_folder(self) -> None:
+        fd = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+    def _lock(self) -> int:
+        path = self._folder / f"{self._writer:016x}"
+        while True:
+            fd = os.open(path, _NEW, 0o600)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_SH)
+                if os.fstat(fd).st_nlink:  # Else it was swept before it was locked.
+                    return fd
+            except BaseException:
+                os.close(fd)
+                raise
+            os.close(fd)
+
+
+def writer_of(name: str) -> str:
+    """Return which writer a file in the folder is of, '' for what is none of ours.
+
+    >>> writer_of("000000000000000a-7"), writer_of("000000000000000a"), writer_of("notes.txt")
+    ('000000000000000a', '000000000000000a', '')
+    """
+    found = _NAME.fullmatch(name)
+    return found[1] if found else ""
+
+
+def is_value(name: str) -> bool:
+    """Whether a file in the folder is a value's."""
+    found = _NAME.fullmatch(name)
+    return bool(found and found[2])
+
+
+def read_value(batch: Path, reference: Reference) -> list[Buffer]:
+    """Return the parts of a value. Raises FormatError when the file is not as it was written.
+
+    It is read and not mapped: whoever maps a file is killed when somebody cuts it off, and keeps a descriptor and the
+    disk's space for as long as the value lives.
+    """
+    path = batch / VALUES_NAME / reference.name
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise FormatError(f"the file of the value is missing: {path}") from None
+    except OSError as error:
+        raise FormatError(f"the file of the value cannot be opened: {path}: {error.strerror}") from None
+    try:
+        found = os.fstat(fd)
+        if not stat.S_ISREG(found.st_mode) or found.st_size != reference.nbytes:
+            told = f"{found.st_size:,} bytes are there and {reference.nbytes:,} were written"
+            raise FormatError(f"the file of the value is not as it was: {path}: {told}")
+        made, crc = [], 0
+        for part in reference.parts:
+            made.append(_read(fd, part))
+            crc = crc32(made[-1], crc)
+    except OSError as error:
+        raise FormatError(f"the file of the value cannot be read: {path}: {error.strerror}") from None
+    finally:
+        os.close(fd)
+    if crc != reference.crc or list(map(len, made)) != [part.nbytes for part in reference.parts]:
+        raise FormatError(f"the file of the value was changed, its checksum does not match: {path}")
+    return made
+
+
+def _read(fd: int, part: Part) -> Buffer:
+    if part.is_fixed:
+        return os.read(fd, part.nbytes)  # Never less of a file that nobody cuts off: a value is no larger than 1 GiB.
+    made = bytearray(part.nbytes)
+    return made if os.readv(fd, [made]) == part.nbytes else b""

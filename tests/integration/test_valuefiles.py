@@ -1,0 +1,351 @@
+"""Large values in files of their own: read by everybody, named by one record, gone with it, and missed when gone."""
+
+import os
+import signal
+import stat
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import batchd
+from batchd.client import batch_id, request
+from batchd.core import entries as e
+from batchd.core.job import JobState
+from batchd.edge import removal, strays
+from batchd.edge.backup import back_up
+from batchd.edge.damage import check_batch
+from batchd.edge.folder import disk_bytes, open_folder
+from batchd.edge.journal import BatchJournal
+from batchd.edge.outcomes import Outcomes
+from batchd.edge.salvage import Salvage
+from batchd.formats import tables
+from batchd.formats.segment import input_blocks, pack_plain, references_in
+from batchd.settings import VALUE_FILE_BYTES_MIN
+from batchd.worker import valuefiles
+from batchd.worker.valuefiles import VALUES_NAME, ValueFiles, is_value
+from tests.bench import await_death
+from tests.commands import Desk, dead, until
+from tests.contract.calls import note, notes
+from tests.fault.ledger import Tally
+from tests.ruin import SPEC, brought_out
+
+JOBS = 4
+_NUMBERS = VALUE_FILE_BYTES_MIN // 8 + 1
+
+
+def large(index: int, mark: str = "in") -> bytes:
+    return f"{mark} {index} ".encode() * (VALUE_FILE_BYTES_MIN // 5 + 1)
+
+
+def author(place: Path, **spec: Any) -> BatchJournal:
+    """Write a batch whose inputs are large, of which the first two have large results, and leave it open."""
+    name = place.name
+    journal = BatchJournal.create(place, {**SPEC, **spec})
+    blocks = tuple(block for _, block in input_blocks([large(index) for index in range(JOBS)], journal.keep))
+    journal.commit([e.Attached(name, 1), e.Submitted(name, 0, JOBS, blocks, "c", 1, "4")])
+    results = ValueFiles(place, is_synced=True)
+    for index in range(2):
+        block = pack_plain(index, JobState.SUCCEEDED, [large(index, "out")], results.keep)
+        journal.commit([e.Recorded(name, index, 1, JobState.SUCCEEDED, block)])
+    journal.commit([e.Detached(name)])
+    return journal
+
+
+def files_of(place: Path) -> set[str]:
+    return {file.name for file in (place / VALUES_NAME).iterdir()}
+
+
+def named_in(place: Path, *names: bytes) -> list[str]:
+    """Return the files that the records of tables name, in the order of the jobs."""
+    journal = BatchJournal(place)
+    with journal.begin() as txn:
+        records = [bytes(record) for name in names for _, record in txn.cursor(db=journal.table(name))]
+    journal.close()
+    return [reference.name for record in records for reference in references_in(record)]
+
+
+def results_of(place: Path) -> list[Any]:
+    journal = BatchJournal(place)
+    spans = Outcomes(journal).spans(journal.facts.done, journal.facts.generation)
+    found = [value for span in spans for value in span.values()]
+    journal.close()
+    return found
+
+
+# --- In a journal -----------------------------------------------------------------------------------------------
+
+
+def test_values_are_read_back_and_nothing_is_left_over(tmp_path: Path) -> None:
+    journal = author(tmp_path / "b")
+    assert [Outcomes(journal).input_value(index) for index in range(JOBS)] == [large(index) for index in range(JOBS)]
+    assert journal.bytes_used() == disk_bytes(tmp_path / "b") > 6 * VALUE_FILE_BYTES_MIN
+    assert (tmp_path / "b" / "data.mdb").stat().st_size < VALUE_FILE_BYTES_MIN
+    journal.close()
+    assert results_of(tmp_path / "b") == [large(0, "out"), large(1, "out")]
+    assert files_of(tmp_path / "b") == set(named_in(tmp_path / "b", tables.INPUTS, tables.OUTCOMES))
+    assert check_batch(tmp_path / "b").is_well
+    for file in (tmp_path / "b" / VALUES_NAME).iterdir():
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert stat.S_IMODE((tmp_path / "b" / VALUES_NAME).stat().st_mode) == 0o700
+
+
+def cut(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 3] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.covers("J8")
+@pytest.mark.parametrize(
+    ("ruin", "told"),
+    [(cut, "bytes are there"), (flip, "its checksum does not match"), (Path.unlink, "is missing")],
+    ids=["torn", "changed", "missing"],
+)
+def test_what_happened_to_a_file_is_told_by_its_job_and_costs_that_job_alone(
+    tmp_path: Path, ruin: Callable[[Path], None], told: str, tally: Tally
+) -> None:
+    place = tmp_path / "b"
+    author(place).close()
+    ruin(place / VALUES_NAME / named_in(place, tables.OUTCOMES)[0])
+    ruin(place / VALUES_NAME / named_in(place, tables.INPUTS)[3])
+    tally.injected(2)
+    first, second = check_batch(place).findings
+    assert (first.table, first.start, first.stop) == ("inputs", 3, 4)
+    assert (second.table, second.start, second.stop) == ("outcomes", 0, 1)
+    assert all(told in finding.what for finding in (first, second))
+    with Salvage(place) as salvage:
+        outcomes, inputs = brought_out(salvage)
+        assert outcomes == {1: (JobState.SUCCEEDED, large(1, "out"))}
+        assert inputs == {0: large(0), 2: large(2)}
+        assert list(salvage.lost_outcomes) == [(0, 1)]
+        assert list(salvage.lost_inputs) == [(3, 4)]
+
+
+def test_a_backup_has_copies_of_its_own(tmp_path: Path) -> None:
+    folder = open_folder(tmp_path / "journal")
+    author(folder / "batches" / "b").close()
+    (folder / "batches" / "b" / VALUES_NAME / "not ours").write_text("x")
+    (copied,) = back_up(folder, tmp_path / "copy")
+    place = tmp_path / "copy" / "batches" / "b"
+    assert (copied.batch, copied.trouble) == ("b", "")
+    assert copied.disk_bytes > 6 * VALUE_FILE_BYTES_MIN
+    assert files_of(place) == set(named_in(place, tables.INPUTS, tables.OUTCOMES))
+    for file in (folder / "batches" / "b" / VALUES_NAME).iterdir():
+        file.unlink()
+    assert check_batch(place).is_well
+    assert results_of(place) == [large(0, "out"), large(1, "out")]
+    (place / VALUES_NAME / named_in(place, tables.OUTCOMES)[0]).unlink()
+    (again,) = back_up(tmp_path / "copy", tmp_path / "another")
+    assert "outcomes, job 0" in again.trouble
+    assert "is missing" in again.trouble
+
+
+def test_values_go_with_the_records_that_are_trimmed(tmp_path: Path) -> None:
+    place = tmp_path / "b"
+    author(place, is_throwaway=True).close()
+    before = {*named_in(place, tables.INPUTS)[1:], *named_in(place, tables.OUTCOMES)[1:]}
+    journal = BatchJournal(place, is_writer=True)
+    journal.commit([e.Trimmed("b", ((0, 1),))])
+    journal.close()
+    assert files_of(place) == before
+    assert check_batch(place).is_well
+
+
+def test_values_go_with_a_batch_that_is_pruned(tmp_path: Path) -> None:
+    folder = open_folder(tmp_path / "journal")
+    author(folder / "batches" / "b").close()
+    removal.set_aside(folder, "b")
+    assert removal.sweep(folder) == []
+    assert list((folder / "batches").iterdir()) == []
+
+
+# --- What nobody names ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.covers("J8")
+def test_only_what_no_record_names_and_nobody_may_yet_send_is_swept(tmp_path: Path) -> None:
+    place = tmp_path / "b"
+    author(place).close()
+    named = files_of(place)
+    worker, living, dead = (ValueFiles(place, is_synced=True, is_locked=locked) for locked in (False, True, True))
+    kept = [files.keep([large(9)]) for files in (worker, living, dead)]
+    assert all(kept)
+    held = {file for file in files_of(place) - named if file.startswith(f"{living._writer:016x}")}
+    assert len(held) == 2
+    os.close(dead._lock_fd)  # As its death does.
+    dead._lock_fd = -1
+    (place / VALUES_NAME / "not ours").write_text("x")
+    journal = BatchJournal(place, is_writer=True)
+    strays.sweep(journal)
+    assert files_of(place) == named | held | {"not ours"}
+    living.close()
+    strays.sweep(journal)
+    assert files_of(place) == named | {"not ours"}
+    journal.close()
+    assert check_batch(place).is_well
+
+
+@pytest.mark.covers("J8")
+def test_a_file_is_kept_while_any_record_is_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be the one that names it."""
+    place = tmp_path / "b"
+    author(place).close()
+    before = files_of(place)
+    monkeypatch.setattr(strays, "references_in", lambda record: references_in(b"x" + record))
+    journal = BatchJournal(place, is_writer=True)
+    strays.sweep(journal)
+    journal.close()
+    assert files_of(place) == before
+
+
+# --- With processes ---------------------------------------------------------------------------------------------
+
+
+def doubled(path: str, array: Any) -> Any:
+    note(path, int(array[0]))
+    return array * 2
+
+
+def array_of(number: int) -> Any:
+    return np.full(_NUMBERS, float(number))
+
+
+def negative(array: Any) -> Any:
+    return -array
+
+
+class TornFile:
+    """Stands for `os` in a worker: it dies in the middle of a value."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(os, name)
+
+    def write(self, fd: int, data: memoryview) -> int:
+        os.write(fd, data[:1_000])
+        os.kill(os.getpid(), signal.SIGKILL)
+        return 0
+
+
+def torn_at_first(number: int) -> Any:
+    if batchd.current_job().attempt == 1 and number == 2:
+        vars(valuefiles)["os"] = TornFile()
+    return array_of(number)
+
+
+def batch_of(desk: Desk) -> Path:
+    (place,) = (desk.journal / "batches").iterdir()
+    return place
+
+
+def check_clean(desk: Desk, place: Path) -> None:
+    """Have the batch taken up once more, and see that every file is named by a record, and that all is well."""
+    request(desk.journal, "reopen", batch=place.name, states=[int(JobState.FAILED)])
+    named = named_in(place, tables.INPUTS, tables.OUTCOMES)
+    assert files_of(place) == set(named)
+    assert len(named) == len(set(named))
+    assert check_batch(place).findings == []
+
+
+@pytest.mark.covers("S1", "J8")
+def test_arrays_go_in_and_out_while_the_supervisor_is_killed(desk: Desk, tmp_path: Path, tally: Tally) -> None:
+    jobs, ran = 24, str(tmp_path / "ran")
+    with batchd.Executor(2, journal=desk.journal, name="arrays") as executor:
+        futures = [executor.submit(partial(doubled, ran), array_of(number)) for number in range(jobs)]
+        for kill in range(3):
+            futures[4 * kill].result(60)
+            pid = until(lambda: 0 if dead(found := desk.supervisor()) else found, "a supervisor lives")
+            os.kill(pid, signal.SIGKILL)
+            await_death(pid)
+        made = [future.result(60) for future in futures]
+    tally.injected(3)
+    assert all(np.array_equal(array, 2 * array_of(number)) for number, array in enumerate(made))
+    assert all(array.flags.writeable for array in made)
+    assert set(map(int, notes(ran))) == set(range(jobs))
+    place = batch_of(desk)
+    assert sum(map(is_value, files_of(place))) >= 2 * jobs
+    until(lambda: not desk.supervisor(), "the supervisor is gone")
+    check_clean(desk, place)
+
+
+@pytest.mark.covers("W2", "J8")
+def test_a_worker_that_dies_within_a_file_leaves_nothing_that_counts(desk: Desk) -> None:
+    found = list(batchd.map(torn_at_first, range(5), journal=desk.journal, name="torn", workers=1))
+    assert all(np.array_equal(array, array_of(number)) for number, array in enumerate(found))
+    until(lambda: not desk.supervisor(), "the supervisor is gone")
+    place = batch_of(desk)
+    assert len(files_of(place)) == 6
+    check_clean(desk, place)
+    assert len(files_of(place)) == 5
+
+
+def test_a_throwaway_journal_gives_the_disk_back(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    with batchd.Executor(2) as executor:
+        for number in range(100):
+            assert executor.submit(negative, array_of(number)).result(60)[7] == -number
+        until(
+            lambda: len(list(tmp_path.glob(f"batchd-*/batches/*/{VALUES_NAME}/*"))) < 80, "what was read is forgotten"
+        )
+
+
+def test_a_durable_map_knows_large_items_again(desk: Desk, tmp_path: Path) -> None:
+    ran = str(tmp_path / "ran")
+    for _ in range(2):
+        arrays = [array_of(number) for number in range(4)]
+        made = list(batchd.map(partial(doubled, ran), arrays, journal=desk.journal, name="known", workers=2))
+        assert all(np.array_equal(array, 2 * array_of(number)) for number, array in enumerate(made))
+    assert sorted(map(int, notes(ran))) == list(range(4))
+    keyed = [{"id": number, "array": array_of(number)} for number in range(3)]
+    for _ in range(2):
+        totals = batchd.map(total_of, keyed, journal=desk.journal, name="keyed", key="id", workers=1)
+        assert list(totals) == [number * _NUMBERS for number in range(3)]
+    journal = BatchJournal(desk.journal / "batches" / batch_id(["name", "keyed"]))
+    assert journal.facts.size == 3
+    journal.close()
+
+
+def total_of(row: dict[str, Any]) -> float:
+    return float(row["array"].sum())
+
+
+@pytest.mark.covers("J8")
+def test_a_job_whose_file_is_gone_fails_and_says_why(desk: Desk) -> None:
+    """Of an input its job fails, of a result its reader is told; both name the file."""
+    with batchd.Client(journal=desk.journal) as client:
+        batch = client.submit_batch(total_of, [{"array": array_of(1)}, {"array": array_of(2)}], name="gone")
+        assert list(batch.results()) == [float(_NUMBERS), 2.0 * _NUMBERS]
+    place = batch_of(desk)
+    (place / VALUES_NAME / named_in(place, tables.INPUTS)[1]).unlink()
+    ran = desk.run("rerun", f"{place.name}:1")
+    assert "the file of the value is missing" in ran.stderr + ran.stdout
+    assert desk.run("rerun", f"{place.name}:0").returncode == 0
+    assert "inputs, job 1 (page" in (told := desk.run("journal", "check").stdout)
+    assert "the file of the value is missing" in told
+
+
+def test_commands_read_large_results(desk: Desk) -> None:
+    command = ("run", f"{Path(__file__)}:long_text", "--range", "0:3", "--out", "out.jsonl", "--name", "b", "-j", "2")
+    ran = desk.run(*command)
+    assert ran.returncode == 0, ran.stderr
+    assert [line["result"] for line in desk.results()] == [long_text(index) for index in range(3)]
+    place = batch_of(desk)
+    assert len(named_in(place, tables.OUTCOMES)) == 3
+    assert long_text(2) in desk.run("results", "b").stdout
+    assert desk.run("show", "b").returncode == 0
+    to = desk.folder / "out"
+    salvaged = desk.run("journal", "salvage", "b", "--to", str(to))
+    assert salvaged.returncode == 0, salvaged.stderr
+    assert long_text(1) in (to / "outcomes.jsonl").read_text()
+
+
+def long_text(index: int) -> str:
+    return f"{index} " * VALUE_FILE_BYTES_MIN
