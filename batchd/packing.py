@@ -71,7 +71,7 @@ class Packer:
 
     def _mark(self, fn: Callable[..., Any], define: Callable[[bytes, bytes], None]) -> bytes:
         """Return the mark of a function, defined before the first call that names it."""
-        does_last = is_importable(fn)
+        does_last = is_importable(fn) and type(fn).__weakrefoffset__ > 0  # Ufuncs take no weak references.
         if does_last and (known := self._lasting.get(fn)) is not None:
             return known
         payload = pack_function(fn)

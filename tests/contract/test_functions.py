@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import batchd
@@ -198,3 +199,7 @@ def test_functions_of_a_program_share_their_globals_in_a_worker(tmp_path: Path) 
         check=False,
     )
     assert ended.stdout == "[(14, 1), (28, 2)]\n(70, 2) (None, 0)\n", ended.stderr
+
+
+def test_functions_that_take_no_weak_reference_travel_by_name(executor: Executor) -> None:
+    assert [executor.submit(np.negative, number).result(WAIT_S) for number in range(3)] == [0, -1, -2]
