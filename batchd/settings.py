@@ -87,6 +87,8 @@ SAME_FAILURE_STOP: Final = 100
 RESTART_DEATHS_MAX: Final = 5
 RESTART_PERIOD_S: Final = 30.0
 """So many unexplained deaths within the period without a finished job stop the pool (as Erlang/OTP does)."""
+SHORT_S: Final = 1.0
+"""When the system refused a process, another is asked for after this time, as long as there are others."""
 OUTPUT_TAIL_BYTES: Final = 4_096
 """Of what a failing job printed, this much is kept."""
 OUTPUT_FILE_BYTES_MAX: Final = 8 << 20

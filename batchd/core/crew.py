@@ -20,6 +20,8 @@ class Crew:
         self.workers: dict[int, Worker] = {}
         self.scaled: int | None = None
         """The size somebody ordered; it overrides what the batches ask for."""
+        self.short_until: float | None = None
+        """The system refused a process: whoever has workers goes on with these until then."""
         self.orders: list[c.Command] = []
         self._batches = batches
         self._next_lease = 1
@@ -37,6 +39,13 @@ class Crew:
         worker = self.workers.get(worker_number)
         return worker, worker.lease(lease_number) if worker else None
 
+    def wake(self, now: float) -> bool:
+        """Return whether it is time to try again to start more workers than the system allowed."""
+        if self.short_until is None or now < self.short_until:
+            return False
+        self.short_until = None
+        return True
+
     def balance(self, now: float) -> None:
         """Start and retire workers so that each key has its share."""
         size = pool_size(self._batches.values(), self.scaled)
@@ -48,6 +57,8 @@ class Crew:
         room = size - len(self.workers)
         missing = 0
         for key, count in wanted.items():
+            if self.short_until is not None and key in have:
+                continue
             short = count - len(have.get(key, ()))
             missing += max(0, short - max(room, 0))
             for _ in range(min(short, max(room, 0))):

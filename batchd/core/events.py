@@ -225,6 +225,8 @@ class WorkerGone:
     """In words: `killed by SIGSEGV`, `exited with code 0 before finishing`. Empty: it never was a process."""
     failure: bytes = b""
     """The same for the record, with its last output, encoded."""
+    is_short: bool = False
+    """The system refused another process: whoever is there goes on without it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from batchd.core.ranges import Range
 from batchd.core.restart import RestartIntensity
 from batchd.core.retry import bucket, delay_s
 from batchd.core.stopping import reason_to_stop
+from batchd.settings import SHORT_S
 
 _CHANGES_NOTHING = (
     *(ev.JobsAcked, ev.CauseExplained, ev.CheckpointReceived, ev.WorkerObserved, ev.Committed),
@@ -73,6 +74,7 @@ class Scheduler:
         changes_assignment |= self._release()
         for batch in self.batches.values():
             changes_assignment |= batch.wake(now)
+        changes_assignment |= self.crew.wake(now)
         if changes_assignment:
             self.crew.balance(now)
             self.crew.grant_leases(now)
@@ -81,7 +83,8 @@ class Scheduler:
 
     def next_due(self) -> float | None:
         """Return when the next backoff ends, None when nothing waits."""
-        return min((due for batch in self.batches.values() for due in batch.waiting), default=None)
+        short = [] if self.crew.short_until is None else [self.crew.short_until]
+        return min((*short, *(due for batch in self.batches.values() for due in batch.waiting)), default=None)
 
     def check(self) -> None:
         """Assert the invariants; for tests and simulations."""
@@ -367,6 +370,9 @@ class Scheduler:
             charged |= self._return_lease(worker, lease, event, now)
         self._retired.append((self._entry_turn, worker.number))
         expected = worker.kill is not None or worker.state is WorkerState.STOPPING
+        if event.is_short and any(other.key == worker.key for other in self.workers.values()):
+            self.crew.short_until = now + SHORT_S  # Without the others it is a death, or nobody would ever be told.
+            return
         is_death = bool(event.cause) and not charged and not expected
         if is_death and self._intensity_of(worker.key).death(now):
             self._on_key_failed(worker.key, f"workers keep dying without finishing a job: {event.cause}")

@@ -223,7 +223,8 @@ class Pool:
         try:
             leases, leases_fd, reports_fd, reports, output_fd = _descriptors()
         except OSError as error:
-            self._emit(ev.WorkerGone(number, None, f"cannot start a worker: {error.strerror}"))
+            self.shortage = f"cannot start a worker: {error.strerror}"
+            self._emit(ev.WorkerGone(number, None, self.shortage, is_short=True))
             return
         slot_number = self._free_slots.pop(0)
         slot = self._recorder.slot(slot_number)
@@ -303,7 +304,7 @@ class Pool:
     def _on_unstarted(self, worker: WorkerProcess, why: str, *, is_short: bool = False) -> None:
         self.shortage = why if is_short else self.shortage
         self._close(worker)
-        self._emit(ev.WorkerGone(worker.number, None, why))
+        self._emit(ev.WorkerGone(worker.number, None, why, is_short=is_short))
 
     # --- Leases ------------------------------------------------------------------------------------------------
 

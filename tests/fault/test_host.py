@@ -69,14 +69,15 @@ def supervisor_in(desk: Desk, place: Path) -> Iterator[int]:
 
 @pytest.mark.covers("H1", "P29")
 def test_where_no_more_processes_are_allowed_fewer_workers_do_the_work(desk: Desk, tally: Tally) -> None:
-    """16 workers are asked for, and the supervisor and all it starts may be 10 threads in all."""
+    """16 workers are asked for, the supervisor and all it starts may be 10 threads, and no job is done so soon."""
+    jobs = 12
     with cgroup("pids", max=10) as place, supervisor_in(desk, place) as pid:
-        ran = desk.run(*task("short_work", 200, "-j", "16"))
+        ran = desk.run(*task("takes_a_second", jobs, "-j", "16"))
         assert ran.returncode == 0, ran.stderr
         assert "died" not in ran.stderr
         assert ran.stderr.count("going on with the workers that could be started") == 1
         until(lambda: dead(pid), "it leaves")
-    check(desk, 200)
+    check(desk, jobs)
     assert {attempt for _, attempt in desk.attempts()} == {1}, "somebody was charged"
 
 

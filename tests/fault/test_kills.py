@@ -163,6 +163,7 @@ def test_random_workers_are_killed_throughout(desk: Desk, tally: Tally) -> None:
     kills = 0
     until(lambda: len(desk.executions()) > 5, "some jobs ran", process)
     while process.poll() is None and kills < 60:
+        desk.wait_for_jobs(len(desk.attempts()) + 10, process, may_end=True)  # Or none would finish a job any more.
         workers = desk.workers()
         if workers:
             kill(dice.choice(workers), tally)
