@@ -202,9 +202,12 @@ class Session:
 
     def unseal(self) -> None:
         """Let more input come behind what was the end."""
-        if self.progress.get("is_sealed"):
+        while self.progress.get("is_sealed") and not self.is_put_down:
             assert self._connection is not None
-            self.progress = self._connection.ask("unseal", batch=self.batch)
+            try:
+                self.progress = self._connection.ask("unseal", batch=self.batch)
+            except SupervisorGone:
+                self.start_another()
 
     @property
     def fileno(self) -> int:

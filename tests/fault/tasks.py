@@ -16,6 +16,8 @@ import batchd
 
 BAD = 3
 """The input that goes wrong."""
+LARGE_REPORT_BYTES = 900_000
+"""Of a result: nearly what a pipe takes, and not enough for a file of its own."""
 kept: list[Any] = []
 """What a job leaves in its worker."""
 
@@ -165,10 +167,11 @@ def large_result(x: int) -> bytes:
     return bytes([x % 256]) * (1 << 20)
 
 
-def large_result_later(x: int) -> bytes:
+def large_result_soon(x: int) -> bytes:
+    """Two of these are more than a pipe takes, and none is large enough for a file of its own."""
     mark_attempt()
-    wait(0.5)
-    return bytes(1 << 20)
+    wait(0.02)
+    return bytes(LARGE_REPORT_BYTES)
 
 
 def result_of_2_gib(x: int) -> Any:

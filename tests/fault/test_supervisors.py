@@ -182,7 +182,7 @@ def test_nothing_is_run_again_while_an_old_worker_lives(desk: Desk, tally: Tally
 @pytest.mark.covers("P9", "S3")
 def test_workers_that_cannot_get_rid_of_their_results_are_gone_as_soon(desk: Desk, tally: Tally) -> None:
     """The supervisor is stopped, so nobody reads: the workers stand in write(); then it is killed."""
-    process = desk.start(*task("large_result_later", 200, "--name", "b"))
+    process = desk.start(*task("large_result_soon", 200, "--name", "b"))
     desk.wait_for_jobs(2, process)
     supervisor = desk.supervisor()
     os.kill(supervisor, signal.SIGSTOP)

@@ -61,8 +61,8 @@ def marked(desk: Desk) -> list[int]:
 
 @pytest.mark.covers("W2", "P2", "P12")
 def test_a_report_that_was_torn_by_a_kill_is_dropped(bench: Bench, tally: Tally) -> None:
-    """The pipe takes 64 KiB: a worker with 1 MB to say stands in the middle of its frame until somebody reads."""
-    worker = at_work(bench, [("work", 0.002, "good"), ("same", "x" * (1 << 20)), ("same", "never")])
+    """The pipe takes 64 KiB: a worker with more to say stands in the middle of its frame until somebody reads."""
+    worker = at_work(bench, [("work", 0.002, "good"), ("same", "x" * tasks.LARGE_REPORT_BYTES), ("same", "never")])
     number = bench.lease(worker, 0, 3)
 
     def unread() -> int:
