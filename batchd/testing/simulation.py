@@ -113,7 +113,9 @@ class Simulation:
                 cast.fates[index] = Fate(chance.choice(deeds), chance.choice([1, 1, 2, 3, 1000]))
         if chance.random() < 0.5:
             share = chance.choice([0.1, 1.0])  # Those that are left out may take as long, and nobody knows.
-            cast.costs = {index: chance.paretovariate(0.8) for index in range(size) if chance.random() < share}
+            cast.costs = {
+                index: min(1000.0, chance.paretovariate(0.8)) for index in range(size) if chance.random() < share
+            }
         pieces: list[int] = []
         while sum(pieces) < size:
             pieces.append(min(size - sum(pieces), chance.choice([0, 1, 10, 100, 300])))
