@@ -130,7 +130,8 @@ def test_no_request_harms_the_supervisor(house: House, seed: int, count: int) ->
     assert caller.told["UsageError"] > count // 20
     assert house.supervisor == pid, "another one took over"
     assert house.run(same(20), "after") == {index: index for index in range(20)}
-    assert "Traceback" not in log.read_text("utf-8", "replace")
+    said = log.read_text("utf-8", "replace")
+    assert "/batchd/supervisor/" not in said, said[-2000:]  # A worker may say why it could not import a task.
     assert os.path.exists(f"/proc/{pid}")  # noqa: PTH110
 
 
