@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from select import select
 from typing import Any, NoReturn
 
 import batchd
@@ -197,3 +198,14 @@ def counts_on(x: int) -> tuple[int, int]:
             os.kill(os.getpid(), signal.SIGKILL)
         job.checkpoint(step + 1)
     return job.attempt, began
+
+
+def huge_at_1(x: int) -> int:
+    """Return an integer of more digits than JSON's writer takes."""
+    return 10**5_000 if x == 1 else x
+
+
+def saves_slowly(x: int) -> bytearray:
+    """Return what goes into a file, on a disk that takes longer than the job may."""
+    os.fdatasync = lambda _: select([], [], [], 1.5)  # type: ignore[assignment]
+    return bytearray(1 << 21)

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,26 @@ from batchd.core.job import JobState
 from batchd.core.ranges import RangeSet
 from batchd.edge.journal import BatchJournal
 from batchd.edge.outcomes import Outcomes, Span
-from batchd.errors import ResultError
+from batchd.errors import ResultError, UsageError
 from batchd.formats.values import load
 from batchd.sinks import JsonlFile, encode_line
 
 _JOBS_AT_ONCE = 8192
+_FIRST_BYTES = b'{"index":'
+"""Of every file of results that holds any."""
+
+
+def check_target(path: str | None, given: Iterable[str | None]) -> None:
+    """Refuse to write results over what the run was given, or over anything else that is none. Raises UsageError."""
+    if path is None or not Path(path).is_file():
+        return
+    for each in given:
+        if each and Path(each).exists() and Path(path).samefile(each):
+            raise UsageError(f"--out {path} would replace {each}, which the run needs: name another file")
+    with open(path, "rb") as file:
+        begins = file.read(len(_FIRST_BYTES))
+    if begins not in {b"", _FIRST_BYTES}:
+        raise UsageError(f"--out {path} is there and holds no results: remove it, or name another file")
 
 
 def extend_path(spec: dict[str, Any]) -> None:
@@ -34,12 +50,11 @@ def lines(span: Span, unwritable: Unwritable) -> list[str]:
             encode_line(index, span.state.name.lower(), {"type": failure.type, "message": failure.message})
             for index, failure in span.failures()
         ]
-    if not span.block.is_separate:
-        return [encode_line(index, "succeeded", value) for index, value in enumerate(span.values(), span.start)]
+    values = map(load, span.separate()) if span.block.is_separate else iter(span.values())
     made = []
-    for index, payload in enumerate(span.separate(), span.start):
+    for index in range(span.start, span.stop):
         try:
-            made.append(encode_line(index, "succeeded", load(payload)))
+            made.append(encode_line(index, "succeeded", next(values)))
         except Exception as error:
             why = str(error) if isinstance(error, ResultError) else f"cannot be read back: {error!r}"
             unwritable.append((index, why))

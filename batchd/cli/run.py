@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from batchd.cli import summary
-from batchd.cli.results import ResultStream, extend_path
+from batchd.cli.results import ResultStream, check_target, extend_path
 from batchd.client import Session, batch_id, request
 from batchd.client.world import check_python, key_of_spec, stored_key
 from batchd.core.events import Options
@@ -48,6 +48,7 @@ def run(args: argparse.Namespace) -> int:
     )
     spec, key_spec = describe(args, source, spec_of_name(args))
     options = options_of(args)
+    check_target(args.out, [*args.inputs, spec.get("source")])
     if args.dry_run:
         return dry_run(args, source, spec)
     folder = open_folder(journal_folder(args.journal, os.environ))

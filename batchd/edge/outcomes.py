@@ -2,8 +2,11 @@
 
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
+
+import lmdb
 
 from batchd.core.job import JobState
 from batchd.core.ranges import RangeSet
@@ -110,8 +113,21 @@ class Outcomes:
         at = bisect_right(starts, index) - 1
         return blocks[at] if at >= 0 and index < blocks[at].first + blocks[at].count else None
 
+    @contextmanager
+    def _reading(self) -> Iterator[lmdb.Transaction]:
+        """Read the batch for a moment. Raises JournalDamaged where LMDB finds that it cannot."""
+        try:
+            with self._journal.begin() as txn:
+                yield txn
+        except (lmdb.CorruptedError, lmdb.PageNotFoundError) as error:
+            name = self._journal.folder.name
+            raise JournalDamaged(
+                f"batch {name} is damaged ({error}): `batchd journal check {name}` tells what of it, "
+                f"`batchd journal salvage {name} --to DIR` brings out what can be read"
+            ) from None
+
     def _record(self, index: int, generation: int) -> bytes | None:
-        with self._journal.begin() as txn:
+        with self._reading() as txn:
             cursor = txn.cursor(db=self._journal.table(tables.OUTCOMES))
             key = tables.OUTCOME.pack(generation, index)
             if (not cursor.set_range(key) or cursor.key() != key) and not cursor.prev():
@@ -121,7 +137,7 @@ class Outcomes:
             return bytes(cursor.value())
 
     def _next_start(self, index: int, generation: int) -> int:
-        with self._journal.begin() as txn:
+        with self._reading() as txn:
             cursor = txn.cursor(db=self._journal.table(tables.OUTCOMES))
             if cursor.set_range(tables.OUTCOME.pack(generation, index + 1)):
                 found, first = tables.OUTCOME.unpack(cursor.key())
@@ -131,7 +147,7 @@ class Outcomes:
 
     def explain(self, fingerprint: bytes) -> str:
         """Return the traceback text of a cause, '' when none was told."""
-        with self._journal.begin() as txn:
+        with self._reading() as txn:
             text = txn.get(fingerprint, db=self._journal.table(tables.CAUSES))
         return bytes(text).decode("utf-8", "replace") if text else ""
 
@@ -149,7 +165,7 @@ class Outcomes:
 
     def input_block(self, index: int) -> tuple[int, Block]:
         """Return the block that holds a job's input, and the block's first job. Raises JournalDamaged."""
-        with self._journal.begin() as txn:
+        with self._reading() as txn:
             cursor = txn.cursor(db=self._journal.table(tables.INPUTS))
             key = tables.INDEX.pack(index)
             if (not cursor.set_range(key) or cursor.key() != key) and not cursor.prev():

@@ -22,6 +22,7 @@ from batchd.core.events import Phase
 from batchd.core.job import JobState
 from batchd.errors import FormatError
 from batchd.formats import frame
+from batchd.formats.reference import Buffer, Reference
 from batchd.formats.report import LEASE, Report
 from batchd.formats.values import load_input
 from batchd.settings import ACK_INTERVAL_S, TRACEBACK_CHARS_MAX
@@ -76,7 +77,7 @@ class Worker:
         self._sending = Lock()
         """A thread of a job may send a checkpoint while the loop reports."""
         self._callables: dict[str, Callable[[Any], Any]] = {}
-        self._outcomes = Outcomes(self._send, self._last_output, self._inputs.keep)
+        self._outcomes = Outcomes(self._send, self._last_output, self._keep)
         self._lane = Lane(0, 0, 0, 1, False, "", 0)
         self._halves = slot.offset_half(), slot.limit_half(0)
         self._output_start = 0
@@ -210,6 +211,17 @@ class Worker:
             elif phase == running >> PHASE_SHIFT:  # With a checkpoint, and any job before it may be to blame.
                 self._words[POSITION] = phase_word(Phase.REPORTING, 0) | place
             os._exit(EXIT_DESCRIPTORS)
+
+    def _keep(self, batch: str, parts: Sequence[Buffer]) -> Reference | None:
+        """Write a large result to a file. The job is over by then: a slow disk is not its fault, nor a death."""
+        words, word = self._words, self._words[POSITION]
+        words[POSITION] = phase_word(Phase.REPORTING, 0) | word & ((1 << PHASE_SHIFT) - 1)
+        try:
+            return self._inputs.keep(batch, parts)
+        finally:
+            if self._lane.is_timed:
+                words[STARTED] = monotonic_ns()
+            words[POSITION] = word
 
     def _index(self) -> int:
         if self._is_forked:

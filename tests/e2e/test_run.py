@@ -260,6 +260,35 @@ def test_results_json_cannot_hold_are_told_by_index(desk: Desk) -> None:
     assert ":3 cannot be written as JSON" in ran.stderr
 
 
+def test_a_plain_result_json_cannot_hold_costs_its_own_line(desk: Desk) -> None:
+    ran = desk.run("run", desk.task("huge_at_1"), "--range", "0:3", "--out", "out.jsonl")
+    assert ran.returncode == 1
+    assert ":1 cannot be written as JSON" in ran.stderr
+    assert [line.get("result") for line in desk.results()] == [0, None, 2]
+
+
+def test_results_replace_nothing_but_results(desk: Desk) -> None:
+    source, link = desk.folder / "in.txt", desk.folder / "link.txt"
+    source.write_text("a\nbb\n")
+    link.symlink_to(source)
+    command = ("run", desk.task("text_length"), str(source), "--arg", "times=1", "--out")
+    for target in (source, link):
+        refused = desk.run(*command, str(target))
+        assert (refused.returncode, source.read_text()) == (2, "a\nbb\n")
+        assert "name another file" in refused.stderr
+    (desk.folder / "notes.txt").write_text("precious")
+    assert desk.run(*command, "notes.txt").returncode == 2
+    (desk.folder / "out.jsonl").write_text('{"index": 0, "state": "succeeded", "result": 7}\n')
+    assert desk.run(*command, "out.jsonl").returncode == 0
+    assert [line["result"] for line in desk.results()] == [1, 2]
+
+
+@pytest.mark.covers("D5")
+def test_a_slow_disk_does_not_let_a_job_time_out_whose_result_it_takes(desk: Desk) -> None:
+    ran = desk.run("run", desk.task("saves_slowly"), "--range", "0:2", "--timeout", "0.5s", "-j", "2")
+    assert ran.returncode == 0, ran.stderr
+
+
 @pytest.mark.covers("P24")
 def test_interrupted_by_ctrl_c_it_is_resumable(desk: Desk) -> None:
     command = ("run", desk.task("slow_square"), "--range", "0:100", "--out", "out.jsonl")

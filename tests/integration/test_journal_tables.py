@@ -9,6 +9,7 @@ from batchd.core import entries as e
 from batchd.core.facts import BatchFacts, apply
 from batchd.edge import journal as journal_module
 from batchd.edge.journal import BatchJournal, join
+from batchd.edge.outcomes import Outcomes
 from batchd.errors import JournalDamaged, JournalError
 from batchd.formats import tables
 from tests.author import submission, success
@@ -150,3 +151,15 @@ def test_a_restart_reads_few_entries_however_many_lie_in_a_record(
         assert len(read) < 10 + 8
         read.clear()
     journal.close()
+
+
+def test_damage_that_lmdb_finds_while_results_are_read_is_told_in_words(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken() -> lmdb.Transaction:
+        raise lmdb.CorruptedError("MDB_CORRUPTED: Located page was wrong type")
+
+    journal = BatchJournal.create(place, {})
+    monkeypatch.setattr(journal, "begin", broken)
+    with pytest.raises(JournalDamaged, match=r"wrong type.*journal salvage"):
+        Outcomes(journal).input_block(0)
