@@ -148,7 +148,9 @@ def usage_parts(usage: Mapping[str, float], elapsed_s: float | None) -> Iterator
         if cpu_s:
             yield f"{format_duration(cpu_s)} of CPU"
     elif (cores := _cores_busy(usage, elapsed_s) or 0.0) >= _CORES_MIN:
-        if cpu_s >= _CPU_KNOWN_S and cpu_s < (1 - _CPU_CLOSE) * busy_s:
+        if cpu_s < _CPU_KNOWN_S:
+            yield f"{busy_s / elapsed_s:.1f} workers busy"  # Whether they computed is not known.
+        elif cpu_s < (1 - _CPU_CLOSE) * busy_s:
             # Jobs that wait are not computing: whoever tunes must see the difference.
             yield f"{busy_s / elapsed_s:.1f} workers busy, {cores:.1f} cores"
         else:

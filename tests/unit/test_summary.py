@@ -178,7 +178,7 @@ def test_the_next_command_means_this_batch_of_this_journal(make: Make, monkeypat
 @pytest.mark.parametrize(
     ("usage", "words"),
     [
-        ({"busy_s": 8.0, "cpu_s": 0.1}, "2.0 cores busy"),  # Too little was sampled to say more.
+        ({"busy_s": 8.0, "cpu_s": 0.1}, "2.0 workers busy"),  # Too little was sampled to say more.
         ({"busy_s": 8.0, "cpu_s": 7.9}, "2.0 cores busy"),
         ({"busy_s": 8.0, "cpu_s": 2.0}, "2.0 workers busy, 0.5 cores"),
         ({"busy_s": 8.0, "cpu_s": 16.0}, "4.0 cores busy"),
