@@ -114,7 +114,7 @@ def _state_of(value: Any) -> Iterator[Any]:
         yield wrapped
     try:
         block = memoryview(value)
-    except TypeError:
+    except (TypeError, ValueError):  # It has no buffer, or one without a format, such as dates of numpy.
         pass
     else:
         if block.format != "O":

@@ -105,7 +105,7 @@ class Filed:
     def whole(self) -> bytes:
         """Return its pickle, as it would be without a file."""
         head, *buffers = self._read(self._reference)
-        return put_back(bytes(head), buffers)
+        return put_back(bytes(head), buffers) if buffers else bytes(head)
 
 
 Payload = bytes | memoryview | Filed

@@ -266,11 +266,23 @@ def _vectors(items: Sequence[Any], keep: Keep) -> Iterator[tuple[int, bytes]]:
     at, most = 0, LEASE_JOBS_MAX if isinstance(items, range) else _VECTOR_JOBS_MAX
     count = most
     while at < len(items):
-        values = items[at : at + count]
+        values = _not_too_many(items[at : at + count])
         block = pack_plain(0, INPUT_STATE, values, keep)
         if len(block) > RECORD_BYTES_MAX and len(values) > 1:
-            count = max(1, min(len(values) // 2, int(len(values) * 0.95 * RECORD_BYTES_MAX / len(block))))
+            count = max(1, min(len(values) - 1, int(len(values) * 0.95 * RECORD_BYTES_MAX / len(block))))
             continue
         yield len(values), block
         at += len(values)
-        count = max(1, min(most, int(len(values) * 0.95 * RECORD_BYTES_MAX / len(block))))
+        count = max(1, min(most, int(len(values) * 0.95 * RECORD_BYTES_MAX / nbytes_of(block))))
+
+
+def _not_too_many(values: Sequence[Any]) -> Sequence[Any]:
+    """Return as many of the values as a record may hold, as far as text and bytes among them tell without a look."""
+    if not any(type(value) in {str, bytes} for value in (values[0], values[len(values) // 2], values[-1])):
+        return values  # Numbers all take about the same.
+    room = RECORD_BYTES_MAX
+    for place, value in enumerate(values):
+        room -= len(value) if type(value) in {str, bytes} else 0
+        if room < 0:
+            return values[: max(1, place)]
+    return values

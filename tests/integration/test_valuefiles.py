@@ -22,6 +22,7 @@ from batchd.edge.folder import disk_bytes, open_folder
 from batchd.edge.journal import BatchJournal
 from batchd.edge.outcomes import Outcomes
 from batchd.edge.salvage import Salvage
+from batchd.errors import InputChanged
 from batchd.formats import tables
 from batchd.formats.segment import input_blocks, pack_plain, references_in
 from batchd.settings import VALUE_FILE_BYTES_MIN
@@ -311,6 +312,25 @@ def test_a_durable_map_knows_large_items_again(desk: Desk, tmp_path: Path) -> No
     journal = BatchJournal(desk.journal / "batches" / batch_id(["name", "keyed"]))
     assert journal.facts.size == 3
     journal.close()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda first: [np.full(1_000, first + number) for number in range(200)],
+        lambda first: np.full((400, 800), first, dtype=np.float64).T,
+        lambda first: np.full(200_000, first, dtype=object),
+    ],
+)
+def test_large_items_without_one_buffer_are_known_again_and_others_are_refused(
+    desk: Desk, make: Callable[[int], Any]
+) -> None:
+    def go(first: int) -> list[int]:
+        return list(batchd.map(len, [make(first)], journal=desk.journal, name="known", workers=1))
+
+    assert go(1) == go(1)
+    with pytest.raises(InputChanged):
+        go(2)
 
 
 def total_of(row: dict[str, Any]) -> float:

@@ -2,11 +2,15 @@
 
 import pickle
 import struct
+from types import SimpleNamespace
+from typing import Any
 from zlib import crc32
 
 import pytest
 
 from batchd.errors import FormatError
+from batchd.formats import segment
+from batchd.formats.reference import Part, Reference
 from batchd.formats.segment import (
     HEADER_BYTES,
     INPUT_STATE,
@@ -139,6 +143,22 @@ def test_input_blocks_fill_a_record_and_never_pass_it(items: list[object]) -> No
     full = [len(block) for _, block in made[:-1]]
     assert len(made) > 2
     assert min(full) > 0.5 * RECORD_BYTES_MAX, "records are wasted"
+
+
+def test_large_values_are_pickled_about_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+
+    def dumps(*args: Any) -> bytes:
+        payload = pickle.dumps(*args)
+        made.append(len(payload))
+        return payload
+
+    monkeypatch.setattr(segment, "pickle", SimpleNamespace(dumps=dumps))
+    items = ["small", *(bytes(1 << 20) for _ in range(50)), "small"]
+    kept = iter(range(50))
+    blocks = list(input_blocks(items, lambda parts: Reference(1, next(kept), 0, (Part(len(parts[0]), True),))))
+    assert [count for count, _ in blocks] == [1] * 52
+    assert sum(made) < 3 * (50 << 20)
 
 
 def test_a_long_range_is_cut_where_a_lease_ends() -> None:
