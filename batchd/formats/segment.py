@@ -184,6 +184,8 @@ def header_of(data: bytes | memoryview, offset: int = 0) -> tuple[int, int, int,
 
 def references_in(record: bytes | memoryview) -> Iterator[Reference]:
     """Give the references of a record, without looking at anything else in it. Raises FormatError."""
+    if isinstance(record, bytes) and record.find(_FILED_HEAD) < 0:
+        return  # Most records: walking over a million blocks takes 0.3 s.
     at = 0
     while at < len(record):
         length = header_of(record, at)[3]
@@ -222,6 +224,7 @@ def unpack(data: bytes | memoryview, read: Read | None = None) -> Iterator[Block
         at += length
 
 
+_FILED_HEAD: Final = MAGIC + bytes([Encoding.FILED])
 _ENCODINGS: Final = {int(encoding): encoding for encoding in Encoding}
 
 

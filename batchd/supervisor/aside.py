@@ -9,22 +9,29 @@ from collections.abc import Callable
 from queue import SimpleQueue
 from selectors import EVENT_READ, BaseSelector
 from threading import Thread
+from traceback import print_exc
 
 Then = Callable[[Exception | None], None]
 
 
 class Aside:
-    """Does work in threads, and calls back in the loop that selects."""
+    """Does work in a thread, and calls back in the loop that selects."""
 
     def __init__(self, selector: BaseSelector) -> None:
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._work: SimpleQueue[tuple[Callable[[], object], Then]] = SimpleQueue()
         self._over: SimpleQueue[tuple[Then, Exception | None]] = SimpleQueue()
         selector.register(self._wake_fd, EVENT_READ, self._on_over)
+        # Now, for later the system may allow no more threads.
+        Thread(target=self._run, name="aside", daemon=True).start()
 
     def do(self, work: Callable[[], object], then: Then) -> None:
-        """Do the work, then call back with what it raised, None when all is well."""
+        """Do the work after what was asked before, then call back with what it raised, None when all is well."""
+        self._work.put((work, then))
 
-        def run() -> None:
+    def _run(self) -> None:
+        while True:
+            work, then = self._work.get()
             raised = None
             try:
                 work()
@@ -33,10 +40,11 @@ class Aside:
             self._over.put((then, raised))
             os.eventfd_write(self._wake_fd, 1)
 
-        Thread(target=run, name="aside", daemon=True).start()
-
     def _on_over(self) -> None:
         os.eventfd_read(self._wake_fd)
         while not self._over.empty():
             then, raised = self._over.get()
-            then(raised)
+            try:
+                then(raised)
+            except Exception:  # A bug, and of one request only: the others are served on.
+                print_exc()

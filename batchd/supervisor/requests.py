@@ -190,10 +190,9 @@ class Requests:
             waiting = self._being_made.pop(name)
             if raised is None:
                 go_on("", is_new=True)
-            elif isinstance(raised, BatchdError):
-                client.refuse(number, raised)
             else:
-                raise raised
+                known = raised if isinstance(raised, BatchdError) else None
+                client.refuse(number, known or SupervisorError(f"cannot make batch {name}: {raised!r}"))
             for call in waiting:
                 call()
 
@@ -205,19 +204,22 @@ class Requests:
         if not folder.exists():
             raise BatchNotFound(f"there is no batch {name}: `batchd ls` lists them")
         journal = BatchJournal(folder, is_writer=True)
-        strays.sweep(journal)
-        if request.key_spec.payload and not is_new:
-            journal.replace_function(tables.TASK_MARK, request.key_spec.payload)
-        made = all_interrupted(copy(journal.facts))
-        if made:  # The machine died while the batch ran: the recorder that knew more is lost.
-            try:
-                journal.commit(made)
-            except lmdb.Error as error:
-                journal.close()
+        try:
+            if not is_new:
+                strays.sweep(journal)
+                if request.key_spec.payload:
+                    journal.replace_function(tables.TASK_MARK, request.key_spec.payload)
+            if made := all_interrupted(copy(journal.facts)):
+                journal.commit(made)  # The machine died while the batch ran: the recorder that knew more is lost.
+            usage = journal.read_usage()
+        except BaseException as error:
+            journal.close()  # Or it could not be opened by this process again.
+            if isinstance(error, lmdb.Error):
                 raise JournalError(f"cannot write to the batch in {folder}: {error}") from None
+            raise
         supervisor.journals[name] = journal
         supervisor.progress[name] = journal.progress()
-        supervisor.usage[name] = {**supervisor.batch_usage(name), **journal.read_usage()}
+        supervisor.usage[name] = {**supervisor.batch_usage(name), **usage}
         # The scheduler has facts of its own, ahead of the journal's by what is not durable yet.
         live = copy(journal.facts)
         supervisor.emit(ev.BatchAttached(live, request.options, request.key, supervisor.ground.epoch))
