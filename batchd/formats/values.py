@@ -17,7 +17,10 @@ from batchd.settings import VALUE_FILE_BYTES_MIN
 PLAIN_TYPES: Final[frozenset[type]] = frozenset({int, float, str, bytes, bool, type(None)})
 _MAIN: Final = b"__main__"
 _STACK_GLOBAL: Final = b"\x93"
-"""The opcode by which a protocol 5 pickle names code; without this byte decoding can run none."""
+"""The opcode by which a protocol 5 pickle names code; without this byte decoding can run none.
+
+For one byte `find` takes half as long as `in`, which takes it for a number first.
+"""
 
 
 def is_plain(value: object) -> bool:
@@ -61,7 +64,7 @@ def dump_kept_checked(value: Any, keep: Keep) -> bytes | Reference:
 
 def _checked(value: Any) -> tuple[bytes, list[memoryview]]:
     head, buffers = _apart(value)
-    if _names_code(head) and not _is_array_of_numbers(value):
+    if head.find(_STACK_GLOBAL) >= 0 and not _is_array_of_numbers(value):
         try:
             pickle.loads(head, buffers=buffers)
         except Exception as error:
@@ -73,7 +76,7 @@ def _apart(value: Any) -> tuple[bytes, list[memoryview]]:
     """Pickle one value and leave its large buffers out."""
     try:
         head, buffers = dump_apart(value)
-        if not _names_code(head) or _MAIN not in head:
+        if head.find(_STACK_GLOBAL) < 0 or _MAIN not in head:
             return head, buffers  # Another process has another __main__: what is defined there goes by value.
     except Exception:  # noqa: S110  (tried again below)
         pass
@@ -103,11 +106,7 @@ def runs_code(payload: bytes | memoryview) -> bool:
     >>> runs_code(dump([1, {"a": (2.5, None)}])), runs_code(dump(print))
     (False, True)
     """
-    return _names_code(bytes(payload))
-
-
-def _names_code(payload: bytes) -> bool:
-    return payload.find(_STACK_GLOBAL) >= 0  # Twice as fast as `in`, which takes the one byte for a number first.
+    return _STACK_GLOBAL in bytes(payload)
 
 
 def load_input(payload: Payload) -> Any:
