@@ -62,6 +62,8 @@ LONG_JOB_SHARE: Final = 0.25
 """A costly job that would fill more than this share of a lease goes before the others, in a lease of its own."""
 LANES: Final = 16
 """Leases of one worker the flight recorder can describe at once: outstanding plus not yet committed."""
+TRANSCRIPT_BYTES: Final = 1 << 18
+"""Of what a worker reported so much outlives its supervisor: many times what rests and commits leave unwritten."""
 ACK_INTERVAL_S: Final = 0.001
 """A worker reports when this much time has passed since its last report: every job of 1 ms and more at once."""
 TURNS_S: Final = 1.0

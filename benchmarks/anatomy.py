@@ -25,14 +25,15 @@ from batchd.core.scheduler import Scheduler
 from batchd.edge import control
 from batchd.edge.journal import BatchJournal
 from batchd.edge.outcomes import Outcomes
-from batchd.edge.pool import Pool
+from batchd.edge.reports import event_of
 from batchd.formats.frame import FrameReader
 from batchd.formats.segment import header_of, input_blocks, pack_vector, unpack
-from batchd.settings import LANES, LEASE_JOBS_MAX
+from batchd.settings import LANES, LEASE_JOBS_MAX, TRANSCRIPT_BYTES
 from batchd.sources import open_source
 from batchd.worker.calls import Bundle
-from batchd.worker.main import Fds, Worker
+from batchd.worker.main import Fds, Place, Worker
 from batchd.worker.recorder import SLOT_BYTES, Lane, Slot
+from batchd.worker.transcript import Transcript
 from benchmarks import batch, compiled
 from benchmarks.contest import Setting
 from benchmarks.jobs import noop
@@ -194,7 +195,8 @@ def _worker_parts(clock: _Clock, folder: Path, scratch: Path, jobs: int) -> byte
     wire_fd = os.open(scratch / "wire", os.O_RDWR | os.O_CREAT, 0o600)
     capture_fd = os.memfd_create("capture")
     slot = Slot(memoryview(bytearray(SLOT_BYTES)).cast("Q"))
-    worker = Worker(Bundle(noop), Fds(-1, wire_fd, -1, capture_fd), slot, folder.parent)
+    place = Place(slot, Transcript(memoryview(bytearray(TRANSCRIPT_BYTES))))
+    worker = Worker(Bundle(noop), Fds(-1, wire_fd, -1, capture_fd), place, folder.parent)
 
     def lease_all() -> None:
         os.ftruncate(wire_fd, 0)
@@ -244,7 +246,7 @@ def _report_parts(clock: _Clock, wire: bytes) -> list[ev.JobsAcked]:
     def take_in() -> list[ev.Event]:
         reader, found, at = FrameReader(), [], 0
         for size in sizes:
-            found += [Pool._event_of(1, "", frame) for frame in reader.feed(wire[at : at + size])]  # noqa: SLF001
+            found += [event_of(1, "", frame) for frame in reader.feed(wire[at : at + size])]
             at += size
         return found
 

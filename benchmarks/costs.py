@@ -23,15 +23,16 @@ from batchd.core import entries as e
 from batchd.core.job import JobState
 from batchd.edge.gauges import Gauges
 from batchd.edge.journal import BatchJournal
-from batchd.edge.pool import Pool
+from batchd.edge.reports import event_of
 from batchd.formats import frame
 from batchd.formats.report import ACK, LEASE, NO_FINGERPRINT, Report
 from batchd.formats.segment import header_of, input_blocks, pack_vector
-from batchd.settings import ACK_INTERVAL_S, LANES
+from batchd.settings import ACK_INTERVAL_S, LANES, TRANSCRIPT_BYTES
 from batchd.worker import output
 from batchd.worker.calls import Bundle
-from batchd.worker.main import Fds, Worker
+from batchd.worker.main import Fds, Place, Worker
 from batchd.worker.recorder import SLOT_BYTES, STARTED, Lane, Slot
+from batchd.worker.transcript import Transcript
 
 _REPEATS: Final = 7
 _PIPES: Final = 64
@@ -142,7 +143,7 @@ def _report() -> float:
 
     def take(fd: int, reader: frame.FrameReader) -> None:
         for each in reader.feed(os.read(fd, 1 << 20)):
-            Pool._event_of(1, "", each)  # noqa: SLF001  (the path that is measured)
+            event_of(1, "", each)
 
     for fd, _ in pipes:
         reader = frame.FrameReader()
@@ -243,7 +244,8 @@ def _worker(scratch: Path) -> tuple[float, float]:
     drain, wire = os.pipe()
     os.set_blocking(drain, False)
     slot = Slot(memoryview(bytearray(SLOT_BYTES)).cast("Q"))
-    worker = Worker(Bundle(job), Fds(-1, wire, -1, os.memfd_create("capture")), slot, journal.folder.parent)
+    place = Place(slot, Transcript(memoryview(bytearray(TRANSCRIPT_BYTES))))
+    worker = Worker(Bundle(job), Fds(-1, wire, -1, os.memfd_create("capture")), place, journal.folder.parent)
 
     def outside(leases: int) -> float:
         inside.clear()

@@ -11,9 +11,9 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from batchd.core import entries as e
-from batchd.core.events import Position
+from batchd.core.events import JobsAcked, Position
 from batchd.core.facts import BatchFacts, apply
-from batchd.core.job import Allowances, Cause, after
+from batchd.core.job import Allowances, Cause, JobState, after
 from batchd.core.lease import reach
 
 
@@ -26,6 +26,8 @@ class LeaseTrace(NamedTuple):
     stop: int
     """No job at or beyond it was begun: lowered when a cut is certain, not when its limit is written."""
     position: Position | None
+    reports: tuple[JobsAcked, ...] = ()
+    """What its worker said of it, as far as that is known: much of it may be recorded."""
 
 
 def interrupted(
@@ -33,19 +35,33 @@ def interrupted(
 ) -> list[e.Entry]:
     """Apply and return the entries for the jobs that `traces` show as begun and that have no outcome.
 
+    Those that a report says succeeded are recorded; one that failed may run again, for nobody knows its allowances.
     `failure` is what is recorded for a job that was interrupted too often. Traces of other batches do not matter.
     """
     if not facts.is_attached:
         return []
-    entries: list[e.Entry] = []
+    own = [trace for trace in traces if trace.batch == facts.batch]
+    entries = [entry for trace in own for entry in _reported(facts, trace)]
     made_progress = facts.done.size > facts.done_at_attach
-    for trace in traces:
-        if trace.batch != facts.batch:
-            continue
+    for trace in own:
         begun, running = reach(trace.number, trace.first, trace.stop, trace.position)
         for start, stop in list(facts.done.gaps(trace.first, min(begun, facts.size))):
             entries += _charge(facts, start, stop, running, allowances, made_progress, failure)
     return [*entries, _put_down(facts)]
+
+
+def _reported(facts: BatchFacts, trace: LeaseTrace) -> list[e.Entry]:
+    """Record the successes that were said of a lease and are not recorded."""
+    begun, _ = reach(trace.number, trace.first, trace.stop, trace.position)
+    entries: list[e.Entry] = []
+    for report in trace.reports:
+        stop = report.first + report.count
+        is_of_lease = report.lease == trace.number and trace.first <= report.first and stop <= min(begun, facts.size)
+        if is_of_lease and report.state is JobState.SUCCEEDED and not facts.done.overlaps(report.first, stop):
+            entry = e.Recorded(facts.batch, report.first, report.count, JobState.SUCCEEDED, report.block)
+            apply(facts, entry)
+            entries.append(entry)
+    return entries
 
 
 def all_interrupted(facts: BatchFacts) -> list[e.Entry]:

@@ -6,7 +6,6 @@ Nothing is decided here. The law of a death: see the exit (pidfd), read the pipe
 
 import os
 import signal
-import struct
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -17,17 +16,16 @@ from typing import Any
 
 from batchd.core import commands as c
 from batchd.core import events as ev
-from batchd.core.job import JobState
 from batchd.edge.exits import describe
 from batchd.edge.gauges import WorkerGauge
 from batchd.edge.grace import when_ended
 from batchd.edge.orphans import kill_tagged, reap_adopted
+from batchd.edge.reports import event_of
 from batchd.edge.stacks import condense
 from batchd.edge.template import Home, KeySpec, TemplateProcess, spawn
 from batchd.errors import FormatError
 from batchd.formats.frame import Frame, FrameReader
-from batchd.formats.report import ACK, ENDED, LEASE, NO_FINGERPRINT, Failure, Report, fingerprint
-from batchd.formats.segment import unpack
+from batchd.formats.report import LEASE, Failure, fingerprint
 from batchd.settings import CUT_WAIT_S, READ_BYTES, STACK_DUMP_S
 from batchd.worker import output
 from batchd.worker.recorder import OUTPUT, STARTED, Lane, Recorder, Slot
@@ -35,7 +33,6 @@ from batchd.worker.template import tag
 
 _PIPE_BYTES = 1 << 20
 """Of the pipe of a worker that reports much: it then sleeps less often in the middle of a report."""
-_REPORTED = frozenset({JobState.SUCCEEDED, JobState.FAILED})
 
 Emit = Callable[[ev.Event], None]
 Later = Callable[[float, Callable[[], None]], None]
@@ -227,8 +224,7 @@ class Pool:
             self._emit(ev.WorkerGone(number, None, self.shortage, is_short=True))
             return
         slot_number = self._free_slots.pop(0)
-        slot = self._recorder.slot(slot_number)
-        slot.clear()
+        slot = self._recorder.clear(slot_number)
         worker = WorkerProcess(number, key, slot_number, slot, leases_fd, reports_fd, output_fd)
         self.workers[number] = worker
         fds = (leases, reports, output_fd)
@@ -362,44 +358,10 @@ class Pool:
     def _take_in(self, worker: WorkerProcess, frames: Iterable[Frame]) -> None:
         try:
             for frame in frames:
-                self._emit(self._event_of(worker.number, worker.key, frame))
+                self._emit(event_of(worker.number, worker.key, frame))
         except FormatError as error:
             worker.reader = FrameReader()
             self._kill(worker, f"sent garbage on its report pipe ({error})")
-
-    @staticmethod
-    def _event_of(worker: int, key: str, frame: Frame) -> ev.Event:
-        try:
-            match frame.kind:
-                case Report.READY:
-                    return ev.WorkerReady(worker)
-                case Report.ENDED:
-                    return ev.LeaseEnded(worker, *ENDED.unpack(frame.meta))
-                case Report.EXPLAINED:
-                    lease, _, mark = ACK.unpack(frame.meta)
-                    return ev.CauseExplained(worker, lease, mark, frame.body)
-                case Report.REFUSED:
-                    text = frame.body.decode(errors="replace")
-                    return ev.KeyFailed(key, f"the initializer failed; its own traceback:\n{text.rstrip()}")
-                case Report.CHECKPOINT:
-                    lease, index = ENDED.unpack(frame.meta)
-                    return ev.CheckpointReceived(worker, lease, index, frame.body)
-                case Report.ACK:
-                    lease, busy_ns, mark = ACK.unpack(frame.meta)
-                    (block,) = (each for each in unpack(frame.body) if each.count and each.state in _REPORTED)
-                    return ev.JobsAcked(
-                        worker=worker,
-                        lease=lease,
-                        first=block.first,
-                        count=block.count,
-                        state=JobState(block.state),
-                        block=frame.body,
-                        busy_s=busy_ns / 1e9,
-                        fingerprint=b"" if mark == NO_FINGERPRINT else mark,
-                    )
-        except (ValueError, struct.error) as error:
-            raise FormatError(f"report of kind {frame.kind}: {error}") from None
-        raise FormatError(f"report of unknown kind {frame.kind}")
 
     # --- Ending ------------------------------------------------------------------------------------------------
 

@@ -1,7 +1,7 @@
 """What every start does before anything else: there is one recovery path, and it is this.
 
-Take the lock, see every process of the earlier supervisor dead, charge what its flight recorder shows as begun and
-not recorded, and only then raise the epoch and make a new recorder.
+Take the lock, see every process of the earlier supervisor dead, record what its workers' transcripts say and charge
+what their slots show as begun and not recorded, and only then raise the epoch and make a new recorder.
 """
 
 import os
@@ -20,6 +20,7 @@ from batchd.edge.folder import journal_id, raise_epoch
 from batchd.edge.journal import BatchJournal
 from batchd.edge.lock import SupervisorLock, boot_id
 from batchd.edge.orphans import become_subreaper, sweep
+from batchd.edge.reports import acknowledged
 from batchd.errors import BatchdError
 from batchd.formats.report import Failure, fingerprint
 from batchd.settings import INTERRUPTIONS_MAX, SLOTS
@@ -99,6 +100,9 @@ def _traces(path: Path, name: str) -> dict[str, list[LeaseTrace]]:
 def _all_lanes(recorder: Recorder) -> Iterator[LeaseTrace]:
     for number in range(recorder.slots):
         slot = recorder.slot(number)
-        position = slot.position()
-        for lane in slot.lanes():
-            yield LeaseTrace(lane.batch, lane.lease, lane.first, lane.reach, position)
+        position, lanes = slot.position(), list(slot.lanes())
+        transcript = recorder.transcript(number) if lanes else None
+        reports = list(acknowledged(number, transcript)) if transcript is not None else []
+        for lane in lanes:
+            said = tuple(report for report in reports if report.lease == lane.lease)
+            yield LeaseTrace(lane.batch, lane.lease, lane.first, lane.reach, position, said)

@@ -127,6 +127,8 @@ class Simulation:
         """Start a supervisor with empty books."""
         self._epoch += 1
         self._is_alive = True
+        self._is_rebooted = False
+        """Whether the recorder is lost: also if this start is not the last one."""
         self._scheduler = self._scheduler_type(jitter=self._chance.random)
         self._pool = SimulatedPool(self._world, self._epoch)
         self._inbox: list[ev.Event] = []
@@ -226,7 +228,7 @@ class Simulation:
         workers = self._pool.workers.values()
         assert all(worker.is_dead for worker in workers), "a restart needs proof that the old workers are dead"
         self._witness.crashed(self.journal)
-        is_reboot = self._chance.random() < 0.2
+        is_reboot = self._is_rebooted = self._is_rebooted or self._chance.random() < 0.2
         self.story.tell("supervisor", "starts after a reboot" if is_reboot else "starts again")
         if not is_reboot:
             for job in filter(None, (worker.slot.running() for worker in workers)):
@@ -249,6 +251,7 @@ class Simulation:
                 entries = all_interrupted(facts) if facts.is_attached else []
             else:
                 entries = interrupted(facts, traces, allowances)
+                self._witness.kept(trace for trace in traces if trace.batch == batch)
             assert not (repetition and entries), f"the second recovery of {batch} is not empty: {entries}"
             for entry in entries:
                 self.story.tell("recovery", entry)

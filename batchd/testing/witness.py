@@ -12,6 +12,7 @@ from batchd.core.assignment import pool_size
 from batchd.core.events import Options
 from batchd.core.facts import BatchFacts, apply
 from batchd.core.job import JobState
+from batchd.core.replay import LeaseTrace
 from batchd.core.scheduler import Scheduler, Turn
 from batchd.testing.journal import MemoryJournal
 
@@ -34,6 +35,8 @@ class Witness:
         self._runs: Counter[Job] = Counter()
         self._running: dict[Job, int] = {}
         self._succeeded: set[Job] = set()
+        self._kept: set[Job] = set()
+        """Those whose success a transcript held when a supervisor died."""
         self._raised: Counter[Job] = Counter()
         self._deaths: Counter[Job] = Counter()
         """Deaths of a worker that ran the job, not ordered by the scheduler."""
@@ -52,6 +55,7 @@ class Witness:
         assert other is None, f"{job} is begun by worker {worker} while worker {other} runs it"
         last = self._begun.get(job, 0)
         assert attempt > last, f"attempt {attempt} of {job} is begun after attempt {last}"
+        assert job not in self._kept, f"{job} is begun again, and its success was in a transcript"
         self._begun[job] = attempt
         self._running[job] = worker
         self._runs[job] += 1
@@ -74,6 +78,13 @@ class Witness:
     def interrupted(self, job: Job) -> None:
         """The supervisor died while a worker ran the job."""
         self._interruptions[job] += 1
+
+    def kept(self, traces: Iterable[LeaseTrace]) -> None:
+        """A batch was recovered, and this is what transcripts said of its leases."""
+        for trace in traces:
+            for ack in trace.reports:
+                if ack.state is JobState.SUCCEEDED:
+                    self._kept.update((trace.batch, index) for index in range(ack.first, ack.first + ack.count))
 
     @property
     def runs(self) -> int:

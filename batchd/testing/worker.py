@@ -3,7 +3,7 @@
 the position is stored before the limit is read, reports leave in order, and what was sent survives the worker.
 """
 
-from collections import deque
+from collections import defaultdict, deque
 from dataclasses import dataclass, field
 from itertools import groupby
 
@@ -34,10 +34,18 @@ class Slot:
 
     lanes: dict[int, Lane] = field(default_factory=dict)
     position: Position | None = None
+    said: deque[ev.JobsAcked] = field(default_factory=lambda: deque(maxlen=32))
+    """Its transcript, which has little room."""
 
     def traces(self) -> list[LeaseTrace]:
         """Return what a restart reads."""
-        return [LeaseTrace(it.batch, it.lease, it.first, it.stop, self.position) for it in self.lanes.values()]
+        said: dict[int, list[ev.JobsAcked]] = defaultdict(list)
+        for ack in self.said:
+            said[ack.lease].append(ack)
+        return [
+            LeaseTrace(it.batch, it.lease, it.first, it.stop, self.position, tuple(said[it.lease]))
+            for it in self.lanes.values()
+        ]
 
     def running(self) -> tuple[str, int] | None:
         """Return the job at the position if the position says that it runs."""
@@ -217,6 +225,10 @@ class SimulatedWorker:
                 self._post(ev.CauseExplained(self.number, lease.lease, fingerprint, b"because"))
             busy_s = self._unsent_s * count / len(self._unsent)
             ack = ev.JobsAcked(self.number, lease.lease, first, count, state, b"block", busy_s, fingerprint)
+            self.slot.said.append(ack)
+            if world.faults.strikes("worker", 0.005):
+                self.die("killed before it sent what it noted")
+                return
             self._post(ack)
             if world.faults.strikes("echo", 0.05):  # An old report comes again, long after: it must be fenced off.
                 world.agenda.after(0.2, self._post, ack)

@@ -25,7 +25,7 @@ from batchd.formats import frame
 from batchd.formats.reference import Buffer, Reference
 from batchd.formats.report import LEASE, Report
 from batchd.formats.values import load_input
-from batchd.settings import ACK_INTERVAL_S, TRACEBACK_CHARS_MAX
+from batchd.settings import ACK_INTERVAL_S, TRACEBACK_CHARS_MAX, TRANSCRIPT_BYTES
 from batchd.worker import output
 from batchd.worker.calls import Bundle, bind
 from batchd.worker.context import CurrentJob, provide
@@ -43,6 +43,7 @@ from batchd.worker.recorder import (
     phase_word,
 )
 from batchd.worker.service import Service
+from batchd.worker.transcript import Transcript
 
 PROTOCOL_FD_MIN = 100
 """Protocol descriptors live up here, out of the way of code that closes or reuses the low ones."""
@@ -64,10 +65,18 @@ class Fds(NamedTuple):
     echo_err: int = -1
 
 
+class Place(NamedTuple):
+    """A worker's part of the flight recorder."""
+
+    slot: Slot
+    transcript: Transcript | None = None
+
+
 class Worker:
     """One worker process."""
 
-    def __init__(self, bundle: Bundle, fds: Fds, slot: Slot, batches: Path) -> None:
+    def __init__(self, bundle: Bundle, fds: Fds, place: Place, batches: Path) -> None:
+        slot, self._transcript = place
         self._bundle = bundle
         self._fds = fds
         self._slot = slot
@@ -200,7 +209,7 @@ class Worker:
             os._exit(0)
         try:
             with self._sending:
-                send_all(self._fds.reports, parts)
+                self._say(parts)
         except BrokenPipeError:
             os._exit(0)  # The supervisor is gone; the lifeline says the same.
         except OSError:
@@ -211,6 +220,12 @@ class Worker:
             elif phase == running >> PHASE_SHIFT:  # With a checkpoint, and any job before it may be to blame.
                 self._words[POSITION] = phase_word(Phase.REPORTING, 0) | place
             os._exit(EXIT_DESCRIPTORS)
+
+    def _say(self, parts: list[bytes]) -> None:
+        if self._transcript is not None and sum(map(len, parts)) <= TRANSCRIPT_BYTES:
+            parts = [b"".join(parts)]
+            self._transcript.note(parts[0])  # First: from here on it is as good as said.
+        send_all(self._fds.reports, parts)
 
     def _keep(self, batch: str, parts: Sequence[Buffer]) -> Reference | None:
         """Write a large result to a file. The job is over by then: a slow disk is not its fault, nor a death."""
@@ -259,7 +274,7 @@ def _raise(error: BaseException) -> JobState:
     raise error
 
 
-def run(bundle: Bundle, fds: Fds, slot: Slot, batches: Path, inherited: Iterable[int]) -> None:
+def run(bundle: Bundle, fds: Fds, place: Place, batches: Path, inherited: Iterable[int]) -> None:
     """Be a worker: in a fresh child of the template, or in a fresh interpreter. Never returns.
 
     `inherited` descriptors are not the worker's and are closed; what the task's module opened stays open.
@@ -274,7 +289,7 @@ def run(bundle: Bundle, fds: Fds, slot: Slot, batches: Path, inherited: Iterable
         _settle_descriptors(fds, {*low, *inherited})
         _settle_signals()
         _reseed()
-        worker = Worker(bundle, fds, slot, batches)
+        worker = Worker(bundle, fds, place, batches)
         sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
         sys.stdout = output.text_stream(fds.output, worker._index, fds.echo_out)  # noqa: SLF001
         sys.stderr = output.text_stream(fds.output, worker._index, fds.echo_err)  # noqa: SLF001

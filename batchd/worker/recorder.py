@@ -7,10 +7,11 @@ large integer. The lane's limit is how many jobs of the lease may run: the worke
 the limit second, the supervisor writes the limit first, waits, and reads the position second, so one of them always
 sees the other.
 
-    file   page of 4,096 bytes: magic, boot id, journal id, epoch; then the slots
+    file   page of 4,096 bytes: magic, boot id, journal id, epoch, how many slots; then the slots; then, from the next
+           page on, a transcript for each slot whose worker has one
     slot   8 words: position, start of the job (monotonic ns), pid, size of the capture file at the start of the
-           lease, how far the job says it is, lease that is to end, whether the job watches for that, 1 spare;
-           then the lanes
+           lease, how far the job says it is, lease that is to end, whether the job watches for that, size of the
+           transcript (0: none); then the lanes
     lane   8 words: lease, first, limit, attempt, is_timed, batch id (2 words), reach
 """
 
@@ -19,16 +20,18 @@ import os
 import struct
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from enum import IntEnum
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from batchd.core.events import Phase, Position
-from batchd.settings import LANES
+from batchd.settings import LANES, TRANSCRIPT_BYTES
+from batchd.worker.transcript import Transcript
 
-_HEADER: Final = struct.Struct("<8s36s36sQ")
+_HEADER: Final = struct.Struct("<8s36s36sQQ")
 _LANE: Final = struct.Struct("<QQQQQ16sQ")
-_MAGIC: Final = b"batchdR1"
+_MAGIC: Final = b"batchdR2"
 _HEADER_BYTES: Final = 4096
 _SLOT_WORDS: Final = 8 + 8 * LANES
 SLOT_BYTES: Final = 8 * _SLOT_WORDS
@@ -41,6 +44,7 @@ OUTPUT: Final = 3
 PROGRESS: Final = 4
 ENDING: Final = 5
 WATCHED: Final = 6
+TRANSCRIPT: Final = 7
 PHASE_SHIFT: Final = 56
 LANE_SHIFT: Final = 48
 OFFSET_MASK: Final = (1 << LANE_SHIFT) - 1
@@ -183,6 +187,11 @@ def lane_at(number: int) -> int:
     return 8 + 8 * (number % LANES)
 
 
+def _transcripts_at(slots: int) -> int:
+    """Return where the transcripts begin: at a page, so that none shares one with a slot."""
+    return -(-(_HEADER_BYTES + slots * SLOT_BYTES) // mmap.PAGESIZE) * mmap.PAGESIZE
+
+
 class Recorder:
     """The mapped file. Raises OSError when it cannot be opened, ValueError when it is not a recorder."""
 
@@ -193,24 +202,27 @@ class Recorder:
         self.fd = fd
         self._map = mmap.mmap(fd, size)
         self._words = memoryview(self._map).cast("Q")
-        magic, boot, journal, self.epoch = _HEADER.unpack_from(self._map)
+        magic, boot, journal, self.epoch, self.slots = _HEADER.unpack_from(self._map)
         if magic != _MAGIC:
             raise ValueError("the flight recorder has another format")
+        if size < _transcripts_at(self.slots):
+            raise ValueError("the flight recorder is cut off")
         self.boot_id = boot.rstrip(b"\0").decode()
         self.journal_id = journal.rstrip(b"\0").decode()
-        self.slots = (size - _HEADER_BYTES) // SLOT_BYTES
 
     @classmethod
     def create(cls, path: Path, *, boot_id: str, journal_id: str, epoch: int, slots: int) -> "Recorder":
         """Make a new file, readable by its owner only; an old one of that name must be gone."""
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
-            os.posix_fallocate(fd, 0, _HEADER_BYTES + slots * SLOT_BYTES)  # Or a full tmpfs is a SIGBUS later on.
+            os.posix_fallocate(fd, 0, _transcripts_at(slots))  # Or a full tmpfs is a SIGBUS later on.
+            with suppress(OSError):  # Files may not be that large here: there will be no transcripts.
+                os.ftruncate(fd, _transcripts_at(slots) + slots * TRANSCRIPT_BYTES)  # A hole until a worker needs it.
         except OSError as error:
             os.close(fd)
             path.unlink()
             raise OSError(error.errno, error.strerror, str(path)) from None
-        os.pwrite(fd, _HEADER.pack(_MAGIC, boot_id.encode(), journal_id.encode(), epoch), 0)
+        os.pwrite(fd, _HEADER.pack(_MAGIC, boot_id.encode(), journal_id.encode(), epoch, slots), 0)
         return cls(fd)
 
     @classmethod
@@ -232,6 +244,26 @@ class Recorder:
         """Return slot `number`."""
         start = (_HEADER_BYTES // 8) + number * _SLOT_WORDS
         return Slot(self._words[start : start + _SLOT_WORDS])
+
+    def clear(self, number: int) -> Slot:
+        """Return slot `number` made ready for a new worker, with room for a transcript if there is any."""
+        slot, start = self.slot(number), self._transcript_at(number)
+        slot.clear()
+        if start + TRANSCRIPT_BYTES <= len(self._map):
+            with suppress(OSError):  # Memory is short: what it reports runs again if the supervisor dies.
+                os.posix_fallocate(self.fd, start, TRANSCRIPT_BYTES)
+                slot.words[TRANSCRIPT] = TRANSCRIPT_BYTES
+        return slot
+
+    def transcript(self, number: int) -> Transcript | None:
+        """Return the transcript of the worker in slot `number`, if it has one."""
+        start, size = self._transcript_at(number), self.slot(number).words[TRANSCRIPT]
+        if size != TRANSCRIPT_BYTES or start + size > len(self._map):
+            return None
+        return Transcript(memoryview(self._map)[start : start + size])
+
+    def _transcript_at(self, number: int) -> int:
+        return _transcripts_at(self.slots) + number * TRANSCRIPT_BYTES
 
     def close(self) -> None:
         """Close the descriptor; the mapping goes with its last user."""

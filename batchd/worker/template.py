@@ -23,7 +23,7 @@ from typing import Any, Final, NamedTuple
 
 from batchd.errors import TaskError
 from batchd.worker.calls import Bundle, load_bundle
-from batchd.worker.main import Fds, hold_lifeline, run
+from batchd.worker.main import Fds, Place, hold_lifeline, run
 from batchd.worker.recorder import Recorder
 from batchd.worker.task import Task, load
 
@@ -53,10 +53,9 @@ def main() -> None:
     recorder = Recorder(recorder_fd)
     inherited = open_fds()  # What the task's module opens later is its own, and stays open in its workers.
     if "worker" in config:  # A fresh interpreter, exec'ed to be one worker.
-        slot = recorder.slot(config["slot"])
         leases, reports, output = config["fds"]
         fds = Fds(leases, reports, _own_lifeline(lifeline_fd), output, *config["echo"])
-        run(_load(config, payload), fds, slot, Path(config["batches"]), inherited)
+        run(_load(config, payload), fds, _place(recorder, config["slot"]), Path(config["batches"]), inherited)
     door = socket.socket(fileno=socket_fd)
     try:
         bundle = _load(config, payload)
@@ -164,9 +163,12 @@ def _become_worker(request: dict[str, Any], fds: list[int], nest: Nest, pipe: tu
     config = nest.config
     set_tag(tag(config["journal_id"], config["epoch"], request["start"]))
     leases, reports, output = fds
-    slot = nest.recorder.slot(request["slot"])
     own = Fds(leases, reports, _own_lifeline(nest.lifeline), output, *config["echo"])
-    run(nest.bundle, own, slot, Path(config["batches"]), nest.inherited | {*pipe})
+    run(nest.bundle, own, _place(nest.recorder, request["slot"]), Path(config["batches"]), nest.inherited | {*pipe})
+
+
+def _place(recorder: Recorder, number: int) -> Place:
+    return Place(recorder.slot(number), recorder.transcript(number))
 
 
 def _own_lifeline(shared: int) -> int:

@@ -21,7 +21,7 @@ from batchd.core.replay import LeaseTrace, interrupted
 from batchd.core.scheduler import Scheduler
 from batchd.edge import control
 from batchd.edge.gauges import parse_workers
-from batchd.edge.pool import Pool
+from batchd.edge.reports import event_of
 from batchd.errors import FormatError, UsageError
 from batchd.formats import frame, joblog, pages, report, segment
 from batchd.formats.likeness import likeness
@@ -135,7 +135,7 @@ def read_report(data: bytes) -> None:
     """A worker's report: the kind, the length of the structured part, that part, the body."""
     kind, length = (data[0] % 9, data[1]) if len(data) > 1 else (0, 0)
     _, body = dialled(data[2 + length :], mended_blocks)
-    event = Pool._event_of(1, "key", frame.Frame(kind, data[2 : 2 + length], body))
+    event = event_of(1, "key", frame.Frame(kind, data[2 : 2 + length], body))
     if isinstance(event, ev.JobsAcked):
         assert event.count > 0, "a report of no jobs"
         assert event.state in {JobState.SUCCEEDED, JobState.FAILED}, f"a worker says {event.state.name}"

@@ -1,7 +1,7 @@
 """What a restart charges for what the flight recorder shows, and that it charges it once."""
 
 from batchd.core import entries as e
-from batchd.core.events import Phase, Position
+from batchd.core.events import JobsAcked, Phase, Position
 from batchd.core.facts import BatchFacts, apply
 from batchd.core.job import Allowances, History, JobState
 from batchd.core.replay import LeaseTrace, all_interrupted, interrupted
@@ -47,6 +47,34 @@ def test_recorded_jobs_and_other_batches_are_left_alone() -> None:
     entries = interrupted(facts, [trace(Position(7, 2, Phase.REPORTING)), elsewhere], ALLOWED)
 
     assert entries == [e.Detached("b")]
+
+
+def said(first: int, count: int = 1, state: JobState = JobState.SUCCEEDED, lease: int = 7) -> JobsAcked:
+    return JobsAcked(1, lease, first, count, state, b"block %d" % first, 0.1)
+
+
+def test_what_a_transcript_says_of_a_lease_is_recorded_and_only_the_rest_is_charged() -> None:
+    facts = attached(10, e.Recorded("b", 0, 1, JobState.SUCCEEDED), e.Charged("b", 3, 1, History(1, interruptions=1)))
+    stale, fresh, failed, other = said(0), said(1, 2), said(4, state=JobState.FAILED), said(5, lease=6)
+    begun = trace(Position(7, 6, Phase.RUNNING), stop=8)._replace(reports=(failed, other, fresh, stale, said(7)))
+
+    entries = interrupted(facts, [begun], ALLOWED)
+
+    assert entries == [
+        e.Recorded("b", 1, 2, JobState.SUCCEEDED, b"block 1"),
+        e.Charged("b", 3, 1, History(2)),  # There was progress.
+        e.Charged("b", 4, 2, History(1)),
+        e.Charged("b", 6, 1, History(1, interruptions=1)),
+        e.Detached("b"),
+    ]
+
+
+def test_a_transcript_is_not_believed_beyond_what_its_worker_began() -> None:
+    began_none = trace(None)._replace(reports=(said(0), said(4, 2)))
+    beyond = trace(Position(7, 9, Phase.REPORTING))._replace(reports=(said(4, 2), said(0, 6)))
+
+    assert interrupted(attached(), [began_none], ALLOWED) == [e.Detached("b")]
+    assert interrupted(attached(), [beyond], ALLOWED) == [e.Charged("b", 0, 5, History(1)), e.Detached("b")]
 
 
 def test_interrupted_too_often_without_progress_is_quarantined() -> None:

@@ -1,0 +1,72 @@
+"""What workers say, as events: from their pipes, or from their transcripts when the supervisor has died.
+
+A frame says nothing that is believed before it was looked at here; a worker that sends anything else is killed.
+"""
+
+import struct
+from collections.abc import Iterator
+from typing import Final
+
+from batchd.core import events as ev
+from batchd.core.job import JobState
+from batchd.errors import FormatError
+from batchd.formats.frame import Frame, FrameReader
+from batchd.formats.report import ACK, ENDED, NO_FINGERPRINT, Report
+from batchd.formats.segment import unpack
+from batchd.worker.transcript import Transcript
+
+_REPORTED: Final = frozenset({JobState.SUCCEEDED, JobState.FAILED})
+
+
+def event_of(worker: int, key: str, frame: Frame) -> ev.Event:
+    """Return the event a frame of a worker stands for. Raises FormatError."""
+    try:
+        match frame.kind:
+            case Report.READY:
+                return ev.WorkerReady(worker)
+            case Report.ENDED:
+                return ev.LeaseEnded(worker, *ENDED.unpack(frame.meta))
+            case Report.EXPLAINED:
+                lease, _, mark = ACK.unpack(frame.meta)
+                return ev.CauseExplained(worker, lease, mark, frame.body)
+            case Report.REFUSED:
+                text = frame.body.decode(errors="replace")
+                return ev.KeyFailed(key, f"the initializer failed; its own traceback:\n{text.rstrip()}")
+            case Report.CHECKPOINT:
+                lease, index = ENDED.unpack(frame.meta)
+                return ev.CheckpointReceived(worker, lease, index, frame.body)
+            case Report.ACK:
+                return _acked(worker, frame)
+    except (ValueError, struct.error) as error:
+        raise FormatError(f"report of kind {frame.kind}: {error}") from None
+    raise FormatError(f"report of unknown kind {frame.kind}")
+
+
+def acknowledged(worker: int, transcript: Transcript) -> Iterator[ev.JobsAcked]:
+    """Give what the reports in a transcript acknowledge, in no order; what is no whole report is passed over.
+
+    >>> list(acknowledged(1, Transcript(memoryview(bytearray(4096)))))
+    []
+    """
+    for report in transcript.reports():
+        try:
+            for frame in FrameReader().feed(report):
+                if isinstance(event := event_of(worker, "", frame), ev.JobsAcked):
+                    yield event
+        except FormatError:
+            continue  # Its worker died while it wrote this, or wrote over it since.
+
+
+def _acked(worker: int, frame: Frame) -> ev.JobsAcked:
+    lease, busy_ns, mark = ACK.unpack(frame.meta)
+    (block,) = (each for each in unpack(frame.body) if each.count and each.state in _REPORTED)
+    return ev.JobsAcked(
+        worker=worker,
+        lease=lease,
+        first=block.first,
+        count=block.count,
+        state=JobState(block.state),
+        block=frame.body,
+        busy_s=busy_ns / 1e9,
+        fingerprint=b"" if mark == NO_FINGERPRINT else mark,
+    )

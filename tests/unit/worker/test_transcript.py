@@ -1,0 +1,77 @@
+"""The transcript: what was noted last is there, and what was cut off or overwritten says nothing that was not said."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from batchd.core.events import JobsAcked
+from batchd.core.job import JobState
+from batchd.edge.reports import acknowledged
+from batchd.formats import frame
+from batchd.formats.report import ACK, ENDED, NO_FINGERPRINT, Report
+from batchd.formats.segment import pack_vector
+from batchd.worker.transcript import Transcript
+
+SIZE = 1 << 12
+
+
+def report(first: int, values: list[object], lease: int = 1, state: JobState = JobState.SUCCEEDED) -> bytes:
+    block = pack_vector(first, state, values)
+    ack = frame.encode(Report.ACK, ACK.pack(lease, 1000, NO_FINGERPRINT), len(block)) + block
+    return ack + frame.encode(Report.ENDED, ENDED.pack(lease, first + len(values)))
+
+
+def told(event: JobsAcked) -> tuple[int, int, bytes]:
+    return event.first, event.count, event.block
+
+
+REPORTS = st.lists(st.integers(1, 120), min_size=1, max_size=80).map(
+    lambda sizes: [report(1000 * number, list(range(number, number + size))) for number, size in enumerate(sizes)]
+)
+
+
+@given(REPORTS)
+def test_what_was_noted_last_is_there_and_nothing_else_ever_was(noted: list[bytes]) -> None:
+    transcript = Transcript(memoryview(bytearray(SIZE)))
+    for each in noted:
+        transcript.note(each)
+    found = [told(event) for event in acknowledged(3, transcript)]
+    every = [told(event) for each in noted for event in acknowledged(3, _holding(each))]
+    assert set(found) <= set(every)
+    room, last = SIZE - max(map(len, noted)), 0
+    for each in reversed(noted):  # At worst the end of the memory is skipped, once a round.
+        room -= len(each) + 72
+        last += room >= 0
+    assert every[len(every) - last :] == [each for each in every[len(every) - last :] if each in found]
+
+
+@given(REPORTS, st.data())
+def test_bytes_that_were_changed_are_left_out(noted: list[bytes], data: st.DataObject) -> None:
+    memory = bytearray(SIZE)
+    transcript = Transcript(memoryview(memory))
+    for each in noted:
+        transcript.note(each)
+    every = {told(event) for each in noted for event in acknowledged(3, _holding(each))}
+    at = data.draw(st.integers(0, SIZE - 1))
+    memory[at : at + 40] = data.draw(st.binary(min_size=40, max_size=40))[: SIZE - at]
+    assert {told(event) for event in acknowledged(3, transcript)} <= every
+
+
+def test_a_report_that_would_displace_most_others_is_left_out() -> None:
+    transcript = Transcript(memoryview(bytearray(SIZE)))
+    transcript.note(b"small")
+    transcript.note(bytes(SIZE // 2))
+    transcript.note(bytes(2 * SIZE))
+    assert list(transcript.reports()) == [b"small"]
+
+
+def test_a_report_tells_who_lease_state_and_block() -> None:
+    transcript = _holding(report(5, ["a", None], lease=9, state=JobState.FAILED))
+    (event,) = acknowledged(3, transcript)
+    assert (event.worker, event.lease, event.first, event.count) == (3, 9, 5, 2)
+    assert (event.state, event.block) == (JobState.FAILED, pack_vector(5, JobState.FAILED, ["a", None]))
+
+
+def _holding(noted: bytes) -> Transcript:
+    transcript = Transcript(memoryview(bytearray(4 * SIZE)))
+    transcript.note(noted)
+    return transcript
