@@ -49,8 +49,8 @@ LEAD_S: Final = 0.005
 """So long the loop may be held up by a commit it makes itself; then another thread goes on with it."""
 
 # --- Leases ----------------------------------------------------------------------------------------------------
-LEASE_TARGET_S: Final = 0.1
-"""A lease aims at this much work: long enough to hide a round trip 300 times, short enough to be taken back."""
+LEASE_TARGET_S: Final = 0.2
+"""A lease aims at this much work: two of them keep a worker busy over the longest rest; each can be taken back."""
 LEASE_JOBS_MAX: Final = 65_536
 LEASE_GROWTH_MAX: Final = 8
 """A lease may be at most this many times as large as the last one that was measured."""
@@ -121,9 +121,9 @@ PROGRESS_S: Final = 0.1
 ANSWER_S: Final = 0.002
 """An answer nobody waits for goes with the next news, or alone after this long: each message costs a wake-up."""
 START_WAIT_S: Final = 15.0
-REST_S_MAX: Final = 0.05
+REST_S_MAX: Final = 0.1
 """Reports of busy workers are read at most this much later, and commits come in step with that: a turn costs 0.3 ms
-of CPU, its commit as much again. When the supervisor itself dies, jobs that ended within this time run again."""
+of CPU, its commit as much again. When the machine dies, jobs that ended within this time run again."""
 REST_S_EAGER: Final = 0.02
 """The same where somebody waits for each outcome."""
 REST_S_MIN: Final = 0.001

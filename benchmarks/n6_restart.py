@@ -144,8 +144,8 @@ def restart(scratch: Path, job: Job, numbers: range, workers: int) -> Restarted:
             opened = time.monotonic()
             supervisor_cpu_s = cpu_s(processes(folder)[0])
             connection.close()
-            _await(session, len(numbers), before.done.size + 1)
-        first = _first_run(journal, before)
+            _await(session, len(numbers), session.progress["done"] + 1)  # Behind what transcripts had kept.
+        first = _first_run(journal, before, since)
         kept, records = _kept(journal, before.done, since)
         journal.close()
         return Restarted(
@@ -186,11 +186,12 @@ def kill_supervisor(folder: Path) -> None:
         raise TimeoutError(f"the supervisor was killed and {len(alive)} of its processes are still alive")
 
 
-def _first_run(journal: BatchJournal, before: BatchFacts) -> float:
-    """When the first job began whose outcome came after `before`."""
+def _first_run(journal: BatchJournal, before: BatchFacts, since: float) -> float:
+    """When the first job after `since` began whose outcome came after `before`."""
     facts = journal.refresh()
     new = RangeSet(chain.from_iterable(before.done.gaps(start, stop) for start, stop in facts.done))
-    return min(float(min(span.values())) for span in Outcomes(journal).spans(new, facts.generation))
+    spans = Outcomes(journal).spans(new, facts.generation)
+    return min(float(began) for span in spans for began in span.values() if began >= since)
 
 
 def _kept(journal: BatchJournal, done: RangeSet, until: float) -> tuple[int, int]:

@@ -12,6 +12,7 @@ from batchd.core.events import Options, Phase, Position
 from batchd.core.facts import BatchFacts, BatchState
 from batchd.core.job import Allowances, History, JobState
 from batchd.core.scheduler import Scheduler, Turn
+from batchd.settings import LEASE_TARGET_S
 
 CRASHED_ONCE = History(1, crashes=1)
 
@@ -39,7 +40,7 @@ class Desk:
     def ack(
         self, first: int, count: int = 1, state: JobState = JobState.SUCCEEDED, lease: int = 1, why: bytes = b""
     ) -> Turn:
-        return self.tell(ev.JobsAcked(1, lease, first, count, state, b"block", 0.1 * count, why))
+        return self.tell(ev.JobsAcked(1, lease, first, count, state, b"block", LEASE_TARGET_S * count, why))
 
     def gone(self, position: Position | None, worker: int = 1) -> Turn:
         return self.tell(ev.WorkerGone(worker, position, "killed by SIGSEGV", b"failure"))
@@ -468,7 +469,7 @@ def test_a_retired_worker_is_stopped_when_its_lease_has_ended() -> None:
     desk.tell(ev.ScaleRequested(1))
     retired = next(it for it in desk.scheduler.workers.values() if it.state.value == "stopping")
     lease = retired.leases[0]
-    ack = ev.JobsAcked(retired.number, lease.number, lease.first, 1, JobState.SUCCEEDED, b"", 0.1)
+    ack = ev.JobsAcked(retired.number, lease.number, lease.first, 1, JobState.SUCCEEDED, b"", LEASE_TARGET_S)
 
     turn = desk.tell(ack, ev.LeaseEnded(retired.number, lease.number, lease.first + 1))
 

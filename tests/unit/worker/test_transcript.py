@@ -1,4 +1,4 @@
-"""The transcript: what was noted last is there, and what was cut off or overwritten says nothing that was not said."""
+"""The transcript: what was noted last is there, and what was cut off says nothing that was not said."""
 
 from hypothesis import given
 from hypothesis import strategies as st
