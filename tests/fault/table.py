@@ -85,6 +85,11 @@ FAULTS: Final[dict[str, Row]] = {
     ),
     "S7": Row("signal storm", "500 SIGCHLD, SIGHUP, SIGTERM", "one drain, a second SIGTERM ends at once"),
     "S8": Row("package replaced under a supervisor", "client of another version", "named by both versions"),
+    "S9": Row(
+        "supervisor dies before it has read what workers reported",
+        "SIGSTOP until every worker waits, then SIGKILL",
+        "the next one records it, nothing of it runs again",
+    ),
     "C1": Row(
         "client killed while it submits", "SIGKILL at random and at the n-th call (strace)", "resumed, none twice"
     ),
@@ -221,7 +226,7 @@ FAULTS: Final[dict[str, Row]] = {
 }
 
 IDS: Final = frozenset(
-    {f"{letter}{number}" for letter, last in zip("WSCDJTIRHXP", (15, 8, 7, 7, 8, 3, 2, 3, 3, 12, 30), strict=True)
+    {f"{letter}{number}" for letter, last in zip("WSCDJTIRHXP", (15, 9, 7, 7, 8, 3, 2, 3, 3, 12, 30), strict=True)
      for number in range(1, last + 1)}
     | {"C2b"}
 )  # fmt: skip

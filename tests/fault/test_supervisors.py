@@ -179,6 +179,26 @@ def test_nothing_is_run_again_while_an_old_worker_lives(desk: Desk, tally: Tally
     tally.count("real SIGKILLs", 1)
 
 
+@pytest.mark.covers("S9")
+def test_what_was_reported_to_a_supervisor_that_read_nothing_is_not_run_again(desk: Desk, tally: Tally) -> None:
+    """It is stopped, so that reports stay in their pipes; when the workers have run all they had, it is killed."""
+    process = desk.start(*task("short_work", 300, "--name", "b"))
+    desk.wait_for_jobs(20, process)
+    supervisor = desk.supervisor()
+    os.kill(supervisor, signal.SIGSTOP)
+    workers = desk.workers()
+    until(lambda: all(is_reading(pid) for pid in workers), "they wait for leases")
+    unread = len(desk.attempts())
+    os.kill(supervisor, signal.SIGKILL)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    check(desk, 300)
+    assert unread < 300, "nothing was left to do"
+    assert sorted(desk.attempts()) == [(index, 1) for index in range(300)]
+    tally.saw(f"{unread} jobs begun before, run again: 0")
+    tally.count("real SIGKILLs", 1)
+
+
 @pytest.mark.covers("P9", "S3")
 def test_workers_that_cannot_get_rid_of_their_results_are_gone_as_soon(desk: Desk, tally: Tally) -> None:
     """The supervisor is stopped, so nobody reads: the workers stand in write(); then it is killed."""
@@ -196,6 +216,11 @@ def test_workers_that_cannot_get_rid_of_their_results_are_gone_as_soon(desk: Des
         await_death(pid, GONE_S)
     tally.saw(f"gone after {(monotonic() - began) * 1000:.0f} ms")
     tally.count("real SIGKILLs", 2)
+
+
+def is_reading(pid: int) -> bool:
+    """Whether a process stands in read()."""
+    return Path(f"/proc/{pid}/syscall").read_text().split()[0] == "0"
 
 
 def is_writing(pid: int) -> bool:
