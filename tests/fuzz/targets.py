@@ -28,7 +28,7 @@ from batchd.formats.likeness import likeness
 from batchd.formats.segment import Encoding
 from batchd.settings import LOG_LINE_BYTES_MAX
 from batchd.sources import RangeSource
-from batchd.supervisor.requests import _key_spec, _options
+from batchd.supervisor.openings import key_spec_of, options_of
 from batchd.units import parse_duration, parse_share, parse_size
 from batchd.worker.recorder import POSITION, SLOT_BYTES, Lane, Slot, phase_word
 from tests.fuzz.fuzzer import Target
@@ -177,7 +177,7 @@ class Unusable(AssertionError):
 
 def read_options(data: bytes) -> None:
     """Options of a batch, and what the scheduler then does with them."""
-    options = _options(json.loads(data))
+    options = options_of(json.loads(data))
     scheduler = Scheduler(lambda: 0.5)
     try:
         for events in _life_of_a_batch(options):
@@ -212,7 +212,7 @@ def _segments(count: int) -> ev.SegmentsReceived:
 
 def read_key_spec(data: bytes) -> None:
     """How workers are to be started, and whether a process could be started so."""
-    spec = _key_spec(json.loads(data), b"")
+    spec = key_spec_of(json.loads(data), b"")
     try:
         for text in (*spec.task, *spec.sys_path, spec.cwd, spec.executable, *spec.environ.values()):
             os.fsencode(text)

@@ -1,0 +1,250 @@
+"""Openings: how a client comes to have a batch open, which is made or taken up for that.
+
+What a client sends of options and of how workers start is looked at here, before anything is done with it. Nothing of
+the user's is unpickled here.
+"""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import lmdb
+
+from batchd.core import events as ev
+from batchd.core.job import Allowances
+from batchd.core.ranges import RangeSet
+from batchd.core.replay import all_interrupted
+from batchd.core.stored import copy
+from batchd.edge import strays
+from batchd.edge.control import Message
+from batchd.edge.folder import free_bytes
+from batchd.edge.journal import BatchJournal, make_batch
+from batchd.edge.template import KeySpec
+from batchd.errors import (
+    BatchBusy,
+    BatchdError,
+    BatchNotFound,
+    JournalError,
+    JournalFull,
+    SupervisorError,
+    TaskError,
+    UsageError,
+)
+from batchd.formats import tables
+from batchd.settings import DISK_RESERVE_BYTES, OPEN_BATCHES_MAX, WORKERS_MAX
+from batchd.supervisor.aside import Aside
+from batchd.supervisor.clients import Client, Clients, Host
+
+_NO_KEY = KeySpec(("", ""), (), "", {}, "")
+
+
+class Opening(NamedTuple):
+    """A request to open a batch."""
+
+    name: str
+    spec: dict[str, Any] | None = None
+    options: ev.Options = ev.Options()
+    key: str = ""
+    key_spec: KeySpec = _NO_KEY
+    is_shared: bool = False
+    """Others who ask for the same may have it open as well."""
+    follows: bool = False
+    """The client wants to be told which outcomes are durable."""
+    is_eager: bool = False
+    """And waits for each of them."""
+
+    @classmethod
+    def of(cls, message: Message) -> "Opening":
+        """Return what a message asks for; raises UsageError, KeyError, TypeError, ... for one that is malformed."""
+        fields = message.fields
+        spec = fields.get("spec")
+        if spec is not None and not isinstance(spec, dict):
+            raise UsageError("malformed request: the specification of a batch is a JSON object")
+        return cls(
+            name=str(fields["batch"]),
+            spec=spec,
+            options=options_of(fields["options"]),
+            key=str(fields["key"]),
+            key_spec=key_spec_of(fields["key_spec"], bytes(message.body)),
+            is_shared=bool(fields.get("is_shared")),
+            follows=bool(fields.get("follows")),
+            is_eager=bool(fields.get("is_eager")),
+        )
+
+
+class Openings:
+    """Opens batches, for clients or for a change alone."""
+
+    def __init__(self, supervisor: Host, clients: Clients) -> None:
+        self._supervisor = supervisor
+        self._clients = clients
+        self._aside = Aside(supervisor.selector)
+        self._being_made: dict[str, list[Callable[[], None]]] = {}
+        """New batches, and who waits for each."""
+
+    def open(self, client: Client, number: int, request: Opening) -> None:
+        """Attach a batch for this client; the task is imported first, so that nothing is made for a wrong one."""
+        name = request.name
+        self.check_free(name, is_shared=request.is_shared)
+        if name in self._clients.shared and self._clients.owner(name) is not None:
+            self._check_alike(request)
+            self._bind(client, request)  # Others run it: their workers serve this client as well.
+            self._supervisor.after_commit(lambda: self._tell_opened(client, number, name))
+            return
+
+        def go_on(reason: str, *, is_new: bool = False) -> None:
+            if client.is_gone:
+                return
+            try:
+                if reason:
+                    raise TaskError(reason)
+                self.check_free(name, is_shared=request.is_shared)
+                if name in self._clients.shared and self._clients.owner(name) is not None:
+                    self._check_alike(request)  # Another client was faster.
+                elif name in self._supervisor.journals:  # Taken up for a moment, to be changed, during the import.
+                    self._clients.when_put_down(name, lambda: go_on(""))
+                    return
+                elif self._must_be_made(request):
+                    self._make(client, number, request, go_on)
+                    return
+                else:
+                    self.attach(request, is_new=is_new)
+                self._bind(client, request)
+            except BatchdError as error:
+                client.refuse(number, error)
+                return
+            self._supervisor.after_commit(lambda: self._tell_opened(client, number, name))
+
+        pool = self._supervisor.pool
+        self._clients.when_put_down(name, lambda: pool.add_key(request.key, request.key_spec, go_on))
+
+    def _bind(self, client: Client, request: Opening) -> None:
+        client.bound.add(request.name)
+        if request.follows:
+            client.untold[request.name] = RangeSet()
+        if request.is_shared:
+            self._clients.shared.add(request.name)
+        if request.is_eager:
+            self._clients.eager.add(request.name)
+
+    def check_free(self, name: str, *, is_shared: bool) -> None:
+        """Raise BatchBusy or SupervisorError when the batch cannot be opened now."""
+        if self._clients.refusal:
+            raise SupervisorError(self._clients.refusal)
+        owner = self._clients.owner(name)
+        if owner is not None and not (is_shared and name in self._clients.shared):
+            raise BatchBusy(f"batch {name} is being run by process {owner.line.pid}: `batchd status` shows it")
+        if len(self._supervisor.journals) >= OPEN_BATCHES_MAX:
+            raise SupervisorError(f"{OPEN_BATCHES_MAX} batches are open, which is the limit: wait for one to finish")
+
+    def _check_alike(self, request: Opening) -> None:
+        """Refuse a client whose jobs would silently be run by the rules of others."""
+        batch = self._supervisor.scheduler.batches.get(request.name)
+        if batch is None:
+            return
+        theirs, its = _rules_of(batch.options), _rules_of(request.options)
+        if theirs != its:
+            raise UsageError(
+                f"the queue {request.name} is open with {theirs}, and this client asks for {its}: "
+                "ask for the same, or for a queue of another name"
+            )
+
+    def _must_be_made(self, request: Opening) -> bool:
+        return request.spec is not None and not self.folder(request.name).exists()
+
+    def _make(self, client: Client, number: int, request: Opening, go_on: Callable[..., None]) -> None:
+        """Have a new batch made while the loop goes on, then go on."""
+        name, spec = request.name, request.spec or {}
+        if name in self._being_made:
+            self._being_made[name].append(lambda: go_on(""))
+            return
+        folder = self.folder(name)
+        if free_bytes(folder.parent) < DISK_RESERVE_BYTES:
+            raise JournalFull(f"the disk under {folder.parent} is nearly full: free some space, or use --journal")
+        self._being_made[name] = []
+
+        def then(raised: Exception | None) -> None:
+            waiting = self._being_made.pop(name)
+            if raised is None:
+                go_on("", is_new=True)
+            else:
+                known = raised if isinstance(raised, BatchdError) else None
+                client.refuse(number, known or SupervisorError(f"cannot make batch {name}: {raised!r}"))
+            for call in waiting:
+                call()
+
+        self._aside.do(lambda: make_batch(folder, spec, request.key_spec.payload), then)
+
+    def attach(self, request: Opening, *, is_new: bool = False) -> None:
+        """Take a batch up that nobody runs; raises BatchNotFound or JournalError."""
+        supervisor, name = self._supervisor, request.name
+        folder = self.folder(name)
+        if not folder.exists():
+            raise BatchNotFound(f"there is no batch {name}: `batchd ls` lists them")
+        journal = BatchJournal(folder, is_writer=True)
+        try:
+            if not is_new:
+                strays.sweep(journal)
+                if request.key_spec.payload:
+                    journal.replace_function(tables.TASK_MARK, request.key_spec.payload)
+            if made := all_interrupted(copy(journal.facts)):
+                journal.commit(made)  # The machine died while the batch ran: the recorder that knew more is lost.
+            usage = journal.read_usage()
+        except BaseException as error:
+            journal.close()  # Or it could not be opened by this process again.
+            if isinstance(error, lmdb.Error):
+                raise JournalError(f"cannot write to the batch in {folder}: {error}") from None
+            raise
+        supervisor.journals[name] = journal
+        supervisor.progress[name] = journal.progress()
+        supervisor.usage[name] = {**supervisor.batch_usage(name), **usage}
+        # The scheduler has facts of its own, ahead of the journal's by what is not durable yet.
+        live = copy(journal.facts)
+        supervisor.emit(ev.BatchAttached(live, request.options, request.key, supervisor.ground.epoch))
+
+    def folder(self, name: str) -> Path:
+        """Return where a batch is, or would be; raises UsageError for what cannot be an id."""
+        if not name or not all(part.isalnum() for part in name.split("-")) or len(name) > 16:
+            raise UsageError(f"{name!r} cannot be a batch's id")
+        return self._supervisor.ground.folder / "batches" / name
+
+    def _tell_opened(self, client: Client, number: int, name: str) -> None:
+        journal = self._supervisor.journals[name]
+        fields = {
+            "checkpoint": journal.facts.checkpoint,
+            "sequences": journal.facts.sequences,
+            **self._clients.progress(name),
+            **({"recorded": list(journal.snapshot().done)} if name in client.untold else {}),
+        }
+        client.reply(number, fields)
+
+
+def _rules_of(options: ev.Options) -> str:
+    """Say how the jobs of a batch are run, as far as it shows in their outcomes."""
+    allowed = options.allowances
+    return f"retries={allowed.retries}, crashes_max={allowed.crashes_max}, timeout={options.timeout_s}"
+
+
+def options_of(fields: dict[str, Any]) -> ev.Options:
+    """Return the options a client sent. What is none of them is found out here, not by the scheduler."""
+    allowances = Allowances(**{name: int(value) for name, value in fields["allowances"].items()})
+    options = ev.Options(**{**fields, "allowances": allowances})
+    if type(options.workers) is not int or not 1 <= options.workers <= WORKERS_MAX:
+        raise UsageError(f"cannot run {options.workers} workers: give a number from 1 to {WORKERS_MAX}")
+    for limit in (options.timeout_s, options.memory_bytes_max, options.failures_max, options.failures_share_max):
+        if limit is not None and not isinstance(limit, int | float):
+            raise TypeError(f"{limit!r} is no limit")
+    return options
+
+
+def key_spec_of(fields: dict[str, Any], payload: bytes) -> KeySpec:
+    """Return how workers are to be started, as a client sent it."""
+    spec = KeySpec(**{**fields, "payload": payload})
+    module, name = spec.task
+    texts = [module, name, *spec.sys_path, spec.cwd, spec.executable, *spec.environ, *spec.environ.values()]
+    if not all(isinstance(text, str) and b"\0" not in os.fsencode(text) for text in texts):
+        raise TypeError("a task, path or environment that is not text")
+    if any("=" in name for name in spec.environ):
+        raise ValueError("a name that no environment can have")
+    return spec
