@@ -16,6 +16,7 @@ from typing import Any
 
 from batchd.core import commands as c
 from batchd.core import events as ev
+from batchd.edge.callbacks import call_each
 from batchd.edge.exits import describe
 from batchd.edge.gauges import WorkerGauge
 from batchd.edge.grace import when_ended
@@ -106,7 +107,7 @@ class Pool:
                 return
         self._waiters.setdefault(key, []).append(on_ready)
         if template.is_ready:
-            self._tell_waiters(key, "")
+            call_each(self._waiters.pop(key), "")
 
     def perform(self, command: c.Command) -> None:
         """Carry out one order."""
@@ -261,7 +262,7 @@ class Pool:
         if said is None:
             self._drop_template(key, template)
             reason = template.failure or f"the template process of {':'.join(self._keys[key].task)} died"
-            self._tell_waiters(key, reason)
+            call_each(self._waiters.pop(key, ()), reason)
             if template.failure:
                 self._emit(ev.KeyFailed(key, template.failure))
             for number in template.pending:
@@ -276,11 +277,7 @@ class Pool:
             self._drop_template(key, template)
             for number in pending:
                 self._on_unstarted(self.workers[number], "")
-        self._tell_waiters(key, "")
-
-    def _tell_waiters(self, key: str, reason: str) -> None:
-        for on_ready in self._waiters.pop(key, ()):
-            on_ready(reason)
+        call_each(self._waiters.pop(key, ()), "")
 
     def _drop_template(self, key: str, template: TemplateProcess) -> None:
         self._selector.unregister(template.door)

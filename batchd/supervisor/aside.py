@@ -9,7 +9,8 @@ from collections.abc import Callable
 from queue import SimpleQueue
 from selectors import EVENT_READ, BaseSelector
 from threading import Thread
-from traceback import print_exc
+
+from batchd.edge.callbacks import call_each
 
 Then = Callable[[Exception | None], None]
 
@@ -44,7 +45,4 @@ class Aside:
         os.eventfd_read(self._wake_fd)
         while not self._over.empty():
             then, raised = self._over.get()
-            try:
-                then(raised)
-            except Exception:  # A bug, and of one request only: the others are served on.
-                print_exc()
+            call_each([then], raised)

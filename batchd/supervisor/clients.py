@@ -9,12 +9,12 @@ import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from selectors import EVENT_READ, EVENT_WRITE, BaseSelector
-from traceback import print_exc
 from typing import Any, Protocol
 
 from batchd.core import events as ev
 from batchd.core.ranges import Range, RangeSet
 from batchd.core.scheduler import Scheduler
+from batchd.edge.callbacks import call_each, log_traceback
 from batchd.edge.control import NEWS, REPLY, Line, Message, listen
 from batchd.edge.journal import BatchJournal, Progress
 from batchd.edge.pool import Pool
@@ -127,6 +127,9 @@ class Clients:
 
     def answer_with_news(self, client: Client, batch: str, number: int) -> None:
         """Answer a request with the next news of its batch: a message of its own would only wake the client."""
+        if batch not in client.bound:  # It left meanwhile, and hears no more of it.
+            client.reply(number, self.progress(batch))
+            return
         client.answered.setdefault(batch, []).append(number)
         self._news.add(batch)
 
@@ -176,8 +179,8 @@ class Clients:
         """Let a client leave a batch in order, and call back when it has been put down or others go on with it."""
         others = any(batch in other.bound for other in self._clients if other is not client)
         if others:
+            self._tell(client, batch, is_put_down=True)
             self.leave(client, batch, at_once=at_once)
-            client.line.send(NEWS, {**self.progress(batch), "is_put_down": True})
             then()
             return
         self._supervisor.use_reserve()
@@ -199,15 +202,14 @@ class Clients:
         """The batch is durably detached: tell its client how it stands at the end."""
         for client in self._clients:
             if batch in client.bound:
+                self._tell(client, batch, is_put_down=True)
                 client.forget(batch)
-                client.line.send(NEWS, {**self.progress(batch), "is_put_down": True})
         self.shared.discard(batch)
         self.eager.discard(batch)
 
     def go_on_without(self, batch: str) -> None:
         """Serve those who waited until the batch was put down."""
-        for call in self._put_down.pop(batch, ()):
-            call()
+        call_each(self._put_down.pop(batch, ()))
 
     def watch_slow(self) -> None:
         """Watch for room whoever reads more slowly than it is told things, and nobody else; once a turn."""
@@ -269,7 +271,7 @@ class Clients:
             try:
                 self.answer(client, message)
             except Exception:  # A bug, and perhaps of one request only: the others are served on.
-                print_exc()
+                log_traceback()
                 self._drop(client)
                 return
         client.line.flush()
@@ -286,9 +288,12 @@ class Clients:
         for batch in list(client.bound):  # Nobody waits for what runs: it is cut off and uncharged.
             self.leave(client, batch, at_once=True)
 
-    def _tell(self, client: Client, batch: str) -> None:
+    def _tell(self, client: Client, batch: str, *, is_put_down: bool = False) -> None:
+        """Send how a batch stands, with all that the client was not told yet: nothing comes after `is_put_down`."""
         untold = client.untold.get(batch)
         fields = self.progress(batch)
+        if is_put_down:
+            fields["is_put_down"] = True
         if untold:
             fields["recorded"] = list(untold)
             client.untold[batch] = RangeSet()

@@ -5,7 +5,8 @@ the user's is unpickled here.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from batchd.core.ranges import RangeSet
 from batchd.core.replay import all_interrupted
 from batchd.core.stored import copy
 from batchd.edge import strays
+from batchd.edge.callbacks import call_each, log_traceback
 from batchd.edge.control import Message
 from batchd.edge.folder import free_bytes
 from batchd.edge.journal import BatchJournal, make_batch
@@ -96,7 +98,7 @@ class Openings:
         def go_on(reason: str, *, is_new: bool = False) -> None:
             if client.is_gone:
                 return
-            try:
+            with self._answering(client, number, name):
                 if reason:
                     raise TaskError(reason)
                 self.check_free(name, is_shared=request.is_shared)
@@ -111,13 +113,26 @@ class Openings:
                 else:
                     self.attach(request, is_new=is_new)
                 self._bind(client, request)
-            except BatchdError as error:
-                client.refuse(number, error)
-                return
-            self._supervisor.after_commit(lambda: self._tell_opened(client, number, name))
+                self._supervisor.after_commit(lambda: self._tell_opened(client, number, name))
 
-        pool = self._supervisor.pool
-        self._clients.when_put_down(name, lambda: pool.add_key(request.key, request.key_spec, go_on))
+        def import_task() -> None:
+            with self._answering(client, number, name):
+                self._supervisor.pool.add_key(request.key, request.key_spec, go_on)
+
+        self._clients.when_put_down(name, import_task)
+
+    @contextmanager
+    def _answering(self, client: Client, number: int, name: str) -> Iterator[None]:
+        """Refuse the client for whatever is raised: nobody else would, and it waits for an answer."""
+        try:
+            yield
+        except BatchdError as error:
+            client.refuse(number, error)
+        except Exception as error:
+            log_traceback()
+            log = self._supervisor.ground.folder / "supervisor.log"
+            why = f"cannot open batch {name}: {type(error).__name__}: {error}; {log} says where that came from"
+            client.refuse(number, SupervisorError(why))
 
     def _bind(self, client: Client, request: Opening) -> None:
         client.bound.add(request.name)
@@ -166,13 +181,13 @@ class Openings:
 
         def then(raised: Exception | None) -> None:
             waiting = self._being_made.pop(name)
-            if raised is None:
-                go_on("", is_new=True)
-            else:
-                known = raised if isinstance(raised, BatchdError) else None
-                client.refuse(number, known or SupervisorError(f"cannot make batch {name}: {raised!r}"))
-            for call in waiting:
-                call()
+            try:
+                with self._answering(client, number, name):
+                    if raised is not None:
+                        raise raised
+                    go_on("", is_new=True)
+            finally:
+                call_each(waiting)
 
         self._aside.do(lambda: make_batch(folder, spec, request.key_spec.payload), then)
 
@@ -191,16 +206,17 @@ class Openings:
             if made := all_interrupted(copy(journal.facts)):
                 journal.commit(made)  # The machine died while the batch ran: the recorder that knew more is lost.
             usage = journal.read_usage()
+            progress = journal.progress()
+            # The scheduler has facts of its own, ahead of the journal's by what is not durable yet.
+            live = copy(journal.facts)
         except BaseException as error:
             journal.close()  # Or it could not be opened by this process again.
             if isinstance(error, lmdb.Error):
                 raise JournalError(f"cannot write to the batch in {folder}: {error}") from None
             raise
         supervisor.journals[name] = journal
-        supervisor.progress[name] = journal.progress()
+        supervisor.progress[name] = progress
         supervisor.usage[name] = {**supervisor.batch_usage(name), **usage}
-        # The scheduler has facts of its own, ahead of the journal's by what is not durable yet.
-        live = copy(journal.facts)
         supervisor.emit(ev.BatchAttached(live, request.options, request.key, supervisor.ground.epoch))
 
     def folder(self, name: str) -> Path:

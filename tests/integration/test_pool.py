@@ -37,6 +37,22 @@ def test_the_reason_is_told_although_the_template_is_dead_when_it_is_read(bench:
     assert reasons[0].endswith("ValueError: mine")
 
 
+def test_whoever_waits_for_an_import_hears_of_it_whatever_another_one_raises(
+    bench: Bench, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told: list[str] = []
+
+    def fail(_: str) -> None:
+        raise ZeroDivisionError("a bug")
+
+    for on_ready in (fail, told.append):
+        bench.pool.add_key("k", key_spec(), on_ready)
+    bench.until(lambda: told, "the second hears")
+    bench.pool.add_key("k", key_spec(), fail)  # At once, because the task is imported.
+    assert told == [""]
+    assert capsys.readouterr().err.count("ZeroDivisionError: a bug") == 2
+
+
 @pytest.mark.parametrize(
     ("source", "words"),
     [("import os\nos._exit(3)\n", "the template process of .*mine.py:run died"), ("x = 1\n", "has no 'run'")],

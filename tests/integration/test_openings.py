@@ -1,0 +1,287 @@
+"""Whoever asks for a batch is answered, whatever goes wrong while it is made, taken up or put down."""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from selectors import BaseSelector, DefaultSelector
+from threading import Event
+from time import monotonic
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from batchd.core import events as ev
+from batchd.edge import control
+from batchd.edge.folder import open_folder
+from batchd.edge.journal import BatchJournal, make_batch
+from batchd.edge.template import KeySpec
+from batchd.formats import frame
+from batchd.supervisor import openings
+from batchd.supervisor.clients import Clients
+from batchd.supervisor.requests import Requests
+from tests.bench import WAIT_S, key_spec
+
+
+class Host:
+    """A supervisor's loop that decides nothing: everything is durable, and put down, when the test says so."""
+
+    def __init__(self, folder: Path) -> None:
+        self.ground: Any = SimpleNamespace(folder=folder, epoch=1)
+        self.selector: BaseSelector = DefaultSelector()
+        self.scheduler: Any = SimpleNamespace(batches={})
+        self.pool: Any = SimpleNamespace(add_key=self.add_key, workers={}, shortage="", status=list)
+        self.journals: dict[str, BatchJournal] = {}
+        self.progress: dict[str, Any] = {}
+        self.usage: dict[str, dict[str, float]] = {}
+        self.trouble = ""
+        self.events: list[ev.Event] = []
+        self.import_error: Exception | None = None
+        self._after: list[Callable[[], None]] = []
+        self.clients = Clients(self)
+        self.requests = Requests(self, self.clients)
+        self.clients.answer = self.requests.answer
+
+    def add_key(self, _key: str, _spec: KeySpec, on_ready: Callable[[str], None]) -> None:
+        if self.import_error is not None:
+            raise self.import_error
+        on_ready("")
+
+    def use_reserve(self) -> None: ...
+
+    def emit(self, event: ev.Event) -> None:
+        self.events.append(event)
+
+    def later(self, delay_s: float, call: Callable[[], None]) -> None: ...
+
+    def after_commit(self, call: Callable[[], None]) -> None:
+        self._after.append(call)
+
+    def batch_usage(self, batch: str) -> dict[str, float]:
+        return self.usage.setdefault(batch, {})
+
+    def status(self) -> dict[str, Any]:
+        return {}
+
+    def turn(self) -> None:
+        """Take in what is there."""
+        for key, _ in self.selector.select(0.05):
+            key.data()
+
+    def commit(self) -> None:
+        """Say that everything so far is durable."""
+        calls, self._after = self._after, []
+        for call in calls:
+            call()
+
+    def put_down(self, batch: str) -> None:
+        self.clients.on_put_down(batch)
+        self.journals.pop(batch).close()
+        self.progress.pop(batch)
+        self.clients.go_on_without(batch)
+
+    def close(self) -> None:
+        for journal in self.journals.values():
+            journal.close()
+        self.clients.close()
+        self.selector.close()
+
+
+class Caller:
+    """A client that sends what the test says, and keeps what it hears."""
+
+    def __init__(self, host: Host) -> None:
+        self.replies: dict[int, dict[str, Any]] = {}
+        self.news: list[dict[str, Any]] = []
+        self._host = host
+        self._line = control.connect(host.ground.folder)
+        self._line.setblocking(False)
+        self._reader = frame.FrameReader()
+        self._number = 0
+
+    def send(self, do: str, body: bytes = b"", **fields: Any) -> int:
+        """Send a request and return its number, when it was taken in."""
+        self._number += 1
+        meta = json.dumps({"do": do, "number": self._number, **fields}).encode()
+        self._line.sendall(frame.encode(control.REQUEST, meta, len(body)) + body)
+        self._host.turn()
+        self._host.turn()  # The first time, it only let the client in.
+        return self._number
+
+    def open(self, batch: str = "b", **fields: Any) -> int:
+        options = {**asdict(ev.Options()), "allowances": ev.Options().allowances._asdict()}
+        spec = {name: value for name, value in asdict(key_spec()).items() if name != "payload"}
+        return self.send("open", batch=batch, spec={}, options=options, key="k", key_spec=spec, **fields)
+
+    def submit(self, batch: str = "b") -> int:
+        """Submit nothing, patiently."""
+        return self.send("submit", batch=batch, client="c", sequence=1, checkpoint="", is_patient=True)
+
+    def hear(self, number: int) -> dict[str, Any]:
+        """Wait for the reply to a request."""
+        deadline = monotonic() + WAIT_S
+        while number not in self.replies:
+            assert monotonic() < deadline, "no answer"
+            self._host.turn()
+            self._host.commit()
+            self.take_in()
+        return self.replies[number]
+
+    def take_in(self) -> None:
+        """Read what was sent."""
+        try:
+            data = self._line.recv(1 << 20)
+        except BlockingIOError:
+            return
+        for kind, fields, _ in control.decode(self._reader.feed(data)):
+            if kind == control.REPLY:
+                self.replies[fields["number"]] = fields
+            else:
+                self.news.append(fields)
+
+    def close(self) -> None:
+        self._line.close()
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Iterator[Host]:
+    made = Host(open_folder(tmp_path / "journal"))
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def caller(host: Host) -> Iterator[Callable[[], Caller]]:
+    made: list[Caller] = []
+
+    def call() -> Caller:
+        made.append(Caller(host))
+        return made[-1]
+
+    yield call
+    for each in made:
+        each.close()
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, target: object, name: str, error: Exception) -> None:
+    """Have a function raise once, and then work again."""
+    works = getattr(target, name)
+
+    def fail(*_: object) -> None:
+        monkeypatch.setattr(target, name, works)
+        raise error
+
+    monkeypatch.setattr(target, name, fail)
+
+
+# --- Made and taken up -----------------------------------------------------------------------------------------
+
+
+def test_a_bug_while_a_batch_is_taken_up_is_told_and_leaves_it_closed(
+    host: Host, caller: Callable[[], Caller], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    client = caller()
+    failing(monkeypatch, BatchJournal, "read_usage", ZeroDivisionError("a bug"))
+    told = client.hear(client.open())
+    assert told["error"] == "SupervisorError"
+    assert told["message"].startswith("cannot open batch b: ZeroDivisionError: a bug; ")
+    assert "supervisor.log" in told["message"]
+    assert "ZeroDivisionError: a bug" in capsys.readouterr().err
+    assert host.journals == {}
+    assert host.events == []
+    # A journal that is open already cannot be opened by the same process.
+    assert client.hear(client.open())["size"] == 0
+
+
+@pytest.mark.parametrize("name", ["progress", "commit"])
+def test_no_batch_is_half_taken_up(
+    host: Host, caller: Callable[[], Caller], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    client = caller()
+    monkeypatch.setattr(openings, "all_interrupted", lambda _: (1,))
+    monkeypatch.setattr(BatchJournal, "commit", lambda *_: None)
+    failing(monkeypatch, BatchJournal, name, ZeroDivisionError("a bug"))
+    assert client.hear(client.open())["error"] == "SupervisorError"
+    assert host.journals == {}
+    assert client.hear(client.open())["size"] == 0
+
+
+def test_whoever_waits_for_a_batch_to_be_made_is_served_whatever_becomes_of_the_first(
+    host: Host, caller: Callable[[], Caller], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failing(monkeypatch, BatchJournal, "read_usage", ZeroDivisionError("a bug"))
+    are_both_here = Event()
+
+    def make(folder: Path, spec: dict[str, Any]) -> None:
+        are_both_here.wait(WAIT_S)
+        make_batch(folder, spec)
+
+    monkeypatch.setattr(openings, "make_batch", lambda folder, spec, _: make(folder, spec))
+    first, second = caller(), caller()
+    numbers = first.open(is_shared=True), second.open(is_shared=True)
+    are_both_here.set()
+    assert second.hear(numbers[1])["size"] == 0
+    assert first.hear(numbers[0])["error"] == "SupervisorError"
+
+
+def test_a_batch_whose_making_hits_a_bug_is_told(
+    host: Host, caller: Callable[[], Caller], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = caller()
+    failing(monkeypatch, openings, "make_batch", ZeroDivisionError("a bug"))
+    assert client.hear(client.open())["message"].startswith("cannot open batch b: ZeroDivisionError: a bug; ")
+    assert client.hear(client.open())["size"] == 0
+
+
+@pytest.mark.parametrize("has_others", [False, True])
+def test_the_last_news_hold_the_answers_and_outcomes_that_nobody_told_yet(
+    host: Host, caller: Callable[[], Caller], has_others: bool
+) -> None:
+    client, other = caller(), caller()
+    client.hear(client.open(is_shared=True, follows=True))
+    if has_others:
+        other.hear(other.open(is_shared=True))
+    number = client.submit()
+    host.commit()
+    host.clients.owner("b").untold["b"].add(0, 3)  # type: ignore[union-attr]  # As of one that was slow to read.
+    client.send("detach", batch="b")
+    if not has_others:
+        host.put_down("b")
+    client.take_in()
+    last = client.news[-1]
+    assert (last["answered"], last["recorded"], last["is_put_down"]) == ([number], [[0, 3]], True)
+
+
+def test_a_patient_request_of_a_client_that_left_is_answered_by_itself(
+    host: Host, caller: Callable[[], Caller]
+) -> None:
+    client, other = caller(), caller()
+    for each in (client, other):
+        each.hear(each.open(is_shared=True))
+    number = client.submit()
+    client.send("detach", batch="b")
+    assert client.hear(number)["size"] == 0
+
+
+def test_whoever_waits_for_a_batch_to_be_put_down_is_answered_whatever_goes_wrong(
+    host: Host, caller: Callable[[], Caller]
+) -> None:
+    """Here the task of one cannot even be looked at, and a third has a bug of its own."""
+    first, second, third = caller(), caller(), caller()
+    first.hear(first.open())
+    first.send("detach", batch="b")
+    first.close()
+    host.turn()
+
+    def fail() -> None:
+        host.import_error = MemoryError("none left")
+        raise ZeroDivisionError("a bug")
+
+    host.clients.when_put_down("b", fail)
+    number = second.open()
+    host.clients.when_put_down("b", lambda: setattr(host, "import_error", None))
+    last = third.open()
+    host.put_down("b")
+    assert second.hear(number)["message"].startswith("cannot open batch b: MemoryError: none left; ")
+    assert third.hear(last)["size"] == 0
