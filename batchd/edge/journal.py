@@ -43,6 +43,8 @@ _UNREADABLE = (
     *(ValueError, KeyError, TypeError, AttributeError),  # Of JSON that says something else than it should.
 )
 
+_DRAFT_PREFIX = ".new-"
+
 
 class Progress(NamedTuple):
     """What is durable about a batch, small enough to be told often."""
@@ -403,7 +405,7 @@ def make_batch(folder: Path, spec: dict[str, Any], payload: bytes = b"") -> None
     `payload` is the pickled task, when it is not one that a name stands for. Until it has its name nothing of it
     need be on the disk, so the disk is waited for at the end, and not for each table.
     """
-    draft = folder.with_name(f".new-{folder.name}")
+    draft = folder.with_name(f"{_DRAFT_PREFIX}{folder.name}")
     try:
         if draft.exists():
             shutil.rmtree(draft)  # Left by a death in the middle of this function.
@@ -428,6 +430,12 @@ def make_batch(folder: Path, spec: dict[str, Any], payload: bytes = b"") -> None
         sync_folder(folder.parent)
     except (lmdb.Error, OSError) as error:
         raise JournalError(f"cannot make a batch in {folder.parent}: {error}") from None
+
+
+def remove_drafts(batches: Path) -> None:
+    """Remove what deaths in the middle of `make_batch` left. Only while nobody makes one."""
+    for draft in batches.glob(f"{_DRAFT_PREFIX}*"):
+        shutil.rmtree(draft, ignore_errors=True)  # One that stays only takes space.
 
 
 def sync_folder(folder: Path) -> None:

@@ -378,7 +378,7 @@ class Supervisor:
         is_needed = self.clients.is_any and not self._is_draining
         if self.clients.is_any:
             self._linger_s = self._linger_after_s
-        if is_needed or self.journals or self._in_flight or self._unsaved:
+        if is_needed or self.journals or self._in_flight or self._unsaved or self.requests.is_making:
             self._idle_since = None
         elif self._idle_since is None:
             self._idle_since = monotonic()

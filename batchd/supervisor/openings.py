@@ -85,6 +85,11 @@ class Openings:
         self._being_made: dict[str, list[Callable[[], None]]] = {}
         """New batches, and who waits for each."""
 
+    @property
+    def is_making(self) -> bool:
+        """Whether a batch is being made, which would be left half made."""
+        return bool(self._being_made)
+
     def open(self, client: Client, number: int, request: Opening) -> None:
         """Attach a batch for this client; the task is imported first, so that nothing is made for a wrong one."""
         name = request.name

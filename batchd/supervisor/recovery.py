@@ -1,7 +1,8 @@
 """What every start does before anything else: there is one recovery path, and it is this.
 
-Take the lock, see every process of the earlier supervisor dead, record what its workers' transcripts say and charge
-what their slots show as begun and not recorded, and only then raise the epoch and make a new recorder.
+Take the lock, see every process of the earlier supervisor dead, remove batches it was only making, record what its
+workers' transcripts say and charge what their slots show as begun and not recorded, and only then raise the epoch and
+make a new recorder.
 """
 
 import os
@@ -16,8 +17,8 @@ from batchd.core import entries as e
 from batchd.core.job import DEFAULT_ALLOWANCES
 from batchd.core.replay import LeaseTrace, interrupted
 from batchd.core.stored import copy
-from batchd.edge.folder import journal_id, raise_epoch
-from batchd.edge.journal import BatchJournal
+from batchd.edge.folder import BATCHES_NAME, journal_id, raise_epoch
+from batchd.edge.journal import BatchJournal, remove_drafts
 from batchd.edge.lock import SupervisorLock, boot_id
 from batchd.edge.orphans import become_subreaper, sweep
 from batchd.edge.reports import acknowledged
@@ -48,6 +49,7 @@ def recover(folder: Path) -> Ground:
     become_subreaper()
     name = journal_id(folder)
     sweep(name)
+    remove_drafts(folder / BATCHES_NAME)
     path = recorder_path(folder, name)
     recovered = _charge_begun(folder, path, name)
     path.unlink(missing_ok=True)

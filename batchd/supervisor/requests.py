@@ -33,6 +33,11 @@ class Requests:
         self._clients = clients
         self._openings = Openings(supervisor, clients)
 
+    @property
+    def is_making(self) -> bool:
+        """Whether a batch that somebody asked for is being made, which would be left half made."""
+        return self._openings.is_making
+
     def answer(self, client: Client, message: Message) -> None:
         """Do what a message asks, or say why not."""
         number = message.fields.get("number", 0)

@@ -8,7 +8,7 @@ import pytest
 from batchd.core import entries as e
 from batchd.core.facts import BatchFacts, apply
 from batchd.edge import journal as journal_module
-from batchd.edge.journal import BatchJournal, join
+from batchd.edge.journal import BatchJournal, join, remove_drafts
 from batchd.edge.outcomes import Outcomes
 from batchd.errors import JournalDamaged, JournalError
 from batchd.formats import tables
@@ -51,6 +51,15 @@ def test_another_specification_may_be_stored(place: Path) -> None:
     again = BatchJournal(place)
     assert again.spec == {"digest": "new"}
     again.close()
+
+
+def test_drafts_are_removed_and_nothing_else(place: Path) -> None:
+    BatchJournal.create(place, {}).close()
+    for name in (".new-other", ".old-other"):
+        place.with_name(name).mkdir()
+    place.with_name(".new-file").touch()
+    remove_drafts(place.parent)
+    assert {path.name for path in place.parent.iterdir()} == {"b", ".old-other", ".new-file"}
 
 
 def test_what_cannot_be_written_is_told_with_the_folder(place: Path) -> None:

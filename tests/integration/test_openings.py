@@ -1,6 +1,10 @@
 """Whoever asks for a batch is answered, whatever goes wrong while it is made, taken up or put down."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -12,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from batchd.client import connect
 from batchd.core import events as ev
 from batchd.edge import control
 from batchd.edge.folder import open_folder
@@ -21,7 +26,7 @@ from batchd.formats import frame
 from batchd.supervisor import openings
 from batchd.supervisor.clients import Clients
 from batchd.supervisor.requests import Requests
-from tests.bench import WAIT_S, key_spec
+from tests.bench import ROOT, WAIT_S, House, key_spec
 
 
 class Host:
@@ -285,3 +290,58 @@ def test_whoever_waits_for_a_batch_to_be_put_down_is_answered_whatever_goes_wron
     host.put_down("b")
     assert second.hear(number)["message"].startswith("cannot open batch b: MemoryError: none left; ")
     assert third.hear(last)["size"] == 0
+
+
+# --- Half made -------------------------------------------------------------------------------------------------
+
+SLOW = """
+import sys
+from pathlib import Path
+from batchd.supervisor import openings
+from batchd.supervisor.loop import Supervisor
+from batchd.supervisor.recovery import recover
+
+make_batch = openings.make_batch
+
+def make_slowly(*how):
+    print("making", flush=True)
+    sys.stdin.readline()
+    make_batch(*how)
+
+openings.make_batch = make_slowly
+supervisor = Supervisor(recover(Path(sys.argv[1])))
+print("ready", flush=True)
+sys.exit(supervisor.run())
+"""
+
+
+@pytest.mark.covers("H3")
+def test_a_supervisor_that_is_asked_to_stop_finishes_the_batch_it_is_making(house: House) -> None:
+    command, pipe = [sys.executable, "-c", SLOW, str(house.folder)], subprocess.PIPE
+    with subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, stderr=pipe) as slow:
+        assert slow.stdin is not None
+        assert slow.stdout is not None
+        assert slow.stderr is not None
+        assert slow.stdout.readline() == b"ready\n"
+        client = connect(house.folder)
+        number = client.tell("open", **house.session()._open_fields)
+        assert slow.stdout.readline() == b"making\n"
+        os.kill(slow.pid, signal.SIGTERM)
+        assert b"asked to stop: draining" in slow.stderr.readline()
+        assert client.ask("hello")["pid"] == slow.pid
+        slow.stdin.write(b"\n")
+        slow.stdin.flush()
+        assert slow.wait(WAIT_S) == 0
+        (reply,) = (message.fields for message in client.messages() if message.fields.get("number") == number)
+        client.close()
+        assert "asked to stop" in reply["message"]
+    assert [path.name for path in (house.folder / "batches").iterdir()] == ["b"]
+    assert house.facts().size == 0
+
+
+def test_what_a_supervisor_died_making_is_removed_by_the_next(house: House) -> None:
+    draft = house.folder / "batches" / ".new-other"
+    draft.mkdir()
+    (draft / "data.mdb").write_bytes(b"torn")
+    house.session().open()
+    assert [path.name for path in (house.folder / "batches").iterdir()] == ["b"]
