@@ -254,6 +254,8 @@ class Worker:
     used_lanes: list[tuple[int, int]] = field(default_factory=list)
     """(turn, lane): lanes that are free once the turn is durable."""
     kill: Kill | None = None
+    is_staying: bool = True
+    """Whether it is neither stopping nor to be killed. Looked at for each worker at every turn: no property."""
     reported_at: float = 0.0
     """When it last reported a job or got work after having none."""
 

@@ -33,6 +33,7 @@ class Crew:
             lanes = [lease.lane for lease in worker.leases] + [lane for _, lane in worker.used_lanes]
             assert sorted(lanes + worker.lanes) == list(range(LANES)), "a lane is lost or used twice"
             assert len(worker.leases) <= LEASES_PER_WORKER
+            assert worker.is_staying == (worker.kill is None and worker.state is not WorkerState.STOPPING)
 
     def find(self, worker_number: int, lease_number: int) -> tuple[Worker | None, Lease | None]:
         """Return a worker and a lease it holds, each None when there is none of that number."""
@@ -52,12 +53,13 @@ class Crew:
         wanted = workers_per_key(self._batches.values(), size, int(now / TURNS_S))
         have: dict[str, list[Worker]] = {}
         for worker in self.workers.values():
-            if worker.state is not WorkerState.STOPPING and not worker.kill:
+            if worker.is_staying:
                 have.setdefault(worker.key, []).append(worker)
+        hiring = {batch.key for batch in self._batches.values() if batch.is_leasing}
         room = size - len(self.workers)
         missing = 0
         for key, count in wanted.items():
-            if self.short_until is not None and key in have:
+            if key not in hiring or (self.short_until is not None and key in have):
                 continue
             short = count - len(have.get(key, ()))
             missing += max(0, short - max(room, 0))
@@ -80,7 +82,7 @@ class Crew:
 
     def retire(self, worker: Worker, *, is_ending: bool) -> None:
         """Let a worker end when it has nothing left; with `is_ending` the job it runs is told."""
-        worker.state = WorkerState.STOPPING
+        worker.state, worker.is_staying = WorkerState.STOPPING, False
         for lease in worker.leases:
             self.cut(worker, lease, lease.next, is_ending=is_ending)
         if not worker.leases:
@@ -91,7 +93,7 @@ class Crew:
     ) -> None:
         """Order a worker killed, once."""
         if worker.kill is None:
-            worker.kill = kill
+            worker.kill, worker.is_staying = kill, False
             self.orders.append(c.KillWorker(worker.number, why, with_stack, has_grace))
 
     def cut(self, worker: Worker, lease: Lease, stop: int, *, is_ending: bool = False) -> None:

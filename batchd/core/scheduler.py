@@ -369,11 +369,10 @@ class Scheduler:
         for lease in worker.leases:
             charged |= self._return_lease(worker, lease, event, now)
         self._retired.append((self._entry_turn, worker.number))
-        expected = worker.kill is not None or worker.state is WorkerState.STOPPING
-        if event.is_short and any(other.key == worker.key for other in self.workers.values()):
+        if event.is_short and any(other.key == worker.key and other.is_staying for other in self.workers.values()):
             self.crew.short_until = now + SHORT_S  # Without the others it is a death, or nobody would ever be told.
             return
-        is_death = bool(event.cause) and not charged and not expected
+        is_death = bool(event.cause) and not charged and worker.is_staying
         if is_death and self._intensity_of(worker.key).death(now):
             self._on_key_failed(worker.key, f"workers keep dying without finishing a job: {event.cause}")
             self._intensity_of(worker.key).progress()

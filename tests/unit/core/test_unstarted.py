@@ -43,6 +43,26 @@ def test_processes_that_the_system_refuses_are_no_deaths_while_others_live() -> 
     scheduler.check()
 
 
+def test_a_worker_that_is_to_end_is_nobody_to_go_on_with() -> None:
+    """Or another process would be asked for at every turn, for as long as it takes to end."""
+    scheduler = Scheduler(jitter=lambda: 0.0)
+    segments = ev.SegmentsReceived("b", 100, (b"x",), "client", 1, "")
+    scheduler.step([ev.BatchAttached(BatchFacts("b"), Options(workers=2), "key", 1), segments], 0.0)
+    ending, other = started(scheduler.step([ev.Committed(1)], 0.0).commands)
+    orders = scheduler.step([ev.WorkerReady(ending), ev.WorkerReady(other)], 0.0).commands
+    (lease,) = (order.lease for order in orders if isinstance(order, c.GrantLease) and order.worker == ending)
+    scheduler.step([ev.LeaseEnded(ending, lease, 50)], 0.0)  # It skipped jobs, and is killed for that.
+    orders = scheduler.step([ev.WorkerGone(other, None, "cannot fork", is_short=True)], 0.0).commands
+    asked = 0
+    while started(orders) and asked <= RESTART_DEATHS_MAX:
+        asked += 1
+        refused = [ev.WorkerGone(worker, None, "cannot fork", is_short=True) for worker in started(orders)]
+        orders = scheduler.step(refused, 0.0).commands
+    scheduler.check()
+    assert asked < RESTART_DEATHS_MAX
+    assert scheduler.batches["b"].facts.state is BatchState.STOPPED
+
+
 def test_where_no_process_can_be_had_at_all_the_batch_is_stopped() -> None:
     scheduler = Scheduler(jitter=lambda: 0.0)
     segments = ev.SegmentsReceived("b", 100, (b"x",), "client", 1, "")
