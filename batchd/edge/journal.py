@@ -11,7 +11,7 @@ import os
 import shutil
 import struct
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Lock
 from typing import Any, NamedTuple
@@ -77,7 +77,8 @@ class BatchJournal:
             with self._env.begin() as txn:
                 found = json.loads(txn.get(tables.META_FORMAT, db=self._dbs[tables.META]) or b"{}")
                 self.spec: dict[str, Any] = json.loads(txn.get(tables.META_SPEC, db=self._dbs[tables.META]) or b"{}")
-            version = int(found["format"])
+            self._version = version = int(found["format"])
+            self._made_by: dict[str, Any] = found
         except (lmdb.Error, ValueError, KeyError, TypeError) as error:
             self._shut()
             raise JournalDamaged(f"{folder} does not read as a batch: {error}") from None
@@ -249,8 +250,8 @@ class BatchJournal:
     def replace_spec(self, spec: dict[str, Any]) -> None:
         """Store another specification: the user said that changed code continues the batch."""
         try:
-            with self._env.begin(write=True, db=self._dbs[tables.META]) as txn:
-                txn.put(tables.META_SPEC, json.dumps(spec).encode())
+            with self._writing() as txn:
+                txn.put(tables.META_SPEC, json.dumps(spec).encode(), db=self._dbs[tables.META])
         except lmdb.Error as error:
             raise JournalError(f"cannot write to the batch in {self.folder}: {error}") from None
         self.spec = spec
@@ -258,9 +259,9 @@ class BatchJournal:
     def replace_function(self, mark: bytes, payload: bytes) -> None:
         """Store the callable that the batch goes on with."""
         try:
-            with self._env.begin(write=True, db=self._dbs[tables.FUNCTIONS]) as txn:
-                if txn.get(mark) != payload:
-                    txn.put(mark, payload)
+            with self._writing() as txn:
+                if txn.get(mark, db=self._dbs[tables.FUNCTIONS]) != payload:
+                    txn.put(mark, payload, db=self._dbs[tables.FUNCTIONS])
         except lmdb.Error as error:
             raise JournalError(f"cannot write to the batch in {self.folder}: {error}") from None
 
@@ -291,13 +292,23 @@ class BatchJournal:
         else:
             readers.release(self.folder)
 
+    @contextmanager
+    def _writing(self) -> Iterator[lmdb.Transaction]:
+        """Write to a batch, all or nothing; with the first of it an older batchd can read the batch no more."""
+        with self._env.begin(write=True) as txn:
+            if self._version < FORMAT_VERSION:
+                raised = {**self._made_by, "format": FORMAT_VERSION}
+                txn.put(tables.META_FORMAT, json.dumps(raised).encode(), db=self._dbs[tables.META])
+            yield txn
+        self._version = FORMAT_VERSION
+
     def _write(self, entries: Sequence[e.Entry]) -> None:
         generation = self.facts.generation
         outcomes: dict[int, list[e.Recorded]] = {}
         log: list[dict[str, Any]] = []
         noted = RangeSet()
         trimmed: list[Reference] = []
-        with self._env.begin(write=True) as txn:
+        with self._writing() as txn:
             for entry in entries:
                 match entry:
                     case e.Recorded():

@@ -1,5 +1,7 @@
 """What else a batch's journal holds: functions, keys and its specification; and what is done now and then."""
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 
 import lmdb
@@ -10,8 +12,9 @@ from batchd.core.facts import BatchFacts, apply
 from batchd.edge import journal as journal_module
 from batchd.edge.journal import BatchJournal, join, remove_drafts
 from batchd.edge.outcomes import Outcomes
-from batchd.errors import JournalDamaged, JournalError
+from batchd.errors import JournalDamaged, JournalError, JournalNewer
 from batchd.formats import tables
+from batchd.settings import FORMAT_VERSION
 from tests.author import submission, success
 
 
@@ -51,6 +54,49 @@ def test_another_specification_may_be_stored(place: Path) -> None:
     again = BatchJournal(place)
     assert again.spec == {"digest": "new"}
     again.close()
+
+
+@pytest.mark.covers("J7")
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda journal: journal.commit([e.Attached("b", 2)]),
+        lambda journal: journal.replace_spec({}),
+        lambda journal: journal.replace_function(tables.TASK_MARK, b"x"),
+    ],
+)
+def test_a_batch_that_goes_on_takes_the_format_of_who_writes_it(
+    place: Path, monkeypatch: pytest.MonkeyPatch, write: Callable[[BatchJournal], object]
+) -> None:
+    """Or an older batchd would open it, and meet records it cannot read."""
+    with monkeypatch.context() as older:
+        older.setattr(journal_module, "FORMAT_VERSION", FORMAT_VERSION - 1)
+        BatchJournal.create(place, {}).close()
+    journal = BatchJournal(place, is_writer=True)
+    assert format_of(journal) == FORMAT_VERSION - 1, "opening it changes nothing yet"
+    with monkeypatch.context() as full:
+        full.setattr(journal, "_put_checkpoint", fail)
+        with pytest.raises(lmdb.DiskError):
+            journal.commit([submission(journal.facts, [1]), e.Detached("b")])
+    assert format_of(journal) == FORMAT_VERSION - 1, "what was written is taken back whole"
+    write(journal)
+    assert format_of(journal) == FORMAT_VERSION
+    write(journal)
+    journal.close()
+    monkeypatch.setattr(journal_module, "FORMAT_VERSION", FORMAT_VERSION - 1)
+    with pytest.raises(JournalNewer, match=f"has format {FORMAT_VERSION}"):
+        BatchJournal(place)
+
+
+def format_of(journal: BatchJournal) -> int:
+    with journal.begin() as txn:
+        found = json.loads(bytes(txn.get(tables.META_FORMAT, db=journal.table(tables.META)) or b""))
+    assert found["lmdb"], "what else is said of it stays"
+    return int(found["format"])
+
+
+def fail(*_: object) -> None:
+    raise lmdb.DiskError("full")
 
 
 def test_drafts_are_removed_and_nothing_else(place: Path) -> None:
