@@ -205,6 +205,11 @@ def huge_at_1(x: int) -> int:
     return 10**5_000 if x == 1 else x
 
 
+def long_list(x: int) -> list[int]:
+    """Return what takes JSON a while."""
+    return list(range(x, x + 100_000))
+
+
 def saves_slowly(x: int) -> bytearray:
     """Return what goes into a file, on a disk that takes longer than the job may."""
     os.fdatasync = lambda _: select([], [], [], 1.5)  # type: ignore[assignment]

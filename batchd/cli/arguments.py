@@ -93,8 +93,13 @@ def _add_reading(verbs: "_Verbs[argparse.ArgumentParser]") -> None:
     ls.add_argument("--all", action="store_true", help="all of them, not only the latest")
     for name in ("show", "results", "failures"):
         verb = _verb(verbs, name)
+        of_jobs = name != "failures"
         verb.add_argument(
-            "batch", metavar="BATCH", nargs="?", default="last", help="id, unique prefix, name, or last"
+            "batch",
+            metavar="BATCH[:INDEX]" if of_jobs else "BATCH",
+            nargs="?",
+            default="last",
+            help="id, unique prefix, name, or last" + "; INDEX: of one job only" * of_jobs,
         )
         if name == "failures":
             verb.add_argument("--all", action="store_true", help="every cause, and every index")

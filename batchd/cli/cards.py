@@ -4,12 +4,13 @@ What a card says is decided in joberrors.py; here it is made for a group of fail
 one idea: a death that was seen has details, and only such a one is worth a card.
 """
 
-from typing import Final
+from typing import Any, Final
 
 from batchd.edge.failures import FailureGroup
 from batchd.edge.journal import BatchJournal
 from batchd.edge.outcomes import Outcomes
 from batchd.formats.report import Failure
+from batchd.units import format_duration, format_size
 
 _DEATHS: Final = frozenset({"JobCrashed", "JobTimeout", "JobOverMemory"})
 
@@ -33,3 +34,18 @@ def card_lines(journal: BatchJournal, group: FailureGroup, rerun: str, *, lines_
     given = input_at(journal, Outcomes(journal), group.example)
     error = error_of(journal.folder.name, group.example, group.state, failure, "", given, rerun=rerun)
     return card(error, lines_max=lines_max)
+
+
+def details_text(details: dict[str, Any]) -> str:
+    """Return what is known of a failure beyond how it went, in words."""
+    known = {
+        "attempt": lambda value: f"attempt {value}",
+        "cpu_s": lambda value: f"{format_duration(value)} of CPU",
+        "memory_peak_bytes": lambda value: f"peak {format_size(value)}",
+    }
+    unsaid = {"pid", "signal", "exit_code"}  # The message says how it died; the process is gone.
+    return ", ".join(
+        known[name](value) if name in known else f"{name} {value}"
+        for name, value in details.items()
+        if name not in unsaid and not (name == "attempt" and value == 1)
+    )

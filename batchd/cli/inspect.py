@@ -1,4 +1,4 @@
-"""Verbs that only read the journal: ls, show, results, failures.
+"""Verbs that only read the journal: ls, show, failures.
 
 They need no supervisor and disturb none. Their answer goes to standard output, remarks about it to standard error.
 The one idea: every answer is first a dictionary with a stable shape; `--json` prints that, else it is said in words.
@@ -15,8 +15,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from batchd.cli.cards import card_lines, is_death
-from batchd.cli.results import Unwritable, extend_path, lines
+from batchd.cli.answers import answer, head, remark, told_lines
+from batchd.cli.cards import card_lines, details_text, is_death
 from batchd.cli.summary import INTERRUPTED, command, command_in, count_fields, count_parts, next_steps, usage_parts
 from batchd.core.facts import BatchState
 from batchd.core.job import JobState
@@ -24,20 +24,16 @@ from batchd.edge.control import connect
 from batchd.edge.failures import RANGES_MAX, FailureGroup, group_failures
 from batchd.edge.folder import journal_folder, open_folder
 from batchd.edge.journal import BatchJournal
-from batchd.edge.outcomes import Outcomes, Span
-from batchd.edge.shelf import Damaged, find_batch, list_batches
+from batchd.edge.outcomes import Outcomes
+from batchd.edge.shelf import Damaged, find_batch, find_job, list_batches
 from batchd.edge.stacks import cut_own_frames
-from batchd.errors import BatchdError, ResultError
-from batchd.formats.values import load
-from batchd.sinks import JsonlFile, to_json
-from batchd.sinks.jsonl import STDOUT
+from batchd.errors import BatchdError
 from batchd.units import format_duration, format_size, visible
 
 RUNNING: Final = "running"
 DAMAGED: Final = "damaged"
 _ROWS_MAX: Final = 30
 _CAUSES_MAX: Final = 10
-_UNWRITABLE_MAX: Final = 5
 _WORD_COLUMNS_MIN: Final = 8
 _GAP: Final = 2
 _HEADINGS: Final = ("BATCH", "NAME", "STATE", "DONE", "FAILED", "AGE", "DISK", "TASK")
@@ -55,21 +51,21 @@ def ls(args: argparse.Namespace) -> int:
     folder = named if is_unused else open_folder(named, create=False)
     batches = [] if is_unused else _batches(folder)
     if args.json:
-        _answer([json.dumps({"batchd": 1, "journal": str(folder), "batches": batches})])
+        answer([json.dumps({"batchd": 1, "journal": str(folder), "batches": batches})])
         return 0
     if not batches:
         first = command_in(
             folder, "run", "batchd.examples.demo:double", "--range", "0:1000", "--out", "doubled.jsonl"
         )
-        _answer([f"No batches yet in {folder}. Try: {first}"])
+        answer([f"No batches yet in {folder}. Try: {first}"])
         return 0
     shown = batches if getattr(args, "all", False) else batches[:_ROWS_MAX]
-    _answer(_table([_row(batch) for batch in shown]))
+    answer(_table([_row(batch) for batch in shown]))
     if len(shown) < len(batches):
-        _remark(f"{len(batches) - len(shown):,} older batches are not shown; --all shows them")
+        remark(f"{len(batches) - len(shown):,} older batches are not shown; --all shows them")
     for batch in shown:
         if batch["error"]:
-            _remark(batch["error"])
+            remark(batch["error"])
     return 0
 
 
@@ -153,14 +149,21 @@ def _at(heading: str) -> int:
 
 
 def show(args: argparse.Namespace) -> int:
-    """`batchd show`: everything known about a batch."""
+    """`batchd show`: everything known about a batch, or about one job of it."""
     folder = open_folder(journal_folder(args.journal, os.environ), create=False)
     is_live = _is_live(folder)
-    with closing(find_batch(folder, args.batch)) as journal:
+    journal, index = find_job(folder, args.batch)
+    with closing(journal):
+        if index is not None:
+            from batchd.cli.job import described, job_fields  # noqa: PLC0415  (20 ms, which `ls` need not pay)
+
+            told = job_fields(journal, index, is_live=is_live)
+            answer([json.dumps(told)] if args.json else described(told))
+            return 0
         fields = _fields(journal, is_live=is_live)
         fields["spec"] = journal.spec
         fields["next"] = [] if fields["is_running"] else next_steps(journal, fields["shown_state"])
-        _answer([json.dumps(fields)] if args.json else _described(journal, fields))
+        answer([json.dumps(fields)] if args.json else _described(journal, fields))
     return 0
 
 
@@ -185,12 +188,7 @@ def _described(journal: BatchJournal, fields: dict[str, Any]) -> Iterator[str]:
         "durability": "process: survives kill -9, not power loss" if spec.get("durability") == "process" else "",
         "next": "\n".join(fields["next"]),
     }
-    width = max(map(len, told))
-    for name, text in told.items():
-        first, *rest = text.splitlines() or [""]
-        if first:
-            yield f"  {name:<{width}}  {first}"
-            yield from (f"  {'':<{width}}  {line}" for line in rest)
+    yield from told_lines(told)
 
 
 def _input_text(spec: dict[str, Any], size: int) -> str:
@@ -206,101 +204,6 @@ def _input_text(spec: dict[str, Any], size: int) -> str:
     return json.dumps(spec)
 
 
-# --- results -------------------------------------------------------------------------------------------------------
-
-
-def results(args: argparse.Namespace) -> int:
-    """`batchd results`: the results that are there, in the order of the jobs."""
-    folder = open_folder(journal_folder(args.journal, os.environ), create=False)
-    with closing(find_batch(folder, args.batch)) as journal:
-        extend_path(journal.spec)
-        unwritable = Unwritable()
-        parts = _parts(journal, args, unwritable)
-        file = JsonlFile(args.output or STDOUT)
-        written = 0
-        try:
-            for part in parts if args.output or not args.json else _document(journal, parts, unwritable):
-                file.write(part)
-                written += len(part)
-            file.finish()
-        except BrokenPipeError:
-            file.abandon()
-            return 0  # The reader has seen enough.
-        except BaseException:
-            kept = file.abandon()
-            if args.output:
-                _remark(f"what was written before is in {kept}")
-            raise
-        if args.output and args.json:
-            told = {"output": args.output, "written": written, **_completeness(journal, unwritable)}
-            _answer([json.dumps({"batchd": 1, **_head(journal), **told})])
-        elif args.output:
-            _remark(f"{written:,} lines are in {args.output}")
-        _tell_missing(journal, unwritable)
-    return 1 if unwritable else 0
-
-
-def _parts(journal: BatchJournal, args: argparse.Namespace, unwritable: Unwritable) -> Iterator[list[str]]:
-    """Give the lines, some at a time."""
-    facts = journal.facts
-    for span in Outcomes(journal).spans(facts.done, facts.generation):
-        if not args.values:
-            yield lines(span, unwritable)
-        elif span.state is JobState.SUCCEEDED:
-            yield _values(span, unwritable, is_bare=bool(args.output) or not args.json)
-
-
-def _document(journal: BatchJournal, parts: Iterable[list[str]], unwritable: Unwritable) -> Iterator[list[str]]:
-    """Give the lines of one JSON document that has the lines of `parts` as its list of results."""
-    yield [json.dumps({"batchd": 1, **_head(journal)})[:-1] + ', "results": [']
-    comma = ""
-    for part in parts:
-        for line in part:
-            yield [comma + line]
-            comma = ","
-    yield ["], " + json.dumps(_completeness(journal, unwritable))[1:]]
-
-
-def _values(span: Span, unwritable: Unwritable, *, is_bare: bool) -> list[str]:
-    """Return a value a line as JSON, text as it is if `is_bare`. One that does not read back costs only itself."""
-    is_separate = span.block.is_separate
-    made = []
-    for index, stored in enumerate(span.separate() if is_separate else span.values(), span.start):
-        try:
-            value = load(stored) if is_separate else stored
-            made.append(value if is_bare and isinstance(value, str) else _json_of(value))
-        except ResultError as error:
-            unwritable.append((index, f"{error} Have the task return JSON types, or read the value from Python."))
-        except Exception as error:
-            unwritable.append((index, f"cannot be read back: {error!r}"))
-    return made
-
-
-def _json_of(value: Any) -> str:
-    try:
-        return json.dumps(value, ensure_ascii=False, allow_nan=False)
-    except (TypeError, ValueError):
-        return json.dumps(to_json(value), ensure_ascii=False, allow_nan=False)
-
-
-def _completeness(journal: BatchJournal, unwritable: Unwritable) -> dict[str, Any]:
-    return {
-        "is_complete": journal.facts.is_finished,
-        "unwritable": [{"index": index, "message": why} for index, why in unwritable],
-    }
-
-
-def _tell_missing(journal: BatchJournal, unwritable: Unwritable) -> None:
-    facts, name = journal.facts, journal.folder.name
-    for index, why in unwritable[:_UNWRITABLE_MAX]:
-        _remark(f"{name}:{index}: {why.removeprefix(f'Job {index}: ')}")
-    if len(unwritable) > _UNWRITABLE_MAX:
-        _remark(f"and {len(unwritable) - _UNWRITABLE_MAX:,} more results of {name} could not be written")
-    if not facts.is_finished:
-        size = f"{facts.size:,}{'' if facts.is_sealed else '+'}"
-        _remark(f"{name} is not finished: {facts.done.size:,} of {size} jobs are done so far")
-
-
 # --- failures ------------------------------------------------------------------------------------------------------
 
 
@@ -312,15 +215,15 @@ def failures(args: argparse.Namespace) -> int:
         groups = group_failures(journal, Outcomes(journal), ranges_max=sys.maxsize if is_all else RANGES_MAX)
         if args.json:
             causes = [_cause_fields(group) for group in groups]
-            _answer([json.dumps({"batchd": 1, **_head(journal), **count_fields(journal), "causes": causes})])
+            answer([json.dumps({"batchd": 1, **head(journal), **count_fields(journal), "causes": causes})])
         else:
-            _answer(_explained(journal, groups, len(groups) if is_all else _CAUSES_MAX))
+            answer(_explained(journal, groups, len(groups) if is_all else _CAUSES_MAX))
     return 0
 
 
 def _explained(journal: BatchJournal, groups: list[FailureGroup], causes_max: int) -> Iterator[str]:
-    facts, head = journal.facts, _head(journal)
-    title = f"{head['name']} ({head['batch']})"
+    facts, names = journal.facts, head(journal)
+    title = f"{names['name']} ({names['batch']})"
     failed, quarantined = facts.count(JobState.FAILED), facts.count(JobState.QUARANTINED)
     if not groups:
         yield f"{title}: nothing failed, {facts.done.size:,} of {facts.size:,} jobs are done"
@@ -353,7 +256,7 @@ def _story(journal: BatchJournal, group: FailureGroup) -> Iterator[str]:
 
         yield f"input of job {group.example}: {input_at(journal, Outcomes(journal), group.example)}"
         details, output = group.details, group.output.rstrip()
-    if text := _details_text(details):
+    if text := details_text(details):
         yield f"({text})"
     if output:
         yield f"last output of job {group.example}:"
@@ -365,20 +268,6 @@ def _cause_lines(number: int, group: FailureGroup, story: Iterable[str]) -> Iter
     state = " · quarantined" if group.state is JobState.QUARANTINED else ""
     yield f"{number}. {group.type} · {jobs}{state}: {group.indices}"
     yield from (f"   {line}" for line in story)
-
-
-def _details_text(details: dict[str, Any]) -> str:
-    known = {
-        "attempt": lambda value: f"attempt {value}",
-        "cpu_s": lambda value: f"{format_duration(value)} of CPU",
-        "memory_peak_bytes": lambda value: f"peak {format_size(value)}",
-    }
-    unsaid = {"pid", "signal", "exit_code"}  # The message says how it died; the process is gone.
-    return ", ".join(
-        known[name](value) if name in known else f"{name} {value}"
-        for name, value in details.items()
-        if name not in unsaid and not (name == "attempt" and value == 1)
-    )
 
 
 def _cause_fields(group: FailureGroup) -> dict[str, Any]:
@@ -401,10 +290,6 @@ def _cause_fields(group: FailureGroup) -> dict[str, Any]:
 # --- What the verbs share ------------------------------------------------------------------------------------------
 
 
-def _head(journal: BatchJournal) -> dict[str, Any]:
-    return {"batch": journal.folder.name, "name": str(journal.spec.get("name") or journal.folder.name)}
-
-
 def _fields(journal: BatchJournal, *, is_live: bool) -> dict[str, Any]:
     """Everything about a batch that its journal tells without reading its outcomes."""
     facts, spec, made = journal.facts, journal.spec, journal.progress()
@@ -412,7 +297,7 @@ def _fields(journal: BatchJournal, *, is_live: bool) -> dict[str, Any]:
     is_over = facts.state in {BatchState.FINISHED, BatchState.STOPPED, BatchState.CANCELLED}
     return {
         "batchd": 1,
-        **_head(journal),
+        **head(journal),
         "state": made.state,
         "shown_state": made.state if is_over else RUNNING if is_running else INTERRUPTED,
         "is_running": is_running,
@@ -467,17 +352,3 @@ def _parsed(created: str) -> datetime | None:
     except ValueError:
         return None
     return then.astimezone(UTC) if then.tzinfo else then.replace(tzinfo=UTC)
-
-
-def _answer(answer: Iterable[str]) -> None:
-    """Print the answer; a reader that has seen enough ends it without a word."""
-    try:
-        for line in answer:
-            print(line)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # What is buffered goes nowhere at exit.
-
-
-def _remark(text: str) -> None:
-    print(f"batchd: {text}", file=sys.stderr)

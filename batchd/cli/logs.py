@@ -15,8 +15,8 @@ from pathlib import Path
 from batchd.edge.control import connect
 from batchd.edge.folder import journal_folder, open_folder
 from batchd.edge.journal import BatchJournal
-from batchd.edge.shelf import find_batch
-from batchd.errors import BatchdError, BatchNotFound
+from batchd.edge.shelf import find_job
+from batchd.errors import BatchdError
 from batchd.formats.joblog import LOG_NAME, Line, decode
 from batchd.units import visible
 
@@ -32,7 +32,7 @@ _PATIENCE_S = 3.0
 def logs(args: argparse.Namespace) -> int:
     """`batchd logs`: what a batch's jobs logged."""
     folder = open_folder(journal_folder(args.journal, os.environ), create=False)
-    journal, index = _find(folder, args.batch)
+    journal, index = find_job(folder, args.batch)
     with closing(journal):
         log = _Log(journal.folder / LOG_NAME, index)
         pieces = _followed(log, folder, journal) if args.follow else log.lines()
@@ -45,21 +45,6 @@ def logs(args: argparse.Namespace) -> int:
             what = "no job has logged anything" if index is None else f"job {index} has logged nothing"
             print(f"batchd: {journal.folder.name}: {what}", file=sys.stderr)
     return 0
-
-
-def _find(folder: Path, text: str) -> tuple[BatchJournal, int | None]:
-    """Return the batch that is meant, and the job if one is."""
-    name, colon, number = text.rpartition(":")
-    if not colon or not number.isdecimal():
-        return find_batch(folder, text), None
-    try:
-        return find_batch(folder, name), int(number)
-    except BatchNotFound:
-        try:
-            return find_batch(folder, text), None  # A name may end like this.
-        except BatchNotFound:
-            pass
-        raise
 
 
 class _Log:

@@ -20,11 +20,12 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple
 
+from batchd.cli.answers import remark
 from batchd.core.job import JobState
 from batchd.edge.folder import journal_folder, open_folder
 from batchd.edge.journal import BatchJournal
 from batchd.edge.outcomes import Outcomes
-from batchd.edge.shelf import find_batch
+from batchd.edge.shelf import find_job
 from batchd.edge.stacks import cut_own_frames, users_part
 from batchd.edge.template import KeySpec
 from batchd.errors import FormatError, TaskError, UsageError
@@ -81,9 +82,9 @@ def rerun(args: argparse.Namespace) -> int:
     folder = open_folder(journal_folder(args.journal, os.environ), create=False)
     job = _read(folder, args.job)
     for line in (job.story, *_differences(job.spec)):
-        _remark(line)
+        remark(line)
     bundle = _enter_world(job)
-    _remark(f"running {job} in this process, as attempt {job.attempt}: without limits, and nothing is recorded")
+    remark(f"running {job} in this process, as attempt {job.attempt}: without limits, and nothing is recorded")
     ended = _run(job, bundle)
     code = _tell_json(job, ended) if args.json else _tell(job, ended)
     if args.pdb and ended.error is not None and not isinstance(ended.error, bdb.BdbQuit):
@@ -98,14 +99,13 @@ def rerun(args: argparse.Namespace) -> int:
 
 def _read(folder: Path, text: str) -> _Job:
     """Read all there is to know about a job, and close the journal again: the job may open it too."""
-    name, colon, number = text.rpartition(":")
-    if not colon or not name or not number.isdecimal():
+    name, _, number = text.rpartition(":")
+    if not name or not number.isdecimal():
         raise UsageError(f"{text!r} is not a job: write BATCH:INDEX, such as last:17")
-    index = int(number)
-    with closing(find_batch(folder, name)) as journal:
-        facts = journal.facts
-        if index >= facts.size:
-            raise UsageError(f"there is no job {index}: batch {journal.folder.name} has {facts.size:,} jobs, from 0")
+    journal, index = find_job(folder, text)
+    with closing(journal):
+        if index is None:
+            raise UsageError(f"{text!r} is a batch: write BATCH:INDEX, such as {text}:17")
         attempt, story = _became(journal, index)
         place, spec = journal.folder, dict(journal.spec)
     with closing(BatchInputs(place)) as inputs:
@@ -162,7 +162,7 @@ class _Foreground:
 
     def log(self, job: CurrentJob, text: str) -> None:  # noqa: ARG002  (there is one job only)
         """Show it."""
-        _remark(f"log: {text}")
+        remark(f"log: {text}")
 
     def keep(self, job: CurrentJob, payload: bytes) -> None:  # noqa: ARG002
         """Hold it for this run."""
@@ -243,9 +243,9 @@ def _tell(job: _Job, ended: _Ended) -> int:
     if ended.error is None:
         text = _text_of(ended.value, repr)
         print(text if len(text) <= _RESULT_CHARS_MAX else f"{text[:_RESULT_CHARS_MAX]}…", flush=True)
-        _remark(f"{job} returned after {took}")
+        remark(f"{job} returned after {took}")
     elif isinstance(ended.error, bdb.BdbQuit):
-        _remark(f"{job} was left in the debugger after {took}")
+        remark(f"{job} was left in the debugger after {took}")
     else:
         print(_traceback_of(ended.error), end="", file=sys.stderr)
         how = f"raised {type(ended.error).__name__}"
@@ -253,7 +253,7 @@ def _tell(job: _Job, ended: _Ended) -> int:
             how = "was stopped"
         elif ended.has_returned:
             how = "returned what cannot be kept"
-        _remark(f"{job} {how} after {took}")
+        remark(f"{job} {how} after {took}")
     return _code_of(ended)
 
 
@@ -291,8 +291,3 @@ def _text_of(value: Any, text: Callable[[Any], str] = str) -> str:
         return text(value)
     except Exception as error:
         return f"<{type(value).__name__} whose {text.__name__} raised {type(error).__name__}>"
-
-
-def _remark(text: str) -> None:
-    sys.stdout.flush()
-    print(f"batchd: {text}", file=sys.stderr, flush=True)

@@ -1,35 +1,191 @@
-"""Results as lines of JSON, in the order of the jobs, while they come in."""
+"""Results as lines of JSON, in the order of the jobs: `batchd results`, and what `--out` writes as they come in."""
 
+import argparse
 import json
+import os
+import shlex
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from time import monotonic
+from typing import Any, Final
 
+from batchd.cli.answers import answer, head, remark
 from batchd.core.job import JobState
 from batchd.core.ranges import RangeSet
+from batchd.edge.folder import journal_folder, open_folder
 from batchd.edge.journal import BatchJournal
 from batchd.edge.outcomes import Outcomes, Span
+from batchd.edge.shelf import find_job
 from batchd.errors import ResultError, UsageError
 from batchd.formats.values import load
-from batchd.sinks import JsonlFile, encode_line
+from batchd.sinks import JsonlFile, encode_line, to_json
+from batchd.sinks.jsonl import STDOUT
 
-_JOBS_AT_ONCE = 8192
+_WRITE_S: Final = 0.1
+"""A command that writes results looks this often whether it is to stop, however large they are."""
+_CHARS_AT_ONCE: Final = 1 << 16
+_UNWRITABLE_MAX: Final = 5
 _FIRST_BYTES = b'{"index":'
 """Of every file of results that holds any."""
 
 
-def check_target(path: str | None, given: Iterable[str | None]) -> None:
-    """Refuse to write results over what the run was given, or over anything else that is none. Raises UsageError."""
-    if path is None or not Path(path).is_file():
+class Unwritable(list[tuple[int, str]]):
+    """(index, why) of results that could not be written as JSON."""
+
+
+# --- The verb --------------------------------------------------------------------------------------------------
+
+
+def results(args: argparse.Namespace) -> int:
+    """`batchd results`: the results that are there, in the order of the jobs, or that of one job."""
+    folder = open_folder(journal_folder(args.journal, os.environ), create=False)
+    journal, index = find_job(folder, args.batch)
+    with closing(journal):
+        extend_path(journal.spec)
+        unwritable = Unwritable()
+        made = _made(journal, args, index, unwritable)
+        file = JsonlFile(args.output or STDOUT)
+        written = 0
+        try:
+            for part in _parts(made if args.output or not args.json else _document(journal, made, unwritable)):
+                file.write(part)
+                written += len(part)
+            file.finish()
+        except BrokenPipeError:
+            file.abandon()
+            return 0  # The reader has seen enough.
+        except BaseException:
+            kept = file.abandon()
+            if args.output:
+                remark(f"what was written before is in {kept}")
+            raise
+        if args.output and args.json:
+            told = {"output": args.output, "written": written, **_completeness(journal, unwritable)}
+            answer([json.dumps({"batchd": 1, **head(journal), **told})])
+        elif args.output:
+            remark(f"1 line is in {args.output}" if written == 1 else f"{written:,} lines are in {args.output}")
+        if index is not None:
+            return _tell_why_none(journal, index, unwritable, is_values=args.values)
+        _tell_missing(journal, unwritable)
+    return 1 if unwritable else 0
+
+
+def _made(
+    journal: BatchJournal, args: argparse.Namespace, index: int | None, unwritable: Unwritable
+) -> Iterator[str]:
+    """Give the lines."""
+    facts = journal.facts
+    start, stop = (0, None) if index is None else (index, index + 1)
+    for span in Outcomes(journal).spans(facts.done, facts.generation, start, stop):
+        if not args.values:
+            yield from lines(span, unwritable)
+        elif span.state is JobState.SUCCEEDED:
+            yield from _values(span, unwritable, is_bare=bool(args.output) or not args.json)
+
+
+def _parts(made: Iterable[str]) -> Iterator[list[str]]:
+    """Give lines in groups: writing each by itself would take longer than making it."""
+    part, chars = [], 0
+    for line in made:
+        part.append(line)
+        chars += len(line)
+        if chars > _CHARS_AT_ONCE:
+            yield part
+            part, chars = [], 0
+    yield part
+
+
+def _document(journal: BatchJournal, made: Iterable[str], unwritable: Unwritable) -> Iterator[str]:
+    """Give the lines of one JSON document that has the lines `made` as its list of results."""
+    yield json.dumps({"batchd": 1, **head(journal)})[:-1] + ', "results": ['
+    comma = ""
+    for line in made:
+        yield comma + line
+        comma = ","
+    yield "], " + json.dumps(_completeness(journal, unwritable))[1:]
+
+
+def _values(span: Span, unwritable: Unwritable, *, is_bare: bool) -> Iterator[str]:
+    """Give a value a line as JSON, text as it is if `is_bare`. One that does not read back costs only itself."""
+    is_separate = span.block.is_separate
+    for index, stored in enumerate(span.separate() if is_separate else span.values(), span.start):
+        try:
+            value = load(stored) if is_separate else stored
+            made = value if is_bare and isinstance(value, str) else json_of(value)
+        except ResultError as error:
+            unwritable.append((index, f"{error} Have the task return JSON types, or read the value from Python."))
+        except Exception as error:
+            unwritable.append((index, f"cannot be read back: {error!r}"))
+        else:
+            yield made
+
+
+def _completeness(journal: BatchJournal, unwritable: Unwritable) -> dict[str, Any]:
+    return {
+        "is_complete": journal.facts.is_finished,
+        "unwritable": [{"index": index, "message": why} for index, why in unwritable],
+    }
+
+
+def _tell_missing(journal: BatchJournal, unwritable: Unwritable) -> None:
+    facts, name = journal.facts, journal.folder.name
+    _tell_unwritable(name, unwritable)
+    if not facts.is_finished:
+        size = f"{facts.size:,}{'' if facts.is_sealed else '+'}"
+        remark(f"{name} is not finished: {facts.done.size:,} of {size} jobs are done so far")
+
+
+def _tell_why_none(journal: BatchJournal, index: int, unwritable: Unwritable, *, is_values: bool) -> int:
+    """Say why there is no line of the one job that was asked for; return the exit code."""
+    facts, job = journal.facts, f"{journal.folder.name}:{index}"
+    _tell_unwritable(journal.folder.name, unwritable)
+    if index not in facts.done:
+        remark(f"{job} has no outcome yet; `batchd show {job}` tells how it stands")
+        return 1
+    span = next(Outcomes(journal).spans(facts.done, facts.generation, index, index + 1))
+    if span.state is not JobState.SUCCEEDED and is_values:
+        remark(f"{job} has no result ({span.state.name.lower()}): `batchd show {job}` tells why")
+        return 1
+    return 1 if unwritable else 0
+
+
+def _tell_unwritable(name: str, unwritable: Unwritable) -> None:
+    for index, why in unwritable[:_UNWRITABLE_MAX]:
+        remark(f"{name}:{index}: {why.removeprefix(f'Job {index}: ')}")
+    if len(unwritable) > _UNWRITABLE_MAX:
+        remark(f"and {len(unwritable) - _UNWRITABLE_MAX:,} more results of {name} could not be written")
+
+
+# --- Lines -----------------------------------------------------------------------------------------------------
+
+
+def lines(span: Span, unwritable: Unwritable) -> Iterator[str]:
+    """Give one line per job of the span; what JSON cannot hold stands in `unwritable` too."""
+    if span.state is not JobState.SUCCEEDED:
+        for index, failure in span.failures():
+            yield encode_line(index, span.state.name.lower(), {"type": failure.type, "message": failure.message})
         return
-    for each in given:
-        if each and Path(each).exists() and Path(path).samefile(each):
-            raise UsageError(f"--out {path} would replace {each}, which the run needs: name another file")
-    with open(path, "rb") as file:
-        begins = file.read(len(_FIRST_BYTES))
-    if begins not in {b"", _FIRST_BYTES}:
-        raise UsageError(f"--out {path} is there and holds no results: remove it, or name another file")
+    values = map(load, span.separate()) if span.block.is_separate else iter(span.values())
+    for index in range(span.start, span.stop):
+        try:
+            made = encode_line(index, "succeeded", next(values))
+        except Exception as error:
+            why = str(error) if isinstance(error, ResultError) else f"cannot be read back: {error!r}"
+            unwritable.append((index, why))
+            told = {"type": type(error).__name__, "message": why}
+            made = json.dumps({"index": index, "state": "succeeded", "error": told})
+        yield made
+
+
+def json_of(value: Any) -> str:
+    """Return a value as JSON. Raises ResultError for one that has none."""
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError):
+        return json.dumps(to_json(value), ensure_ascii=False, allow_nan=False)
 
 
 def extend_path(spec: dict[str, Any]) -> None:
@@ -39,28 +195,36 @@ def extend_path(spec: dict[str, Any]) -> None:
     sys.path += [folder for folder in (*folders, *spec.get("sys_path", ())) if folder not in sys.path]
 
 
-class Unwritable(list[tuple[int, str]]):
-    """(index, why) of results that could not be written as JSON."""
+# --- What --out writes -----------------------------------------------------------------------------------------
 
 
-def lines(span: Span, unwritable: Unwritable) -> list[str]:
-    """Return one line per job of the span; what JSON cannot hold stands in `unwritable` too."""
-    if span.state is not JobState.SUCCEEDED:
-        return [
-            encode_line(index, span.state.name.lower(), {"type": failure.type, "message": failure.message})
-            for index, failure in span.failures()
-        ]
-    values = map(load, span.separate()) if span.block.is_separate else iter(span.values())
-    made = []
-    for index in range(span.start, span.stop):
-        try:
-            made.append(encode_line(index, "succeeded", next(values)))
-        except Exception as error:
-            why = str(error) if isinstance(error, ResultError) else f"cannot be read back: {error!r}"
-            unwritable.append((index, why))
-            told = {"type": type(error).__name__, "message": why}
-            made.append(json.dumps({"index": index, "state": "succeeded", "error": told}))
-    return made
+def check_target(path: str | None, given: Iterable[str | None]) -> None:
+    """Refuse to write results over what the run was given, or over anything else that is none. Raises UsageError."""
+    if path is None or not Path(path).is_file():
+        return
+    for each in given:
+        if each and Path(each).exists() and Path(path).samefile(each):
+            raise UsageError(f"--out {path} would replace {each}, which the run needs: name another file")
+    if not holds_results(Path(path)):
+        raise UsageError(f"--out {path} is there and holds no results: remove it, or name another file")
+
+
+def holds_results(path: Path) -> bool:
+    """Whether a file begins as results do, or is empty."""
+    with path.open("rb") as file:
+        return file.read(len(_FIRST_BYTES)) in {b"", _FIRST_BYTES}
+
+
+def earlier_target(spec: Mapping[str, Any]) -> Path | None:
+    """Return the file of results that the command which made the batch has written, None without one that is there.
+
+    >>> earlier_target({"task": ["m", "f"], "command": "batchd run m:f --range 0:3 --out /no/such/file", "cwd": "/"})
+    """
+    words = shlex.split(spec.get("command", "")) if spec["task"][0] else []
+    found = [after for word, after in pairwise(words) if word == "--out"]
+    found += [word.removeprefix("--out=") for word in words if word.startswith("--out=")]
+    path = Path(spec["cwd"], found[-1]) if found else None
+    return path if path is not None and path.is_file() and holds_results(path) else None
 
 
 class ResultStream:
@@ -71,37 +235,39 @@ class ResultStream:
         self._file = JsonlFile(path)
         self._folder = folder
         self._journal: BatchJournal | None = None
-        self._outcomes: Outcomes | None = None
-        self._written = 0
+        self._lines: Iterator[str] | None = None
+        """What comes next, as far as it was complete when that was last looked at."""
         self._generation = 0
+        self.written = 0
+        """Jobs whose lines are written."""
         self.unwritable = Unwritable()
 
     def advance(self, prefix: int, generation: int) -> bool:
-        """Write some of the results before job `prefix`; return whether there are more."""
+        """Write some of the results before job `prefix`, for a moment; return whether there are more."""
         if generation != self._generation:  # Jobs that were written before were retried meanwhile.
-            if self._written and not self._file.restart():
+            if self.written and not self._file.restart():
                 return False
-            self._generation, self._written = generation, 0
+            self._generation, self.written = generation, 0
             self.unwritable.clear()
             self.release()
-        if self._written >= prefix:
+        if self.written >= prefix:
             return False
-        if self._journal is None or self._outcomes is None:
-            self._journal = BatchJournal(self._folder)
-            extend_path(self._journal.spec)
-            self._outcomes = Outcomes(self._journal)
-        stop = min(prefix, self._written + _JOBS_AT_ONCE)
-        for span in self._outcomes.spans(RangeSet([(self._written, stop)]), generation):
-            self._file.write(lines(span, self.unwritable))
-        self._written = stop
-        return self._written < prefix
+        if self._lines is None:
+            self._lines = self._made(prefix)
+        until = monotonic() + _WRITE_S
+        for part in _parts(self._until(self._lines, until)):
+            self._file.write(part)
+            self.written += len(part)
+        return self.written < prefix
 
-    def finish(self, prefix: int, generation: int) -> None:
-        """Write what is left and give the file its name."""
+    def finish(self, prefix: int, generation: int, is_stopped: Callable[[], bool]) -> bool:
+        """Write what is left and give the file its name; return whether that was done before `is_stopped`."""
         while self.advance(prefix, generation):
-            pass
+            if is_stopped():
+                return False
         self.release()
         self._file.finish()
+        return True
 
     def abandon(self) -> str:
         """Keep what was written under the temporary name, and return that."""
@@ -110,6 +276,22 @@ class ResultStream:
 
     def release(self) -> None:
         """Close the batch: a process may open it once at a time."""
+        self._lines = None
         if self._journal is not None:
             self._journal.close()
             self._journal = None
+
+    def _made(self, prefix: int) -> Iterator[str]:
+        if self._journal is None:
+            self._journal = BatchJournal(self._folder)
+            extend_path(self._journal.spec)
+        for span in Outcomes(self._journal).spans(RangeSet([(self.written, prefix)]), self._generation):
+            yield from lines(span, self.unwritable)
+        self._lines = None
+
+    @staticmethod
+    def _until(made: Iterator[str], until: float) -> Iterator[str]:
+        for line in made:
+            yield line
+            if monotonic() > until:
+                return

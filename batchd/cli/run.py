@@ -4,19 +4,19 @@ import argparse
 import json
 import os
 import shlex
-import signal
 import sys
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing
 from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from batchd.cli import summary
-from batchd.cli.results import ResultStream, check_target, extend_path
-from batchd.client import Session, batch_id, request
+from batchd.cli.answers import jobs
+from batchd.cli.results import check_target
+from batchd.cli.runner import Runner, checkpoint_of
+from batchd.client import batch_id, request
 from batchd.client.world import check_python, key_of_spec, stored_key
 from batchd.core.events import Options
 from batchd.core.job import Allowances, JobState
@@ -25,13 +25,10 @@ from batchd.edge.gauges import cpus_usable, parse_workers, workers_auto
 from batchd.edge.journal import BatchJournal
 from batchd.edge.shelf import find_batch
 from batchd.edge.template import KeySpec
-from batchd.errors import BatchdError, CodeChanged, UsageError
-from batchd.sources import Block, Checkpoint, Source, open_source
+from batchd.errors import CodeChanged, UsageError
+from batchd.sources import Block, Source, open_source
 from batchd.units import parse_duration, parse_share, parse_size
-from batchd.view import ProgressNews, View, make_view
 from batchd.worker import task as tasks
-
-_PUMP_S = 0.25
 
 
 def run(args: argparse.Namespace) -> int:
@@ -79,228 +76,46 @@ def run(args: argparse.Namespace) -> int:
 
 
 def retry(args: argparse.Namespace) -> int:
-    """`batchd retry`: run a batch's failed, quarantined or cancelled jobs again."""
+    """`batchd retry`: run a batch's failed, quarantined or cancelled jobs again, and those that have no outcome."""
     chosen = {"failed": JobState.FAILED, "quarantined": JobState.QUARANTINED, "cancelled": JobState.CANCELLED}
     states = [state for name, state in chosen.items() if getattr(args, name)]
-    if not states:
-        raise UsageError("say which jobs: batchd retry BATCH --failed, --quarantined or --cancelled")
     folder = open_folder(journal_folder(args.journal, os.environ), create=False)
-    journal = find_batch(folder, args.batch)
-    spec, batch = dict(journal.spec), journal.folder.name
-    is_sealed, counts = journal.facts.is_sealed, dict(journal.facts.counts)
-    key_spec, options = stored_key(journal, is_fresh=args.start == "fresh"), options_of(args)
-    journal.close()
-    jobs = sum(counts.get(state, 0) for state in states)
+    with closing(find_batch(folder, args.batch)) as journal:
+        spec, batch, facts = dict(journal.spec), journal.folder.name, journal.facts
+        key_spec, options = stored_key(journal, is_fresh=args.start == "fresh"), options_of(args)
+        again = summary.command(journal, "retry")
+    check_target(args.out, [*spec["input"].get("files", ()), spec.get("source")])
+    count, left = sum(map(facts.count, states)), facts.size - facts.done.size
+    if not states and not left:
+        raise UsageError(
+            f"every job of {batch} has an outcome: say which are to run again with --failed, --quarantined "
+            "or --cancelled"
+        )
     named = " or ".join(name for name in chosen if getattr(args, name))
-    if not jobs:
-        print(f"batchd: {batch} has no {named} jobs: nothing to retry", file=sys.stderr)
+    if states and not count:
+        rest = f"; the {jobs(left)} that have no outcome: {again}" if left else ""
+        print(f"batchd: {batch} has no {named} jobs: nothing to retry{rest}", file=sys.stderr)
         return 0
+    runner = Runner(folder, batch, args, options, key_spec)
     if key_spec.payload:
         check_python(spec, batch)
     else:  # Who retries after mending the task means the mended one.
         digest = tasks.source_digest(Path(spec["source"]) if spec.get("source") else None)
+        if digest != spec["digest"]:
+            runner.note(f"{spec['source']} changed since {batch} was started: going on with the code as it is now")
         accept_code(folder, batch, spec, digest)
         spec["digest"] = digest
-    told = request(folder, "reopen", batch=batch, states=[int(state) for state in states])
-    if told["is_live"]:
-        print(f"batchd: {jobs:,} {named} jobs of {batch} go back to the command that runs it", file=sys.stderr)
-        return 0
-    runner = Runner(folder, batch, args, options, key_spec)
-    runner.note(f"retrying {jobs:,} {named} jobs of {batch}")
-    if not is_sealed:
-        runner.note("its input was not complete: run the original command to go on with that")
-    return runner.run(spec, None, already_done=sum(counts.values()) - jobs)
-
-
-class Runner:
-    """One batch in the foreground: its session, what is drawn, what is written."""
-
-    def __init__(
-        self, folder: Path, batch: str, args: argparse.Namespace, options: Options, key_spec: KeySpec
-    ) -> None:
-        self._folder, self._batch, self._args = folder, batch, args
-        self._options, self._key_spec = options, key_spec
-        self._view: View | None = None
-        self._signals = 0
-        self._started = time.monotonic()
-        self._is_opening = False
-        self._stream: ResultStream | None = None
-
-    def _open_stream(self) -> None:
-        """Find out now whether results can be written, but only when it is sure that something will be."""
-        if self._args.out:
-            self._stream = ResultStream(self._args.out, self._folder / "batches" / self._batch)
-
-    def note(self, text: str) -> None:
-        """Say something that stays."""
-        if self._view is not None:
-            self._view.note(text)
-        elif not self._args.quiet:
-            print(f"batchd: {text}", file=sys.stderr)
-
-    def run(
-        self,
-        spec: dict[str, Any],
-        blocks: Iterator[Block] | None,
-        *,
-        already_done: int,
-        source: Source | None = None,
-        behind: str = "",
-    ) -> int:
-        """Run the batch to its end, or to an interruption; return the exit code. `blocks` begin `behind` that."""
-        self._open_stream()
-        session = Session(
-            self._folder,
-            self._batch,
-            spec=spec,
-            options=self._options,
-            key_spec=self._key_spec,
-            digest=spec["digest"],
-            note=self.note,
-        )
-        try:
-            with self._watch_signals() as wake_fd:
-                self._is_opening = True
-                session.open()
-                self._is_opening = False
-                used_before = dict(session.progress["usage"])
-                title = spec.get("name") or self._batch
-                total = session.progress["size"] if blocks is None else None
-                self._view = make_view(quiet=self._args.quiet, as_json=self._args.json, title=title, total=total)
-                if source is not None and blocks is not None:
-                    now = session.progress["checkpoint"]
-                    if now != behind:  # A command that was killed had more on its way than could be seen until now.
-                        blocks = source.blocks(checkpoint_of(now))
-                    session.feed(blocks)
-                self._follow(session, wake_fd)
-        except BaseException:
-            self._keep_partial()
-            raise
-        finally:
-            session.close()
-            if self._view is not None:
-                self._view.close()
-                self._view = None
-        if source is not None and source.skipped:
-            self.note(f"{source.skipped:,} pieces of the input could not be read and were skipped (--skip-bad-input)")
-        return self._finish(session, already_done, used_before)
-
-    def report_finished(self, size: int) -> int:
-        """Say that there is nothing to run; still write the results."""
-        self._open_stream()
-        self.note(f"{self._batch} is finished already: {size:,} jobs done, nothing to run (--new starts another)")
-        return self._conclude({}, ran=0, already_done=size, is_interrupted=False)
-
-    def _follow(self, session: Session, wake_fd: int) -> None:
-        heard, is_leaving, more = 0, False, False
-        while True:
-            session.pump(0.0 if more else _PUMP_S, [wake_fd])
-            drain_pipe(wake_fd)
-            progress = session.progress
-            if self._view is not None:
-                self._view.update(ProgressNews.from_fields(progress))
-            more = self._stream is not None and self._stream.advance(progress["prefix"], progress["generation"])
-            if session.is_put_down:
-                return
-            if self._signals > heard:
-                heard, is_leaving = self._signals, True
-                self.note(
-                    "stopping: running jobs may finish; again to end them" if heard == 1 else "ending running jobs"
-                )
-                if heard > 2 or (heard > 1 and progress["trouble"]):
-                    return  # It cannot be put down now, because the disk is full or somebody is stuck.
-                session.leave(at_once=heard > 1)
-            elif not is_leaving and (session.is_over or session.input_error is not None):
-                is_leaving = True
-                session.leave(at_once=False)
-
-    @contextmanager
-    def _watch_signals(self) -> Iterator[int]:
-        wake, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-        heeded = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]  # nohup, `&`
-        before = {number: signal.signal(number, self._on_signal) for number in heeded}
-        previous_fd = signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
-        try:
-            yield wake
-        finally:
-            signal.set_wakeup_fd(previous_fd)
-            for number, handler in before.items():
-                signal.signal(number, handler)
-            os.close(wake)
-            os.close(wake_write)
-
-    def _on_signal(self, *_: object) -> None:
-        self._signals += 1
-        if self._is_opening:  # Nothing runs yet, and what is being waited for may take long.
-            raise KeyboardInterrupt
-
-    def _finish(self, session: Session, already_done: int, used_before: dict[str, float]) -> int:
-        error = session.input_error
-        if error is not None:
-            self._keep_partial()
-            if isinstance(error, BatchdError):
-                raise type(error)(f"{error} (what was read before it is kept: {self._batch} can be continued)")
-            raise error
-        progress = session.progress
-        is_left = progress["done"] < progress["size"] or session.has_input
-        is_interrupted = progress["state"] == "sealed" or (progress["state"] == "open" and is_left)
-        ran = max(0, progress["done"] - already_done)
-        usage = summary.usage_since(used_before, progress["usage"])
-        return self._conclude(usage, ran, already_done, is_interrupted)
-
-    def _conclude(self, usage: dict[str, float], ran: int, already_done: int, is_interrupted: bool) -> int:
-        elapsed_s = time.monotonic() - self._started
-        partial = self._write_results(is_interrupted)
-        journal = BatchJournal(self._folder / "batches" / self._batch)
-        try:
-            extend_path(journal.spec)
-            facts = journal.facts
-            state = "interrupted" if is_interrupted else facts.state.value
-            told: dict[str, Any] = {
-                "elapsed_s": elapsed_s,
-                "ran": ran,
-                "already_done": already_done,
-                "usage": usage,
-                "state": state,
-            }
-            if self._args.json:
-                print(json.dumps(summary.summary_fields(journal, **told)), flush=True)
-            if not self._args.quiet and not self._args.json:
-                print("\n".join(summary.summarise(journal, **told)), file=sys.stderr)
-            failed = facts.done.size - facts.count(JobState.SUCCEEDED)
-        finally:
-            journal.close()
-        unwritable = self._tell_unwritable()
-        if partial:
-            self.note(f"results so far are in {partial}")
-        if is_interrupted:
-            return 130 if self._signals > 1 else 4
-        return 1 if failed or unwritable or state not in {"finished", "open"} else 0
-
-    def _write_results(self, is_interrupted: bool) -> str:
-        """Finish the results file; return the name of the partial one when it must stay that."""
-        if self._stream is None:
-            return ""
-        self._stream.release()
-        journal = BatchJournal(self._folder / "batches" / self._batch)
-        made = journal.progress()
-        journal.close()
-        if is_interrupted or made.prefix < made.size:
-            return self._keep_partial()
-        self._stream.finish(made.prefix, made.generation)
-        return ""
-
-    def _keep_partial(self) -> str:
-        return self._stream.abandon() if self._stream is not None else ""
-
-    def _tell_unwritable(self) -> int:
-        found = self._stream.unwritable if self._stream is not None else []
-        for index, why in found[:5]:
-            self.note(f"{self._batch}:{index} cannot be written as JSON: {why}")
-        if len(found) > 5:
-            self.note(f"and {len(found) - 5:,} more results cannot be written as JSON")
-        return len(found)
+    if states:
+        told = request(folder, "reopen", batch=batch, states=[int(state) for state in states])
+        if told["is_live"]:
+            print(f"batchd: {jobs(count, named)} of {batch} go back to the command that runs it", file=sys.stderr)
+            return 0
+        runner.note(f"retrying {jobs(count, named)} of {batch}")
+    else:
+        runner.note(f"going on with {batch}: {jobs(left)} of {facts.size:,} have no outcome")
+    if not facts.is_sealed and spec["input"].get("kind") != "queue":  # Of a queue there is no end.
+        runner.note(f"its input was not complete: to go on with that, run again {spec.get('command', '')}")
+    return runner.run(spec, None, already_done=facts.done.size - count)
 
 
 # --- What the command means ----------------------------------------------------------------------------------------
@@ -431,17 +246,12 @@ def read_known(folder: Path, batch: str) -> dict[str, Any] | None:
     return known
 
 
-def checkpoint_of(text: str) -> Checkpoint | None:
-    """Return a reader checkpoint as the journal has it, None when nothing was read yet."""
-    return Checkpoint.from_json(json.loads(text)) if text else None
-
-
 def check_same(known: dict[str, Any], spec: dict[str, Any], args: argparse.Namespace, batch: str) -> None:
     """Refuse to continue a batch whose code, Python, task or kind of input is another."""
     if not known["task"][0]:
         raise UsageError(
-            f"batch {spec['name']} was made from Python, where it calls {known['task'][1]}: go on with it there, "
-            f"`batchd retry {spec['name']} --failed` here, or use another --name"
+            f"batch {spec['name']} was made from Python, where it calls {known['task'][1]}: give it more input there "
+            f"({known.get('command', '')}), finish it with `batchd retry {spec['name']}`, or use another --name"
         )
     if known["task"] != spec["task"] and not (known["task"][0].endswith(".py") and known["digest"] == spec["digest"]):
         raise UsageError(
@@ -486,11 +296,3 @@ def dry_run(args: argparse.Namespace, source: Source, spec: dict[str, Any]) -> i
         print(f"job {index}    {item!r:.100}")
     print(f"workers  {workers}: {why}")
     return 0
-
-
-def drain_pipe(fd: int) -> None:
-    """Empty a wake-up pipe."""
-    try:
-        os.read(fd, 512)
-    except BlockingIOError:
-        pass

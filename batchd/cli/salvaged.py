@@ -21,7 +21,7 @@ import os
 import pickle
 import shutil
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -249,7 +249,7 @@ class _Writer:
         _STATE.pack_into(self._state, 0, self._unit, index + 1, *_STATE.unpack(self._state)[2:])
         return load(payload)
 
-    def _put(self, name: str, made: list[str]) -> None:
+    def _put(self, name: str, made: Iterable[str]) -> None:
         self._files[name].write("".join(f"{line}\n" for line in made).encode("utf-8", "backslashreplace"))
 
     def _put_raw(self, kind: str, key: int | bytes, payload: Payload) -> None:

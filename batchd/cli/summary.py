@@ -205,6 +205,8 @@ def next_steps(journal: BatchJournal, state: str) -> list[str]:
     if state != BatchState.FINISHED.value:
         if journal.spec.get("input", {}).get("kind") == "stdin" and not journal.spec.get("is_named"):
             return [f"{command(journal, 'results')} (input from a pipe is continued only when the run has a --name)"]
+        if not journal.spec["task"][0]:  # Made from Python, whose program may take more than this to be run again.
+            return [command(journal, "retry"), f"or run the program again: {journal.spec.get('command', '')}"]
         without = ", without --new," if "--new" in shlex.split(journal.spec.get("command", "")) else ""
         return [f"run the same command again{without} to continue"]
     if not facts.size:
@@ -220,13 +222,13 @@ def command(journal: BatchJournal, verb: str, *options: str) -> str:
 
 def command_in(folder: Path, *words: str) -> str:
     """`batchd WORDS` for the journal in `folder`."""
-    return shlex.join(["batchd", *words, *(() if is_default(folder) else ("--journal", _short(folder)))])
+    return shlex.join(["batchd", *words, *(() if is_default(folder) else ("--journal", typed(folder)))])
 
 
-def _short(folder: Path) -> str:
+def typed(path: Path) -> str:
     """The path as it can be typed here."""
     here = Path.cwd()
-    return str(folder.relative_to(here)) if folder.is_relative_to(here) and folder != here else str(folder)
+    return str(path.relative_to(here)) if path.is_relative_to(here) and path != here else str(path)
 
 
 def _name(journal: BatchJournal) -> str:

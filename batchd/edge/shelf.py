@@ -71,6 +71,28 @@ def find_batch(folder: Path, text: str) -> BatchJournal:
     return open_batch(find_folder(folder, text))
 
 
+def find_job(folder: Path, text: str) -> tuple[BatchJournal, int | None]:
+    """Open the batch that `text` means, and return it with the job that it names as BATCH:INDEX, None without one.
+
+    Raises BatchNotFound, also for a job that the batch does not have.
+    """
+    name, colon, number = text.rpartition(":")
+    if not colon or not name or not number.isdecimal():
+        return find_batch(folder, text), None
+    try:
+        journal = find_batch(folder, name)
+    except BatchNotFound:
+        try:
+            return find_batch(folder, text), None  # A name may end like this.
+        except BatchNotFound:
+            pass
+        raise
+    if (index := int(number)) >= (size := journal.facts.size):
+        journal.close()
+        raise BatchNotFound(f"there is no job {index}: batch {journal.folder.name} has {size:,} jobs, from 0")
+    return journal, index
+
+
 def find_folder(folder: Path, text: str) -> Path:
     """Return the folder of the batch that `text` means, also of one that cannot be read. Raises BatchNotFound."""
     places = {place.name: place for place in batch_folders(folder)}

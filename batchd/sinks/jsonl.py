@@ -167,6 +167,8 @@ class JsonlFile:
         self.name = os.fspath(path)
         self._target = os.path.realpath(self.name)  # A link to the results stays a link.
         self._partial: str | None = None
+        self._whole = 0
+        """Bytes of whole lines."""
         self._file: io.FileIO | io.BufferedWriter
         try:
             if self.name == STDOUT:
@@ -188,6 +190,7 @@ class JsonlFile:
         try:
             while rest:
                 rest = rest[self._file.write(rest) :]
+            self._whole += len(text)
         except BrokenPipeError:
             raise
         except OSError as error:
@@ -199,6 +202,7 @@ class JsonlFile:
             return False
         self._file.seek(0)
         self._file.truncate()
+        self._whole = 0
         return True
 
     def finish(self) -> None:
@@ -214,7 +218,11 @@ class JsonlFile:
             raise _unwritable(self._partial or self.name, error) from error
 
     def abandon(self) -> str:
-        """Close without finishing, and the name of what was kept."""
+        """Close without finishing, behind the last whole line, and the name of what was kept."""
+        with suppress(OSError):
+            self._file.flush()
+            if self._partial is not None:
+                self._file.truncate(self._whole)  # A signal may have come in the middle of a line.
         with suppress(OSError):  # A full disk was already reported by the write that met it.
             self._file.close()
         return self._partial or self.name

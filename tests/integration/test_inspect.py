@@ -1,14 +1,10 @@
 """The verbs that read a journal: ls, show, results and failures, as people and programs meet them."""
 
 import argparse
-import datetime as dt
 import io
 import json
 import os
-import pickle
-import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,94 +12,10 @@ import pytest
 
 from batchd.cli import inspect
 from batchd.core import entries as e
-from batchd.core.job import JobState
-from batchd.edge.folder import open_folder
-from batchd.edge.journal import BatchJournal
 from batchd.edge.shelf import Damaged, find_batch, is_newest, list_batches
 from batchd.errors import BatchNotFound, JournalDamaged, JournalError
 from batchd.formats.report import Failure, fingerprint
-from batchd.formats.segment import input_blocks, pack_items, pack_vector
-
-Verb = Callable[[argparse.Namespace], int]
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    made = open_folder(tmp_path / "journal")
-    monkeypatch.setenv("BATCHD_JOURNAL", str(made))
-    return made
-
-
-@pytest.fixture
-def run(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    monkeypatch.setattr(sys, "path", list(sys.path))  # Verbs append what results may need.
-
-    def run_verb(verb: Verb, **given: Any) -> tuple[int, str, str]:
-        known = {"journal": None, "json": False, "batch": "last", "values": False, "output": None, "all": False}
-        capfd.readouterr()
-        code = verb(argparse.Namespace(**{**known, **given}))
-        return code, *capfd.readouterr()
-
-    return run_verb
-
-
-def make(folder: Path, batch: str, *entries: e.Entry, size: int = 0, is_sealed: bool = True, **spec: Any) -> None:
-    """Make a batch of `size` jobs and close it."""
-    known = {
-        "name": "nightly",
-        "is_named": False,
-        "task": ["package.module", "work"],
-        "input": {"kind": "text", "files": ["/data/in put.txt"]},
-        "args": {},
-        "cwd": "/data",
-        "sys_path": [],
-        "created": "2026-01-02T03:04:05.000+00:00",
-        "python": "3.11",
-        "durability": "disk",
-        "command": "batchd run package.module:work 'in put.txt'",
-    }
-    journal = BatchJournal.create(folder / "batches" / batch, {**known, **spec})
-    segments = tuple(block for _, block in input_blocks(list(range(size))))
-    given: list[e.Entry] = [e.Submitted(batch, 0, size, segments, "c", 1, "")] if size else []
-    seal = [e.Sealed(batch)] if is_sealed else []
-    journal.commit([e.Attached(batch, 1), *given, *seal, *entries])
-    journal.close()
-
-
-def succeeded(batch: str, first: int, *values: Any) -> e.Recorded:
-    return e.Recorded(
-        batch, first, len(values), JobState.SUCCEEDED, pack_vector(first, JobState.SUCCEEDED, list(values))
-    )
-
-
-def separate(batch: str, first: int, *payloads: bytes) -> e.Recorded:
-    block = pack_items(first, JobState.SUCCEEDED, payloads)
-    return e.Recorded(batch, first, len(payloads), JobState.SUCCEEDED, block)
-
-
-def failed(batch: str, first: int, *failures: Failure, state: JobState = JobState.FAILED) -> e.Recorded:
-    block = pack_items(first, state, [failure.encode() for failure in failures])
-    return e.Recorded(batch, first, len(failures), state, block)
-
-
-VALUE_ERROR = Failure("ValueError", "9 is odd", fingerprint("v"), "reading 9\nodd!\n", {"attempt": 2, "cpu_s": 0.5})
-
-
-def make_mixed(folder: Path, batch: str = "mixed", **spec: Any) -> None:
-    """Make a batch with every kind of outcome."""
-    make(
-        folder,
-        batch,
-        succeeded(batch, 0, 1, "two", None),
-        failed(batch, 3, VALUE_ERROR),
-        separate(batch, 4, pickle.dumps({"day": dt.date(2024, 2, 29)})),
-        failed(batch, 5, Failure("JobCrashed", "killed by SIGSEGV", fingerprint("c")), state=JobState.QUARANTINED),
-        e.Explained(batch, fingerprint("v"), b"Traceback (most recent call last):\nValueError: 9 is odd\n"),
-        size=6,
-        **spec,
-    )
-
+from tests.written import Run, failed, make, make_mixed, succeeded
 
 # --- Which batch -----------------------------------------------------------------------------------------------
 
@@ -322,121 +234,6 @@ def test_show_says_where_the_input_came_from(folder: Path, run: Run, spec: dict[
     make(folder, "abc1", size=3, input=spec)
     (line,) = [line for line in run(inspect.show)[1].splitlines() if line.startswith("  input ")]
     assert line.removeprefix("  input ").strip() == text
-
-
-# --- results ---------------------------------------------------------------------------------------------------
-
-MIXED_LINES = [
-    {"index": 0, "state": "succeeded", "result": 1},
-    {"index": 1, "state": "succeeded", "result": "two"},
-    {"index": 2, "state": "succeeded", "result": None},
-    {"index": 3, "state": "failed", "error": {"type": "ValueError", "message": "9 is odd"}},
-    {"index": 4, "state": "succeeded", "result": {"day": "2024-02-29"}},
-    {"index": 5, "state": "quarantined", "error": {"type": "JobCrashed", "message": "killed by SIGSEGV"}},
-]
-
-
-def test_results_are_lines_in_the_order_of_the_jobs(folder: Path, run: Run) -> None:
-    make_mixed(folder)
-    code, out, err = run(inspect.results)
-    assert (code, err) == (0, "")
-    assert [json.loads(line) for line in out.splitlines()] == MIXED_LINES
-
-
-def test_values_are_bare(folder: Path, run: Run) -> None:
-    make_mixed(folder)
-    assert run(inspect.results, values=True) == (0, '1\ntwo\nnull\n{"day": "2024-02-29"}\n', "")
-
-
-def test_results_in_json_are_one_document(folder: Path, run: Run) -> None:
-    make_mixed(folder)
-    told = json.loads(run(inspect.results, json=True)[1])
-    assert told == {
-        "batchd": 1,
-        "batch": "mixed",
-        "name": "nightly",
-        "results": MIXED_LINES,
-        "is_complete": True,
-        "unwritable": [],
-    }
-    values = json.loads(run(inspect.results, json=True, values=True)[1])["results"]
-    assert values == [1, "two", None, {"day": "2024-02-29"}]
-
-
-def test_results_go_to_a_file(folder: Path, run: Run, tmp_path: Path) -> None:
-    make_mixed(folder)
-    out_file = tmp_path / "out.jsonl"
-    assert run(inspect.results, output=str(out_file)) == (0, "", f"batchd: 6 lines are in {out_file}\n")
-    assert [json.loads(line) for line in out_file.read_text().splitlines()] == MIXED_LINES
-    _, out, err = run(inspect.results, output=str(out_file), json=True, values=True)
-    assert out_file.read_text() == '1\ntwo\nnull\n{"day": "2024-02-29"}\n'
-    assert (json.loads(out)["written"], json.loads(out)["output"], err) == (4, str(out_file), "")
-
-
-def test_what_json_cannot_hold_is_reported_and_the_others_are_written(folder: Path, run: Run) -> None:
-    unreadable = b"\x80\x05cno_such_module\nThing\n."
-    payloads = [pickle.dumps(value) for value in ([1], complex(1, 2))]
-    make(folder, "abc1", separate("abc1", 0, payloads[0], payloads[1], unreadable, payloads[0]), size=4)
-    code, out, err = run(inspect.results, values=True)
-    assert (code, out) == (1, "[1]\n[1]\n")
-    first, second = err.splitlines()
-    assert first.startswith("batchd: abc1:1: result is of type complex, which JSON cannot hold. Have the task return")
-    assert second.startswith("batchd: abc1:2: cannot be read back: ModuleNotFoundError")
-    code, out, err = run(inspect.results)
-    assert code == 1
-    assert ["error" in json.loads(line) for line in out.splitlines()] == [False, True, True, False]
-    assert err.count("abc1:") == 2
-    told = json.loads(run(inspect.results, json=True)[1])
-    assert [each["index"] for each in told["unwritable"]] == [1, 2]
-
-
-def test_an_unfinished_batch_gives_what_is_there(folder: Path, run: Run) -> None:
-    make(folder, "abc1", succeeded("abc1", 2, "c"), size=5, is_sealed=False)
-    code, out, err = run(inspect.results)
-    assert (code, out) == (0, '{"index": 2, "state": "succeeded", "result": "c"}\n')
-    assert err == "batchd: abc1 is not finished: 1 of 5+ jobs are done so far\n"
-
-
-def test_results_find_the_tasks_own_classes(folder: Path, run: Run, tmp_path: Path) -> None:
-    home = tmp_path / "project"
-    home.mkdir()
-    (home / "own_shapes.py").write_text("class Box(tuple):\n    pass\n")
-    payload = b"\x80\x04cown_shapes\nBox\n(K\x01K\x02t\x85\x81."
-    make(folder, "abc1", separate("abc1", 0, payload), size=1, task=[str(home / "own_shapes.py"), "f"])
-    assert run(inspect.results, values=True) == (0, "[1, 2]\n", "")
-    del sys.modules["own_shapes"]
-
-
-def test_a_reader_that_has_seen_enough_is_no_error(folder: Path) -> None:
-    make(folder, "abc1", *[succeeded("abc1", first, *range(1000)) for first in range(0, 100_000, 1000)], size=100_000)
-    program = (
-        "import sys, argparse; from batchd.cli import inspect; "
-        "sys.exit(getattr(inspect, sys.argv[1])(argparse.Namespace("
-        "journal=None, json=False, batch='last', values=False, output=None, all=False)))"
-    )
-    for verb in ("results", "show", "ls", "failures"):
-        read, write = os.pipe()
-        os.close(read)
-        command = [sys.executable, "-c", program, verb]
-        process = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
-        os.close(write)
-        assert (process.returncode, process.stderr) == (0, ""), verb
-
-
-def test_a_journal_is_read_while_it_is_being_written(folder: Path, run: Run) -> None:
-    make(folder, "abc1", succeeded("abc1", 0, "a"), size=3)
-    program = (
-        "import sys; from pathlib import Path; from batchd.edge.journal import BatchJournal\n"
-        "journal = BatchJournal(Path(sys.argv[1]), is_writer=True)\n"
-        "print('open', flush=True); sys.stdin.read()"
-    )
-    command = [sys.executable, "-c", program, str(folder / "batches" / "abc1")]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as writer:
-        assert writer.stdout is not None
-        assert writer.stdout.readline() == b"open\n"
-        assert run(inspect.results, values=True)[:2] == (0, "a\n")
-        writer.communicate()
-    assert writer.returncode == 0
 
 
 # --- failures --------------------------------------------------------------------------------------------------

@@ -1,0 +1,31 @@
+"""A journal to write into, and a way to run the verbs that read it."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from batchd.edge.folder import open_folder
+from tests.written import Run, Verb
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    made = open_folder(tmp_path / "journal")
+    monkeypatch.setenv("BATCHD_JOURNAL", str(made))
+    return made
+
+
+@pytest.fixture
+def run(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    monkeypatch.setattr(sys, "path", list(sys.path))  # Verbs append what results may need.
+
+    def run_verb(verb: Verb, **given: Any) -> tuple[int, str, str]:
+        known = {"journal": None, "json": False, "batch": "last", "values": False, "output": None, "all": False}
+        capfd.readouterr()
+        code = verb(argparse.Namespace(**{**known, **given}))
+        return code, *capfd.readouterr()
+
+    return run_verb
