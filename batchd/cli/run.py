@@ -16,6 +16,7 @@ from batchd.cli import summary
 from batchd.cli.answers import jobs
 from batchd.cli.results import check_target
 from batchd.cli.runner import Runner, checkpoint_of
+from batchd.cli.signature import check_call
 from batchd.client import batch_id, request
 from batchd.client.world import check_python, key_of_spec, stored_key
 from batchd.core.events import Options
@@ -46,6 +47,7 @@ def run(args: argparse.Namespace) -> int:
     spec, key_spec = describe(args, source, spec_of_name(args))
     options = options_of(args)
     check_target(args.out, [*args.inputs, spec.get("source")])
+    check_call(Path(spec["source"]) if spec["source"] else None, tasks.Task(*spec["task"]), spec["args"])
     if args.dry_run:
         return dry_run(args, source, spec)
     folder = open_folder(journal_folder(args.journal, os.environ))

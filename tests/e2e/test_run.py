@@ -140,6 +140,16 @@ def test_a_wrong_task_gets_a_sentence(desk: Desk, task: str, words: list[str]) -
     assert "batchd/" not in ran.stderr  # The user's own traceback, not ours.
 
 
+def test_a_mistyped_arg_is_refused_before_there_is_a_batch(desk: Desk) -> None:
+    (desk.folder / "in.txt").write_text("a\n")
+    for more in ((), ("--dry-run",)):
+        ran = desk.run("run", desk.task("text_length"), "in.txt", "--arg", "tmes=2", *more)
+        assert ran.returncode == 2
+        assert "text_length(line: str, *, times: int=1) has no tmes" in ran.stderr
+        assert "--arg takes times" in ran.stderr
+    assert not desk.journal.exists()
+
+
 def test_a_missing_input_and_a_binary_one_get_a_sentence(desk: Desk) -> None:
     missing = desk.run("run", desk.task("text_length"), "no.txt")
     (desk.folder / "picture.png").write_bytes(b"\x89PNG\r\n\x1a\n\0\0\xff\xfe")
