@@ -15,13 +15,13 @@ from time import perf_counter
 from typing import Any, Final, NoReturn, Protocol, cast
 
 from batchd.client.codedigest import value_digest
-from batchd.client.costing import Costing
+from batchd.client.costing import Costing, shown
 from batchd.core.costs import Cost
 from batchd.core.job import JobState
 from batchd.core.ranges import Range, RangeSet
 from batchd.edge.journal import BatchJournal
 from batchd.edge.outcomes import Outcomes
-from batchd.errors import InputChanged
+from batchd.errors import InputChanged, InputError
 from batchd.formats.reference import Keep, Payload, Reference, keep_nothing, whole
 from batchd.formats.segment import input_blocks, nbytes_of, pickled_blocks
 from batchd.formats.tables import KEY_DIGEST_BYTES
@@ -83,7 +83,11 @@ class PlainInput:
         is_known = start < self._known
         count = min(count, self._known - start) if is_known else count
         items, self.is_over, self.items = read_soon(self.items, count)
-        costs = self.costing.read(items, start) if self.costing and not is_known else []
+        costs: list[float] = []
+        if self.costing and not is_known:
+            costs, error = self.costing.read_until_error(items, start)
+            if error is not None:  # Those before are jobs all the same.
+                items, self.is_over, self.items = items[: len(costs)], False, _raising(InputRaised(error))
         self._size += len(items)
         if is_known:
             self._given.compare(start, items)
@@ -213,15 +217,22 @@ class KeyedInput:
     def pull(self, count: int) -> list[Range]:
         """Read up to `count` items and submit those that are new; return the jobs of all of them."""
         items, self.is_over, self.items = read_soon(self.items, min(count, 512))
-        known_costs = self.costing.read(items, self._seen) if self.costing else [0.0] * len(items)
-        self._seen += len(items)
+        known_costs, error = [0.0] * len(items), None
+        if self.costing:
+            known_costs, error = self.costing.read_until_error(items, self._seen)
         jobs: list[Range] = []
         payloads: list[bytes | Reference] = []
         keys: list[bytes] = []
         costs: list[float] = []
-        for item, cost in zip(items, known_costs, strict=True):
+        for item, cost in zip(items, known_costs, strict=False):
+            try:
+                key = self._key_of(item)
+            except Exception as raised:
+                error = raised
+                break
+            self._seen += 1
             payload = _pickled(item)
-            digest, content = key_digests(self._key(item), item, payload)
+            digest, content = key_digests(key, item, payload)
             known = self._fresh.get(digest) or self._journal.known_key(digest)
             if known is not None and known[1] == content:
                 index = known[0]
@@ -237,7 +248,19 @@ class KeyedInput:
             jobs.append((index, index + 1))
         if payloads:
             self._submit(payloads, keys, costs)
+        if error is not None:  # Those before are jobs all the same.
+            self.is_over, self.items = False, _raising(InputRaised(error))
         return jobs
+
+    def _key_of(self, item: Any) -> Any:
+        """Return an item's key. Raises InputError, and what a function of the user's raises."""
+        try:
+            return self._key(item)
+        except InputError as error:
+            raise InputError(f"Item {self._seen:,} of the input, {shown(item)}, has no key: {error}.") from None
+        except Exception as error:
+            error.add_note(f"while key= looked at item {self._seen:,} of the input, {shown(item)}")
+            raise
 
     def _does_run_again(self, index: int) -> bool:
         if not self._reruns or index in self._succeeded or index in self._wanted or index >= self._known:

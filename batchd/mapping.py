@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple, TypeVar, cast
 
 from batchd.client.codedigest import code_digest
 from batchd.client.connection import request
-from batchd.client.costing import Costing, CostOf
+from batchd.client.costing import Costing, CostOf, NoField, field_of
 from batchd.client.reading import check_on_error
 from batchd.client.session import Session, batch_id
 from batchd.client.world import (
@@ -24,7 +24,7 @@ from batchd.client.world import (
 from batchd.core.events import Options
 from batchd.core.job import Allowances, JobState
 from batchd.edge.gauges import cpus_usable, parse_workers
-from batchd.errors import UsageError
+from batchd.errors import InputError, UsageError
 from batchd.flow import AGAIN, Flow, Plan
 from batchd.intake import Items, as_items
 from batchd.view import View
@@ -121,9 +121,9 @@ def key_function(key: Key | None) -> Callable[[Any], Any] | None:
 
     def field(item: Any) -> Any:
         try:
-            return item[key]
-        except TypeError:  # A named tuple, or nothing that has fields.
-            return getattr(item, key)
+            return field_of(item, key)
+        except NoField:
+            raise InputError(f"it has no {key!r}, which key={key!r} asks for") from None
 
     return field
 

@@ -59,7 +59,9 @@ def _add_run(verbs: "_Verbs[argparse.ArgumentParser]") -> None:
     run.add_argument("--name", help="the batch's name; finds it again from anywhere")
     run.add_argument("--new", action="store_true", help="start a new batch even if this command has one")
     run.add_argument("--accept-code", action="store_true", help="continue although the task's file changed")
-    run.add_argument("--skip-bad-input", action="store_true", help="go on behind input lines that cannot be read")
+    run.add_argument(
+        "--skip-bad-input", action="store_true", help="leave out input that cannot be read, and say where"
+    )
     run.add_argument(
         "--dry-run", action="store_true", help="show the first jobs, their number and the workers; run none"
     )

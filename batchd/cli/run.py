@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, datetime
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,10 @@ def run(args: argparse.Namespace) -> int:
     runner = Runner(folder, batch, args, options, key_spec)
     known = read_known(folder, batch)
     if known is None:
-        return runner.run(spec, source.blocks(), already_done=0, source=source)
+        made = source.blocks()
+        if not is_stream(spec):  # Of an input that cannot be read at all no batch is made.
+            made = chain(list(islice(made, 1)), made)
+        return runner.run(spec, made, already_done=0, source=source)
     check_same(known["spec"], spec, args, batch)
     accept_code(folder, batch, known["spec"], spec["digest"])
     if known["is_cancelled"]:

@@ -97,7 +97,7 @@ class Runner:
                 self._view.close()
                 self._view = None
         if source is not None and source.skipped:
-            self.note(f"{source.skipped:,} pieces of the input could not be read and were skipped (--skip-bad-input)")
+            self.note(skipped_text(source))
         return self._finish(session, already_done, used_before)
 
     def report_finished(self, size: int) -> int:
@@ -154,7 +154,7 @@ class Runner:
         error = session.input_error
         if error is not None:
             self._keep_partial()
-            if isinstance(error, BatchdError):
+            if isinstance(error, BatchdError) and session.progress["size"]:
                 raise type(error)(f"{error} (what was read before it is kept: {self._batch} can be continued)")
             raise error
         progress = session.progress
@@ -231,6 +231,15 @@ class Runner:
         if len(found) > 5:
             self.note(f"and {len(found) - 5:,} more results cannot be written as JSON")
         return len(found)
+
+
+def skipped_text(source: Source) -> str:
+    """Return what was left out of the input, in words."""
+    places = ", ".join(source.skipped_places)
+    more = source.skipped - len(source.skipped_places)
+    what = "1 piece" if source.skipped == 1 else f"{source.skipped:,} pieces"
+    rest = f" and {more:,} more" if more > 0 else ""
+    return f"{what} of the input could not be read, and left out (--skip-bad-input): {places}{rest}"
 
 
 def checkpoint_of(text: str) -> Checkpoint | None:

@@ -4,7 +4,7 @@ The items, their checkpoints and the identity of the input are the source's own:
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
@@ -39,6 +39,11 @@ class CostedSource:
         """Malformed items that were left out."""
         return self._source.skipped
 
+    @property
+    def skipped_places(self) -> Sequence[str]:
+        """Where the first few of them are."""
+        return self._source.skipped_places
+
     def count(self) -> int | None:
         """How many items there are, or None when only reading would tell."""
         return self._source.count()
@@ -48,7 +53,7 @@ class CostedSource:
         costing = Costing(self._cost, self._option)
         for block in self._source.blocks(start):
             first = block.checkpoint.items - len(block.items)
-            yield replace(block, costs=costing.costly(first, costing.read(block.items, first)))
+            yield replace(block, costs=costing.costly(first, costing.read(block.items, first, block.place_of)))
 
 
 def with_cost(source: Source, cost: str) -> CostedSource:

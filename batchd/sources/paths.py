@@ -20,6 +20,7 @@ class PathSource:
     def __init__(self, patterns: Sequence[str]) -> None:
         absolute = [os.path.abspath(os.path.expanduser(pattern)) for pattern in patterns]  # noqa: PTH100, PTH111 (a Path would drop what a pattern means)
         self.skipped = 0
+        self.skipped_places = ()
         self.spec: dict[str, Any] = {"kind": "paths", "patterns": absolute}
         self._names = list(dict.fromkeys(name for pattern in absolute for name in _files(pattern)))
 

@@ -21,6 +21,7 @@ class RangeSource:
 
     def __init__(self, numbers: range) -> None:
         self.skipped = 0
+        self.skipped_places = ()
         self.spec: dict[str, Any] = {"kind": "range", "start": numbers.start, "step": numbers.step}
         self._numbers = numbers
         self._digest = _digest(numbers)

@@ -6,10 +6,12 @@ checks that first.
 """
 
 import hashlib
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import repeat
-from typing import Any, Final, Protocol
+from operator import itemgetter
+from typing import Any, Final, NamedTuple, Protocol
 
 from batchd.core.costs import Cost
 
@@ -44,14 +46,34 @@ class Checkpoint:
         return cls(items=fields["items"], offset=fields["offset"], digest=fields["digest"])
 
 
+class Place(NamedTuple):
+    """Where items come from that lie line by line."""
+
+    first: int
+    """The first of them, counted from the first of its block."""
+    input: str
+    line: int
+
+
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Consecutive items, and the checkpoint behind the last of them."""
+    """Consecutive items, and the checkpoint behind the last of them.
+
+    >>> Block("abc", Checkpoint(3, 9, ""), places=[Place(0, "one.txt", 7), Place(2, "two.txt", 1)]).place_of(1)
+    'one.txt:8'
+    """
 
     items: Sequence[Any]
     checkpoint: Checkpoint
     costs: Sequence[Cost] = ()
     """Of those that were said to be costly, counted from the first."""
+    places: Sequence[Place] = field(default=(), compare=False)
+    """Of items that lie in lines, in order."""
+
+    def place_of(self, item: int) -> str:
+        """Return where an item, counted from the first, comes from, '' when it lies in no line."""
+        at = bisect_right(self.places, item, key=itemgetter(0)) - 1
+        return f"{self.places[at].input}:{self.places[at].line + item - self.places[at].first}" if at >= 0 else ""
 
 
 class Source(Protocol):
@@ -64,6 +86,10 @@ class Source(Protocol):
     @property
     def skipped(self) -> int:
         """Malformed items this source has left out so far, because it was told to."""
+
+    @property
+    def skipped_places(self) -> Sequence[str]:
+        """Where the first few of them are."""
 
     def count(self) -> int | None:
         """How many items there are, or None when only reading would tell."""

@@ -15,10 +15,11 @@ from typing import Any, Final
 
 from batchd import settings
 from batchd.errors import InputChanged, InputError, UsageError
-from batchd.sources.source import BLOCK_BYTES, BLOCK_ITEMS, Block, Checkpoint, block_limits, new_hash
+from batchd.sources.source import BLOCK_BYTES, BLOCK_ITEMS, Block, Checkpoint, Place, block_limits, new_hash
 
 STDIN: Final = "-"
 JSON_SUFFIXES: Final = (".jsonl", ".ndjson")
+_PLACES_MAX: Final = 5
 BYTE_ORDER_MARK: Final = "\ufeff"
 
 
@@ -39,6 +40,7 @@ class TextSource:
         block_items: Sequence[int] = BLOCK_ITEMS,
     ) -> None:
         self.skipped = 0
+        self.skipped_places: list[str] = []
         self.separator = b"\0" if null else b"\n"
         self.skip_bad_input = skip_bad_input
         self.chunk_bytes = chunk_bytes
@@ -74,6 +76,11 @@ class TextSource:
                 f"{start.offset}. Give the whole input again, or pass --new to start a new batch."
             )
         yield from reading.flush()
+        if self.skipped and not reading.items:
+            raise InputError(
+                f"Nothing of the input can be read: --skip-bad-input left all of it out, {self.skipped:,} in number, "
+                f"{self.skipped_places[0]} first. Without that option it is told what is wrong there."
+            )
 
     def title(self) -> str:
         """The input as a sentence names it."""
@@ -159,10 +166,16 @@ class _Reading:
         self._hash = new_hash()
         self._given = Checkpoint(items=0, offset=0, digest="")
         self._items: list[Any] = []
+        self._places: list[Place] = []
         self._held_bytes = 0
         self._limits = block_limits(source.block_items)
         self._limit = next(self._limits)
         self._lines_verified = 0
+
+    @property
+    def items(self) -> int:
+        """How many were given, those of earlier passes too."""
+        return self._given.items
 
     def verify(self, stream: _Stream, start: Checkpoint) -> None:
         """Consume what was consumed before, as far as it lies in this stream, and compare it at its end."""
@@ -199,8 +212,8 @@ class _Reading:
     def flush(self) -> Iterator[Block]:
         """The block filled so far, if there is anything in it."""
         if self._items:
-            yield Block(self._items, self._given)
-            self._items = []
+            yield Block(self._items, self._given, places=self._places)
+            self._items, self._places = [], []
             self._held_bytes = 0
             self._limit = next(self._limits)
 
@@ -219,7 +232,7 @@ class _Reading:
         raw = self._separator.join(lines) + ending
         texts = self._strings(raw, first=stream.line == 1)
         if texts is not None and not _is_json(stream.name):
-            self._give(raw, texts)
+            self._give(raw, texts, [Place(0, _title(stream.name), stream.line)])
         else:
             self._take_one_by_one(stream, lines, texts, raw)
         stream.line += len(lines)
@@ -228,6 +241,7 @@ class _Reading:
         """The slow way, which knows the bad line, and where the last item ends before blank or bad ones."""
         is_json = _is_json(stream.name)
         items: list[Any] = []
+        places: list[Place] = []
         given = 0
         try:
             for at, line in enumerate(lines):
@@ -239,14 +253,21 @@ class _Reading:
                 except InputError:
                     if not self._source.skip_bad_input:
                         raise
-                    self._source.skipped += 1
+                    self._skip(stream, stream.line + at)
                 else:
+                    if given != at or not places:  # Lines before it are blank, or bad.
+                        places.append(Place(len(items) - 1, _title(stream.name), stream.line + at))
                     given = at + 1
         finally:
             end = sum(map(len, lines[:given])) + given  # The last line of all may lack its separator.
             if items:
-                self._give(raw[:end], items)
+                self._give(raw[:end], items, places)
         self._consume(raw[end:])
+
+    def _skip(self, stream: _Stream, line: int) -> None:
+        self._source.skipped += 1
+        if len(self._source.skipped_places) < _PLACES_MAX:
+            self._source.skipped_places.append(f"{_title(stream.name)}:{line}")
 
     def _strings(self, raw: bytes, *, first: bool) -> list[str] | None:
         """All lines at once, or None when one of them is not text."""
@@ -264,9 +285,10 @@ class _Reading:
             items = [item.removesuffix("\r") for item in items]
         return items
 
-    def _give(self, raw: bytes, items: list[Any]) -> None:
+    def _give(self, raw: bytes, items: list[Any], places: list[Place]) -> None:
         """Consume the bytes that end with the last of these items."""
         self._consume(raw)
+        self._places += [place._replace(first=place.first + len(self._items)) for place in places]
         self._held_bytes += len(raw)
         self._items += items
         self._given = Checkpoint(self._given.items + len(items), self.offset, self._hash.hexdigest())

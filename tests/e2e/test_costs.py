@@ -84,9 +84,9 @@ def test_a_run_that_is_continued_without_the_option_knows_the_costs(desk: Desk) 
     [
         (
             ("rows.jsonl", "--cost", "pages"),
-            "Item 0 of the input, {'cost': 3}, has no 'pages', which --cost pages asks",
+            "rows.jsonl:1, {'cost': 3}, has no 'pages', which --cost pages asks",
         ),
-        (("bad.jsonl", "--cost", "cost"), "Item 1 of the input, {'cost': -1}, costs -1 by --cost cost"),
+        (("bad.jsonl", "--cost", "cost"), "bad.jsonl:4, {'cost': -1}, costs -1 by --cost cost"),
         (("mine.py", "--cost", "cost"), "lines and ranges have neither"),
         (("--range", "0:5", "--cost", "cost"), "lines and ranges have neither"),
         (("--paths", "*.py", "--cost", "bytes"), "write --cost size"),
@@ -94,7 +94,7 @@ def test_a_run_that_is_continued_without_the_option_knows_the_costs(desk: Desk) 
 )
 def test_a_cost_that_cannot_be_had_gets_a_sentence(desk: Desk, args: tuple[str, ...], words: str) -> None:
     command(desk, COSTS)
-    (desk.folder / "bad.jsonl").write_text('{"cost": 1}\n{"cost": -1}\n')
+    (desk.folder / "bad.jsonl").write_text('{"cost": 1}\n\n{"cost": 1}\n{"cost": -1}\n')
     refused = desk.run("run", "mine.py:work", *args)
 
     assert refused.returncode == 2, refused.stderr

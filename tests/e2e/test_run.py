@@ -28,28 +28,6 @@ def test_the_same_command_again_runs_nothing_and_still_writes_results(desk: Desk
     assert set(desk.executions().values()) == {1}
 
 
-def test_input_that_grew_at_its_end_goes_on(desk: Desk) -> None:
-    source = desk.folder / "in.txt"
-    source.write_text("a\nbb\n")
-    command = ("run", desk.task("text_length"), str(source), "--arg", "times=10", "--out", "out.jsonl")
-    assert desk.run(*command).returncode == 0
-    source.write_text("a\nbb\nccc\n")
-    assert desk.run(*command).returncode == 0
-    assert [line["result"] for line in desk.results()] == [10, 20, 30]
-
-
-def test_input_that_changed_is_refused(desk: Desk) -> None:
-    source = desk.folder / "in.txt"
-    source.write_text("a\nbb\n")
-    desk.run("run", desk.task("text_length"), str(source))
-    source.write_text("x\nbb\n")
-    again = desk.run("run", desk.task("text_length"), str(source))
-    assert again.returncode == 2
-    assert "in.txt" in again.stderr
-    assert "--new" in again.stderr
-    assert "Traceback" not in again.stderr
-
-
 def test_changed_code_is_refused_with_the_choices(desk: Desk) -> None:
     module = desk.folder / "mine.py"
     module.write_text("def f(x):\n    return x\n")
@@ -87,39 +65,6 @@ def test_a_name_finds_the_batch_from_another_folder_and_for_stdin(desk: Desk) ->
     assert other.returncode == 2
 
 
-def test_json_lines_nul_and_paths(desk: Desk) -> None:
-    (desk.folder / "rows.jsonl").write_text('{"a": 1}\n{"a": [2]}\n')
-    rows = desk.run("run", desk.task("first_field"), "rows.jsonl", "--out", "-")
-    assert [json.loads(line)["result"] for line in rows.stdout.splitlines()] == [1, [2]]
-    nul = desk.run("run", desk.task("text_length"), "-0", "-", "--out", "-", given="a\nb\0ccc")
-    assert [json.loads(line)["result"] for line in nul.stdout.splitlines()] == [3, 3]
-    for name in ("b.dat", "a.dat"):
-        (desk.folder / name).write_text("")
-    paths = desk.run("run", desk.task("text_length"), "--paths", "**/*.dat", "--out", "-")
-    assert len(paths.stdout.splitlines()) == 2
-
-
-def test_malformed_json_names_file_and_line_and_loses_nothing(desk: Desk) -> None:
-    (desk.folder / "rows.jsonl").write_text('{"a": 1}\n{"a": \n{"a": 3}\n')
-    command = ("run", desk.task("first_field"), "rows.jsonl", "--out", "out.jsonl")
-    bad = desk.run(*command)
-    assert bad.returncode == 2
-    assert "rows.jsonl" in bad.stderr
-    assert "2" in bad.stderr
-    assert "--skip-bad-input" in bad.stderr
-    skipped = desk.run(*command, "--skip-bad-input")
-    assert skipped.returncode == 0
-    assert "1 pieces of the input could not be read" in skipped.stderr
-    assert [line["result"] for line in desk.results()] == [1, 3]
-
-
-def test_an_empty_input_is_a_finished_batch_of_no_jobs(desk: Desk) -> None:
-    (desk.folder / "none.txt").write_text("")
-    ran = desk.run("run", desk.task("text_length"), "none.txt", "--out", "out.jsonl")
-    assert ran.returncode == 0, ran.stderr
-    assert desk.results() == []
-
-
 @pytest.mark.parametrize(
     ("task", "words"),
     [
@@ -148,16 +93,6 @@ def test_a_mistyped_arg_is_refused_before_there_is_a_batch(desk: Desk) -> None:
         assert "text_length(line: str, *, times: int=1) has no tmes" in ran.stderr
         assert "--arg takes times" in ran.stderr
     assert not desk.journal.exists()
-
-
-def test_a_missing_input_and_a_binary_one_get_a_sentence(desk: Desk) -> None:
-    missing = desk.run("run", desk.task("text_length"), "no.txt")
-    (desk.folder / "picture.png").write_bytes(b"\x89PNG\r\n\x1a\n\0\0\xff\xfe")
-    binary = desk.run("run", desk.task("text_length"), "picture.png")
-    for ran, name in ((missing, "no.txt"), (binary, "picture.png")):
-        assert ran.returncode == 2
-        assert name in ran.stderr
-        assert "Traceback" not in ran.stderr
 
 
 def test_a_folder_that_is_no_journal_or_unsafe_is_refused(desk: Desk) -> None:

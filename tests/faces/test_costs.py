@@ -162,12 +162,24 @@ def test_an_item_without_the_field_is_told(desk: Desk, item: Any) -> None:
         list(batchd.map(str, [{"title": 1}, item], cost="title", journal=desk.journal))
 
 
-def test_what_the_function_raises_is_raised_and_nothing_is_half_given(client: batchd.Client) -> None:
-    batch = client.submit_batch(str, [], key="id", cost=lambda row: row["pages"], seal=False)
-    rows = [{"id": 1, "pages": 3}, {"id": 2}]
-    with pytest.raises(KeyError):
+@pytest.mark.parametrize("key", ["id", None])
+def test_what_the_function_raises_is_raised_and_what_stands_before_is_given(
+    client: batchd.Client, key: str | None
+) -> None:
+    batch = client.submit_batch(str, [], key=key, cost=lambda row: row["pages"], seal=False)
+    rows = [{"id": 1, "pages": 3}, {"id": 2, "pages": 2}, {"id": 3}]
+    with pytest.raises(KeyError) as raised:
         batch.add(rows)
+    assert raised.value.__notes__ == ["while cost= looked at item 2 of the input, {'id': 3}"]
+    assert batch.progress().size == 2
 
-    assert batch.add(rows, cost="id") == 2
+    assert batch.add(rows[2:], cost="id") == 1
     batch.seal()
     assert list(batch.results()) == [str(row) for row in rows]
+
+
+def test_a_map_gives_the_results_of_what_stands_before_an_item_without_a_cost(desk: Desk) -> None:
+    results = batchd.map(str, [1, 2, "x"], cost=lambda item: item + 1, journal=desk.journal)
+    assert [next(results), next(results)] == ["1", "2"]
+    with pytest.raises(TypeError):
+        next(results)

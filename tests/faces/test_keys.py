@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import pytest
 
 import batchd
-from batchd.errors import UsageError
+from batchd.errors import InputError, UsageError
 from tests.commands import Desk, until
 from tests.contract.calls import Door, note, notes
 from tests.faces.programs import Programs
@@ -141,9 +141,21 @@ print(list(batchd.map(lambda item: note("ran", item["id"]), items, name="n", key
     assert sorted(notes(programs.ran)) == list("01234")
 
 
-def test_a_missing_field_is_an_error(calls: Calls) -> None:
-    with pytest.raises(KeyError, match="no such"):
+def test_a_missing_field_is_an_error_that_names_the_item(calls: Calls) -> None:
+    with pytest.raises(
+        InputError, match=r"Item 0 of the input, .*, has no key: it has no 'no such', which key='no such'"
+    ):
         calls.call(rows(1), key="no such")
+
+
+def test_what_stands_before_an_item_without_a_key_is_given(desk: Desk) -> None:
+    with batchd.Client(desk.journal, workers=1) as client:
+        batch = client.submit_batch(str, [], key=lambda row: row["id"], seal=False)
+        with pytest.raises(KeyError, match="id") as raised:
+            batch.add([{"id": 1}, {"id": 2}, {"name": 3}, {"id": 4}])
+        assert raised.value.__notes__ == ["while key= looked at item 2 of the input, {'name': 3}"]
+        assert batch.progress().size == 2
+        assert batch.add([{"id": 1}, {"id": 4}]) == 1
 
 
 def test_what_failed_runs_again(desk: Desk, tmp_path: Path) -> None:

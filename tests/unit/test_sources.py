@@ -142,6 +142,27 @@ def test_bad_lines_are_left_out_and_counted_when_asked(folder: Path) -> None:
     source = open_source(names, skip_bad_input=True)
     assert items_of(source) == [1, 2, "a", "c"]
     assert source.skipped == 4
+    assert source.skipped_places == [
+        f"{folder}/{place}" for place in ("a.jsonl:2", "a.jsonl:4", "b.txt:2", "b.txt:3")
+    ]
+
+
+def test_every_item_of_text_knows_its_line(folder: Path) -> None:
+    names = [written(folder / "a.jsonl", b"1\n\n2\n3\n}\n4\n"), written(folder / "b.txt", b"a\nb\n")]
+    found = [
+        (item, Path(block.place_of(at)).name)
+        for block in open_source(names, skip_bad_input=True).blocks()
+        for at, item in enumerate(block.items)
+    ]
+    lines = ["a.jsonl:1", "a.jsonl:3", "a.jsonl:4", "a.jsonl:6", "b.txt:1", "b.txt:2"]
+    assert found == list(zip([1, 2, 3, 4, "a", "b"], lines, strict=True))
+
+
+def test_input_that_is_bad_throughout_is_an_error(folder: Path) -> None:
+    source = open_source([written(folder / "a.jsonl", b"}\n{\n\n")], skip_bad_input=True)
+    with pytest.raises(InputError, match=r"--skip-bad-input left all of it out, 2 in number, .*a\.jsonl:1 first"):
+        items_of(source)
+    assert items_of(open_source([written(folder / "b.jsonl", b"\n\n")], skip_bad_input=True)) == []
 
 
 def test_json_nested_beyond_reason_is_a_bad_line(folder: Path) -> None:
