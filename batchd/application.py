@@ -23,11 +23,9 @@ from batchd.client.world import (
     pack_task,
     settle_known,
 )
-from batchd.core.events import Options
-from batchd.core.job import Allowances, JobState
+from batchd.core.job import JobState
 from batchd.core.ranges import RangeSet
 from batchd.edge.folder import journal_folder
-from batchd.edge.gauges import cpus_usable, parse_workers
 from batchd.edge.journal import BatchJournal
 from batchd.edge.outcomes import Outcomes
 from batchd.edge.shelf import Damaged, find_batch, list_batches
@@ -35,7 +33,7 @@ from batchd.engine import Engine, JobFuture
 from batchd.errors import BatchNotFound, UsageError
 from batchd.intake import KeyedInput, PlainInput
 from batchd.joberrors import cancellation
-from batchd.mapping import Key, costing_of, key_function
+from batchd.mapping import Key, costing_of, job_options, key_function
 from batchd.worker.calls import ONE
 
 
@@ -155,7 +153,7 @@ class Client:
         workers: int | str = "auto",
         queue: str = "jobs",
         retries: int = 0,
-        timeout: float | None = None,
+        timeout: float | str | None = None,
         crashes_max: int = 3,
     ) -> None:
         """`queue` is the batch that `submit` hands jobs to; the other options are those of its jobs.
@@ -166,7 +164,7 @@ class Client:
         self._workers = workers
         self._pid = os.getpid()
         self._batches: list[Batch] = []
-        options = self._options(workers, retries, timeout, crashes_max)
+        options = job_options(workers, retries, timeout, crashes_max, keep_going=True)
         self._queue = Engine(options, self._folder, queue, is_queue=True)
         if self._is_any_left():
             self._queue.take_up()
@@ -211,7 +209,7 @@ class Client:
         key: Key | None = None,
         cost: CostOf | None = None,
         retries: int = 0,
-        timeout: float | None = None,
+        timeout: float | str | None = None,
         crashes_max: int = 3,
         workers: int | str | None = None,
         keep_going: bool = False,
@@ -221,8 +219,8 @@ class Client:
         """Submit `fn(item)` for each item; return the batch when they are on disk and it runs.
 
         A batch of that name goes on: what it was given before is not given again (`Batch.skipped`); with `key` only
-        new and changed items run, the latter in place of what failed (`Batch.replaced`). `timeout` is seconds a job,
-        `cost` and `workers` as in `batchd.map`. When the first 100 jobs fail alike it stops, unless `keep_going`.
+        new and changed items run, the latter in place of what failed (`Batch.replaced`). `timeout`, `cost`
+        and `workers` are as in `batchd.map`. When the first 100 jobs fail alike it stops, unless `keep_going`.
         `seal=False` leaves it open for `add`.
 
         Raises what pickling `fn` and iterating raise; InputChanged, CodeChanged (unless `accept_code`), BatchdError.
@@ -233,7 +231,7 @@ class Client:
         (2, 1, [3, 5, 9])
         """
         self._check_process()
-        options = self._options(workers or self._workers, retries, timeout, crashes_max, keep_going=keep_going)
+        options = job_options(workers or self._workers, retries, timeout, crashes_max, keep_going=keep_going)
         digest = code_digest(fn)
         spec = library_spec(
             name or name_of(fn),
@@ -288,7 +286,7 @@ class Client:
         journal.close()
         found = next((each for each in self._batches if each.id == journal.folder.name), None)
         if found is None:
-            found = Batch(self._folder, journal.folder.name, self._options(self._workers, 0, None, 3))
+            found = Batch(self._folder, journal.folder.name, job_options(self._workers, 0, None, 3, keep_going=True))
             self._batches.append(found)
         return found
 
@@ -369,21 +367,6 @@ class Client:
                 f"this Client belongs to process {self._pid}, from which this process ({os.getpid()}) was forked: "
                 "make one here"
             )
-
-    @staticmethod
-    def _options(
-        workers: int | str, retries: int, timeout: float | None, crashes_max: int, *, keep_going: bool = True
-    ) -> Options:
-        if retries < 0 or crashes_max < 1:
-            raise UsageError("retries must be 0 or more, crashes_max 1 or more")
-        if timeout is not None and timeout <= 0:
-            raise UsageError("timeout must be more than 0")
-        return Options(
-            workers=parse_workers(str(workers), cpus_usable()),
-            allowances=Allowances(retries=retries, crashes_max=crashes_max),
-            timeout_s=timeout,
-            keep_going=keep_going,
-        )
 
 
 def result_of(future: JobFuture, timeout: float | None = None) -> Any:

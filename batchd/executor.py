@@ -20,6 +20,7 @@ from batchd.core.job import Allowances
 from batchd.edge.gauges import workers_auto
 from batchd.engine import Engine, JobFuture
 from batchd.settings import WORKERS_MAX
+from batchd.units import seconds_of
 
 T = TypeVar("T")
 
@@ -44,14 +45,15 @@ class Executor(futures.Executor):
         name: str | None = None,
         initializer: Callable[..., object] | None = None,
         initargs: tuple[Any, ...] = (),
-        timeout: float | None = None,
+        timeout: float | str | None = None,
         retries: int = 0,
         crashes_max: int = 1,
         memory_per_job: int | None = None,
         mp_context: None = None,
         max_tasks_per_child: None = None,
     ) -> None:
-        """Prepare; processes start with the first call. `timeout` is seconds per job, `memory_per_job` bytes.
+        """Prepare; processes start with the first call. `memory_per_job` is bytes, `timeout` seconds per job, or a
+        text such as "1m30s".
 
         `mp_context` and `max_tasks_per_child` of ProcessPoolExecutor are refused with ValueError unless None: workers
         are always forked from a clean process, and they are not replaced after so many calls.
@@ -71,7 +73,7 @@ class Executor(futures.Executor):
             raise ValueError(f"max_workers must be {WORKERS_MAX} or less")
         if initializer is not None and not callable(initializer):
             raise TypeError("initializer must be a callable")
-        if timeout is not None and timeout <= 0:
+        if isinstance(timeout, int | float) and timeout <= 0:
             raise ValueError("timeout must be greater than 0")
         for option, value, least in (("retries", retries, 0), ("crashes_max", crashes_max, 1)):
             _check_count(option, value, least)
@@ -81,7 +83,7 @@ class Executor(futures.Executor):
         options = Options(
             workers=max_workers,
             allowances=Allowances(retries=retries, crashes_max=crashes_max),
-            timeout_s=timeout,
+            timeout_s=seconds_of("timeout", timeout),
             memory_bytes_max=memory_per_job,
             keep_going=True,
             brings_workers=True,

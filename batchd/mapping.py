@@ -27,6 +27,7 @@ from batchd.edge.gauges import cpus_usable, parse_workers
 from batchd.errors import InputError, UsageError
 from batchd.flow import AGAIN, Flow, Plan
 from batchd.intake import Items, as_items
+from batchd.units import seconds_of
 from batchd.view import View
 from batchd.worker.calls import ONE, STAR
 
@@ -42,7 +43,7 @@ def map(  # noqa: A001  (named after what it stands in for)
     workers: int | str = "auto",
     ordered: bool = True,
     retries: int = 0,
-    timeout: float | None = None,
+    timeout: float | str | None = None,
     on_error: OnError = "raise",
     journal: str | os.PathLike[str] | None = None,
     name: str | None = None,
@@ -57,7 +58,8 @@ def map(  # noqa: A001  (named after what it stands in for)
 
     Nothing starts before the first result is asked for. Input is read as results are taken, at most `buffersize`
     items (131,072 by default) ahead of them, so an infinite input works. Results come in order, or as they are ready
-    with `ordered=False`. `workers` is a number, a share of the machine ("50%") or "auto"; `timeout` is seconds a job.
+    with `ordered=False`. `workers` is a number, a share of the machine ("50%") or "auto"; `timeout` is
+    seconds a job, or a text such as "1m30s".
 
     With `journal` (a folder) or `name` the batch is durable: the same call again gives the results that are there and
     runs only what is missing or failed. `key`, a function of the item or the name of a field, gives each job an
@@ -82,7 +84,7 @@ def map(  # noqa: A001  (named after what it stands in for)
     is_star = len(iterables) > 1 or isinstance(fn, _Star)
     fn = fn.function if isinstance(fn, _Star) else fn
     items = zip(*iterables, strict=False) if len(iterables) > 1 else as_items(iterables[0])
-    options = _options(workers, retries, timeout, crashes_max, keep_going=on_error != "raise")
+    options = job_options(workers, retries, timeout, crashes_max, keep_going=on_error != "raise")
     plan = Plan(
         ordered=ordered,
         on_error=on_error,
@@ -143,17 +145,16 @@ def _check(fn: object, plan: Plan, *, is_durable: bool, key: object) -> None:
         raise UsageError("key= says what was done before, and without journal= or name= nothing was")
 
 
-def _options(
-    workers: int | str, retries: int, timeout: float | None, crashes_max: int, *, keep_going: bool
+def job_options(
+    workers: int | str, retries: int, timeout: float | str | None, crashes_max: int, *, keep_going: bool
 ) -> Options:
+    """Return what a call asks of the scheduler. Raises UsageError."""
     if retries < 0 or crashes_max < 1:
         raise UsageError("retries must be 0 or more, crashes_max 1 or more")
-    if timeout is not None and timeout <= 0:
-        raise UsageError("timeout must be more than 0")
     return Options(
         workers=parse_workers(str(workers), cpus_usable()),
         allowances=Allowances(retries=retries, crashes_max=crashes_max),
-        timeout_s=timeout,
+        timeout_s=seconds_of("timeout", timeout),
         keep_going=keep_going,
     )
 

@@ -62,6 +62,23 @@ def parse_duration(text: str) -> float:
     return float(sum(float(number) * _DURATION_FACTORS[unit] for number, unit in parts))
 
 
+def seconds_of(option: str, value: float | str | None) -> float | None:
+    """Return what a caller from Python gives as a limit of time: seconds, or what `parse_duration` reads.
+
+    >>> seconds_of("timeout", 90), seconds_of("timeout", "1m30s"), seconds_of("timeout", None)
+    (90.0, 90.0, None)
+    """
+    if value is None:
+        return None
+    try:
+        found = parse_duration(value) if isinstance(value, str) else float(value)
+    except TypeError:
+        raise UsageError(f'{option}={value!r:.80}: give seconds, or a text such as "90s" or "1h30m"') from None
+    if not found > 0:
+        raise UsageError(f"{option} must be more than 0")
+    return found
+
+
 def format_duration(duration_s: float) -> str:
     """Return `duration_s` short enough for a progress line: two units at most, nothing below zero.
 

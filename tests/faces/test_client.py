@@ -65,14 +65,16 @@ def test_a_job_raises_what_it_raised(client: batchd.Client) -> None:
 
 
 def test_the_options_of_the_client_are_those_of_its_jobs(desk: Desk, ran: str) -> None:
-    with batchd.Client(desk.journal, workers=1, retries=2, timeout=2, queue="mine") as client:
+    with batchd.Client(desk.journal, workers=1, retries=2, timeout="2s", queue="mine") as client:
         assert client.submit(survive_from, ran, 3, fail, ValueError, "not yet").result(WAIT_S) == 3
         with pytest.raises(batchd.JobTimeout):
             client.submit(nap, 60).result(WAIT_S)
         assert [info.name for info in client.batches()] == ["mine"]
 
 
-@pytest.mark.parametrize("options", [{"workers": 0}, {"retries": -1}, {"timeout": -1}, {"crashes_max": 0}])
+@pytest.mark.parametrize(
+    "options", [{"workers": 0}, {"retries": -1}, {"timeout": -1}, {"timeout": "soon"}, {"crashes_max": 0}]
+)
 def test_options_that_make_no_sense_are_refused(desk: Desk, options: Any) -> None:
     with pytest.raises(UsageError):
         batchd.Client(desk.journal, **options)

@@ -1,13 +1,14 @@
 """Units: what people write is read, what is written is read again, and nonsense gets a helpful sentence."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from batchd.errors import UsageError
-from batchd.units import format_duration, format_size, parse_duration, parse_share, parse_size
+from batchd.units import format_duration, format_size, parse_duration, parse_share, parse_size, seconds_of
 
 
 @pytest.mark.parametrize(
@@ -123,3 +124,9 @@ def test_a_written_size_reads_back_within_its_three_digits(size_bytes: int) -> N
 def test_a_written_duration_reads_back_within_its_last_unit(duration_s: float) -> None:
     # The worst case is 1.5 ms, written as 2 ms.
     assert parse_duration(format_duration(duration_s)) == pytest.approx(duration_s, rel=0.34)
+
+
+@pytest.mark.parametrize("value", [[1], "soon", 0, -1.0, float("nan"), "0s"])
+def test_what_is_no_limit_of_time_is_refused_in_words(value: Any) -> None:
+    with pytest.raises(UsageError, match=r"1h30m|timeout must be more"):
+        seconds_of("timeout", value)
