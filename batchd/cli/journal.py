@@ -110,7 +110,13 @@ def _salvage(args: argparse.Namespace, folder: Path) -> int:
         print(json.dumps(report))
     else:
         _print(_salvage_lines(target, report))
-    return 0
+    return 0 if not report["damage"] or _is_any(report) else JournalDamaged.exit_code
+
+
+def _is_any(report: dict[str, Any]) -> bool:
+    """Whether anything of the batch could be read."""
+    counts = report["outcomes"]["count"], report["inputs"]["count"], report["doubtful"], report["unplaced"]
+    return any(counts) or bool(report["spec"])
 
 
 def _salvage_lines(target: Path, report: dict[str, Any]) -> Iterator[str]:
@@ -126,7 +132,11 @@ def _salvage_lines(target: Path, report: dict[str, Any]) -> Iterator[str]:
         yield f"  {report['doubtful']:,} of them failed before, and may have been retried since: {DOUBTFUL_NAME}"
     if report["unplaced"]:
         yield f"  {report['unplaced']:,} inputs were found whose jobs are not known"
-    yield f"  lost: {_lost_text(lost)}"
+    if report["damage"] and not _is_any(report):
+        yield "  lost: all of it, and how many jobs that were is not known; a copy of the batch, where there is one,"
+        yield "        can be put back in its place: `batchd prune` below makes room for it"
+    else:
+        yield f"  lost: {_lost_text(lost)}"
     if report["damage"]:
         yield f"  {len(report['damage']):,} damaged places are named in {target / REPORT_NAME}"
     for number, step in enumerate(report["next"]):

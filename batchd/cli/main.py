@@ -9,7 +9,7 @@ import sys
 
 from batchd import __version__
 from batchd.cli.verbs import VERBS, overview
-from batchd.errors import BatchdError
+from batchd.errors import BatchdError, JournalDamaged
 
 TYPE_CHECKING = False  # Importing typing takes a fifth of what `batchd --help` may take.
 if TYPE_CHECKING:
@@ -31,7 +31,8 @@ def main(argv: "Sequence[str] | None" = None) -> int:
     try:
         code: int = getattr(import_module(module), name)(args)
     except BatchdError as error:
-        print(f"batchd: {error}", file=sys.stderr)
+        hint = "; `batchd journal check` names all that is damaged" if isinstance(error, JournalDamaged) else ""
+        print(f"batchd: {error}{hint if 'journal check' not in str(error) else ''}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from batchd import __version__, errors
+from batchd.client.blame import blame
 from batchd.edge import control, lock
 from batchd.errors import BatchdError, SupervisorError, SupervisorMismatch
 from batchd.formats.frame import FrameReader
@@ -239,4 +240,5 @@ def request(folder: Path, do: str, **fields: Any) -> dict[str, Any]:
             continue  # It was just leaving.
         finally:
             connection.close()
-    raise SupervisorError(f"the supervisor of {folder} keeps leaving; see {folder / LOG_NAME}")
+    why = f"the supervisor of {folder} keeps leaving; see {folder / LOG_NAME}"
+    raise blame(folder, fields["batch"], why) if "batch" in fields else SupervisorError(why)

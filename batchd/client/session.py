@@ -16,6 +16,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+from batchd.client.blame import blame
 from batchd.client.connection import LOG_NAME, Connection, SupervisorGone, checked, connect
 from batchd.core.costs import Cost
 from batchd.core.events import Options
@@ -23,7 +24,6 @@ from batchd.core.ranges import Range, RangeSet
 from batchd.edge import control, lock
 from batchd.edge.readiness import readable
 from batchd.edge.template import KeySpec
-from batchd.errors import SupervisorError
 from batchd.formats.segment import input_blocks
 from batchd.settings import RECORD_BYTES_MAX, SUBMIT_WINDOW_BYTES, SUPERVISOR_RESTARTS_MAX
 
@@ -403,7 +403,9 @@ class Session:
         self._restarts = 1 if done != self._done_at_restart else self._restarts + 1
         self._done_at_restart = done
         if self._restarts > SUPERVISOR_RESTARTS_MAX:
-            raise SupervisorError(
+            raise blame(
+                self.folder,
+                self.batch,
                 f"the supervisor died {self._restarts} times without progress; "
-                f"its last words are in {self.folder / LOG_NAME}"
+                f"its last words are in {self.folder / LOG_NAME}",
             )

@@ -10,7 +10,7 @@ from threading import Lock
 
 import lmdb
 
-from batchd.errors import JournalError, JournalFull
+from batchd.errors import JournalDamaged, JournalError, JournalFull
 from batchd.formats import tables
 from batchd.settings import LOCK_BYTES, MAP_BYTES, READERS_MAX
 
@@ -39,7 +39,11 @@ def open_environment(folder: Path, *, readonly: bool = False, sync: bool = True)
     except lmdb.ReadersFullError:
         raise JournalError(f"{READERS_MAX} readers are in {folder}, which is the limit: try again later") from None
     except lmdb.Error as error:
-        raise JournalError(f"cannot open the batch in {folder}: {error}") from None
+        data = folder / "data.mdb"
+        is_empty = data.is_file() and not data.stat().st_size
+        is_damaged = is_empty or isinstance(error, lmdb.InvalidError | lmdb.CorruptedError)
+        kind = JournalDamaged if is_damaged else JournalError
+        raise kind(f"cannot open the batch in {folder}: {str(error).removeprefix(f'{folder}: ')}") from None
     except MemoryError:
         raise JournalError(
             f"cannot map the batch in {folder}: the address space is limited; run `ulimit -v unlimited`"

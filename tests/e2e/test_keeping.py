@@ -8,7 +8,9 @@ from random import Random
 
 import pytest
 
+from batchd.formats import tables
 from tests.commands import Desk, summary_of, until
+from tests.ruin import PAGE_BYTES, Original
 
 
 def run_range(desk: Desk, stop: int, name: str, task: str = "square") -> None:
@@ -161,3 +163,16 @@ def test_an_old_backup_is_put_back_and_goes_on(desk: Desk) -> None:
     assert len(desk.results()) == 2000
     # What was running when the copy was made may run again, what was done may not.
     assert 2000 - there["done"] <= len(desk.attempts()) - begun <= 2000 - there["done"] + 10
+
+
+def test_a_batch_that_supervisors_die_of_is_told_as_damaged(desk: Desk) -> None:
+    desk.run("run", desk.task("raises_on_odd"), "--range", "0:200", "--keep-going", "--name", "bad")
+    (batch,) = _batches(desk)
+    ruined = bytearray(data := (batch / "data.mdb").read_bytes())
+    page = Original(data, {}, {}, 0).leaf(tables.CAUSES)
+    ruined[page * PAGE_BYTES : (page + 1) * PAGE_BYTES] = bytes(PAGE_BYTES)
+    (batch / "data.mdb").write_bytes(ruined)
+    told = desk.run("retry", "bad", "--failed")
+    assert told.returncode == 3
+    assert f"batch {batch.name} is damaged" in told.stderr
+    assert f"`batchd journal check {batch.name}`" in told.stderr

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import pickle
 from collections.abc import Callable
 from contextlib import closing
@@ -285,6 +286,16 @@ def make(folder: Path, inputs: list[Any], *entries: e.Entry, **spec: Any) -> Pat
     journal.commit([e.Attached("b", 1), submission(journal.facts, inputs), e.Sealed("b"), *entries])
     journal.close()
     return journal.folder
+
+
+@pytest.mark.parametrize("pages_left", [0, 2])
+def test_of_an_emptied_batch_it_is_said_that_all_is_lost(folder: Path, run: Run, pages_left: int) -> None:
+    place = make(folder, list("abcdef"), success("b", 0, [1, "two"]))
+    os.truncate(place / "data.mdb", pages_left * 4096)
+    code, out, _ = run("salvage", batch="b")
+    assert code == 3
+    assert "lost: all of it" in out
+    assert "nothing that the journal knows of" not in out
 
 
 def test_the_files_hold_what_was_brought_out(folder: Path, run: Run, tmp_path: Path) -> None:
