@@ -27,7 +27,7 @@ from batchd.edge.gauges import cpus_usable, parse_workers
 from batchd.errors import InputError, UsageError
 from batchd.flow import AGAIN, Flow, Plan
 from batchd.intake import Items, as_items
-from batchd.units import seconds_of
+from batchd.units import continuing, seconds_of
 from batchd.view import View
 from batchd.worker.calls import ONE, STAR
 
@@ -211,7 +211,7 @@ def _go_on(folder: Path, batch: str, spec: dict[str, Any], view: View, *, accept
     """Find out whether the batch that is there is the one that is meant, and open its failures again."""
     facts = settle_known(folder, batch, spec, accept_code=accept_code)
     done = facts.count(JobState.SUCCEEDED)
-    view.note(f"continuing {spec['name']}: {done:,} of {facts.size:,} jobs were already done")
+    view.note(continuing(spec["name"], done, facts.size))
     is_keyed = spec["input"]["kind"] == "keyed"  # What is to run again, the input tells.
     again = [] if is_keyed else [int(state) for state in AGAIN if facts.count(state)]
     if again or facts.cancelled:

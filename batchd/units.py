@@ -121,6 +121,24 @@ def _in_two_units(amount: int, per_large: int, large_unit: str, small_unit: str)
     return f"{large}{large_unit}{small:02d}{small_unit}" if small else f"{large}{large_unit}"
 
 
+def counted(count: int, noun: str) -> str:
+    """Return a number of things in words.
+
+    >>> counted(1, "job"), counted(1_200, "failed job"), counted(0, "batch")
+    ('1 job', '1,200 failed jobs', '0 batches')
+    """
+    return f"{count:,} {noun}" + ("" if count == 1 else "es" if noun.endswith("ch") else "s")
+
+
+def continuing(name: str, done: int, size: int) -> str:
+    """Return what is said of a batch that goes on.
+
+    >>> continuing("nightly", 0, 1), continuing("nightly", 3, 1_200)
+    ('continuing nightly: 0 of 1 job was already done', 'continuing nightly: 3 of 1,200 jobs were already done')
+    """
+    return f"continuing {name}: {done:,} of {counted(size, 'job')} {'was' if size == 1 else 'were'} already done"
+
+
 def visible(text: str) -> str:
     r"""Return text from elsewhere with its control characters shown, so that it cannot steer a terminal.
 

@@ -37,12 +37,3 @@ def told_lines(told: dict[str, str]) -> Iterator[str]:
         if first:
             yield f"  {name:<{width}}  {first}"
             yield from (f"  {'':<{width}}  {line}" for line in rest)
-
-
-def jobs(count: int, kind: str = "") -> str:
-    """Return a number of jobs in words.
-
-    >>> jobs(1), jobs(1_200, "failed")
-    ('1 job', '1,200 failed jobs')
-    """
-    return " ".join(filter(None, (f"{count:,}", kind, "job" if count == 1 else "jobs")))

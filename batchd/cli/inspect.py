@@ -17,7 +17,17 @@ from typing import Any, Final, Literal
 
 from batchd.cli.answers import answer, head, remark, told_lines
 from batchd.cli.cards import card_lines, details_text, is_death
-from batchd.cli.summary import INTERRUPTED, command, command_in, count_fields, count_parts, next_steps, usage_parts
+from batchd.cli.summary import (
+    INTERRUPTED,
+    QUEUE,
+    command,
+    command_in,
+    count_fields,
+    count_parts,
+    is_queue,
+    next_steps,
+    usage_parts,
+)
 from batchd.core.facts import BatchState
 from batchd.core.job import JobState
 from batchd.edge.control import connect
@@ -28,10 +38,18 @@ from batchd.edge.outcomes import Outcomes
 from batchd.edge.shelf import Damaged, find_batch, find_job, list_batches
 from batchd.edge.stacks import cut_own_frames
 from batchd.errors import BatchdError
-from batchd.units import format_duration, format_size, visible
+from batchd.units import counted, format_duration, format_size, visible
 
 RUNNING: Final = "running"
+IDLE: Final = "idle"
+"""The state of a queue in which nothing waits."""
 DAMAGED: Final = "damaged"
+_FROM_PYTHON: Final = {
+    QUEUE: "a queue: jobs as applications hand them over",
+    "calls": "calls of an executor",
+    "iterable": "items from Python",
+    "keyed": "items from Python, told by a key",
+}
 _ROWS_MAX: Final = 30
 _CAUSES_MAX: Final = 10
 _WORD_COLUMNS_MIN: Final = 8
@@ -62,7 +80,7 @@ def ls(args: argparse.Namespace) -> int:
     shown = batches if getattr(args, "all", False) else batches[:_ROWS_MAX]
     answer(_table([_row(batch) for batch in shown]))
     if len(shown) < len(batches):
-        remark(f"{len(batches) - len(shown):,} older batches are not shown; --all shows them")
+        remark(f"{counted(len(batches) - len(shown), 'older batch')} not shown; --all shows everything")
     for batch in shown:
         if batch["error"]:
             remark(batch["error"])
@@ -174,12 +192,14 @@ def _described(journal: BatchJournal, fields: dict[str, Any]) -> Iterator[str]:
     told = {
         "reason": fields["reason"],
         "jobs": jobs + " · ".join(count_parts(journal)),
-        "begun": f"{fields['begun']:,} jobs were begun before and have no outcome yet" if fields["begun"] else "",
+        "begun": f"{counted(fields['begun'], 'job')} begun before and without an outcome yet"
+        if fields["begun"]
+        else "",
         "retried": f"{fields['generation']} times" if fields["generation"] > 1 else "once" * fields["generation"],
         "task": _task_name(fields["task"]),
         "arguments": " ".join(f"{name}={value!r}" for name, value in spec.get("args", {}).items()),
         "input": _input_text(spec.get("input", {}), fields["size"])
-        + ("" if fields["is_sealed"] else " (not read to its end yet)"),
+        + ("" if fields["is_sealed"] or is_queue(spec) else " (not read to its end yet)"),
         "command": str(spec.get("command", "")),
         "folder": str(spec.get("cwd", "")),
         "created": f"{_moment(fields['created'])} ({_age(fields['created'])} ago), Python {spec.get('python', '?')}",
@@ -201,6 +221,8 @@ def _input_text(spec: dict[str, Any], size: int) -> str:
             return f"--range {start}:{start + step * size}" + (f":{step}" if step != 1 else "")
         case {"kind": "stdin"}:
             return "standard input"
+        case {"kind": str(kind)} if kind in _FROM_PYTHON:
+            return _FROM_PYTHON[kind]
     return json.dumps(spec)
 
 
@@ -226,18 +248,19 @@ def _explained(journal: BatchJournal, groups: list[FailureGroup], causes_max: in
     title = f"{names['name']} ({names['batch']})"
     failed, quarantined = facts.count(JobState.FAILED), facts.count(JobState.QUARANTINED)
     if not groups:
-        yield f"{title}: nothing failed, {facts.done.size:,} of {facts.size:,} jobs are done"
+        yield f"{title}: nothing failed, {facts.done.size:,} of {counted(facts.size, 'job')} done"
         return
     counts = [f"{failed:,} failed"] * bool(failed) + [f"{quarantined:,} quarantined"] * bool(quarantined)
-    causes = "1 cause" if len(groups) == 1 else f"{len(groups):,} causes"
-    yield f"{title}: {' and '.join(counts)} of {facts.size:,} jobs, {causes}"
+    causes = counted(len(groups), "cause")
+    yield f"{title}: {' and '.join(counts)} of {counted(facts.size, 'job')}, {causes}"
     for number, group in enumerate(groups[:causes_max], 1):
         yield ""
         yield from _cause_lines(number, group, _story(journal, group))
     if len(groups) > causes_max:
         yield ""
         left = sum(group.count for group in groups[causes_max:])
-        yield f"and {left:,} jobs of {len(groups) - causes_max:,} more causes: --json tells them all"
+        more = counted(len(groups) - causes_max, "more cause")
+        yield f"and {counted(left, 'job')} of {more}: --json tells them all"
     yield ""
     options = ["--failed"] * bool(failed) + ["--quarantined"] * bool(quarantined)
     yield f"next: {command(journal, 'retry', *options)}"
@@ -264,9 +287,8 @@ def _story(journal: BatchJournal, group: FailureGroup) -> Iterator[str]:
 
 
 def _cause_lines(number: int, group: FailureGroup, story: Iterable[str]) -> Iterator[str]:
-    jobs = "1 job" if group.count == 1 else f"{group.count:,} jobs"
     state = " · quarantined" if group.state is JobState.QUARANTINED else ""
-    yield f"{number}. {group.type} · {jobs}{state}: {group.indices}"
+    yield f"{number}. {group.type} · {counted(group.count, 'job')}{state}: {group.indices}"
     yield from (f"   {line}" for line in story)
 
 
@@ -294,12 +316,13 @@ def _fields(journal: BatchJournal, *, is_live: bool) -> dict[str, Any]:
     """Everything about a batch that its journal tells without reading its outcomes."""
     facts, spec, made = journal.facts, journal.spec, journal.progress()
     is_running = is_live and facts.is_attached
+    is_left = not is_queue(spec) or made.done < made.size
     is_over = facts.state in {BatchState.FINISHED, BatchState.STOPPED, BatchState.CANCELLED}
     return {
         "batchd": 1,
         **head(journal),
         "state": made.state,
-        "shown_state": made.state if is_over else RUNNING if is_running else INTERRUPTED,
+        "shown_state": made.state if is_over else RUNNING if is_running else INTERRUPTED if is_left else IDLE,
         "is_running": is_running,
         "reason": made.reason,
         "size": made.size,
@@ -329,9 +352,9 @@ def _is_live(folder: Path) -> bool:
 
 
 def _task_name(task: list[str]) -> str:
-    if len(task) != 2:
-        return ":".join(task)
-    module, name = task
+    module, name = task if len(task) == 2 else ("", ":".join(task))
+    if not module:  # Made from Python.
+        return name
     short = Path(module).name if module.endswith(".py") else module
     return f"{short}:{name}"
 

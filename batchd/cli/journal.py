@@ -23,7 +23,7 @@ from batchd.edge.folder import journal_folder, open_folder
 from batchd.edge.salvage import Salvage
 from batchd.edge.shelf import batch_folders, find_folder
 from batchd.errors import BatchdError, JournalDamaged, JournalNewer
-from batchd.units import format_size
+from batchd.units import counted, format_size
 
 _FINE: Final = "fine"
 _UNREADABLE: Final = "unreadable"
@@ -59,7 +59,7 @@ def _check(args: argparse.Namespace, folder: Path) -> int:
         print(json.dumps({**told, "next": steps}))
     else:
         counts = [f"{len(damaged)} damaged"] * bool(damaged) + [f"{len(others)} not checked"] * bool(others)
-        total = "1 batch" if len(checked) == 1 else f"{len(checked):,} batches"
+        total = counted(len(checked), "batch")
         verdict = ", ".join(counts) or "every record reads back as it was written"
         _print([f"{total}: {verdict}" if checked else f"there are no batches in {folder}"])
         for number, step in enumerate(steps):
@@ -91,7 +91,9 @@ def _fields(found: Diagnosis, state: str, error: str) -> dict[str, Any]:
 
 def _check_lines(fields: dict[str, Any]) -> Iterator[str]:
     yield f"{fields['batch']}  {fields['state']}" + (
-        f": {fields['error']}" if fields["error"] else f"  {fields['done']:,} of {fields['size']:,} jobs done"
+        f": {fields['error']}"
+        if fields["error"]
+        else f"  {fields['done']:,} of {counted(fields['size'], 'job')} done"
     )
     yield from (f"  {finding['text']}" for finding in fields["damage"][:_FINDINGS_SHOWN])
     more = len(fields["damage"][_FINDINGS_SHOWN:]) + fields["more"]
@@ -123,7 +125,8 @@ def _salvage_lines(target: Path, report: dict[str, Any]) -> Iterator[str]:
     lost, outcomes, inputs = report["lost"], report["outcomes"], report["inputs"]
     yield f"{report['batch']}: {outcomes['count']:,} outcomes are in {target / OUTCOMES_NAME}"
     if inputs["count"] or inputs["jobs"]:
-        yield f"  inputs of {inputs['count']:,} jobs without an outcome are in {target / INPUTS_NAME}, in their order"
+        jobs = counted(inputs["count"], "job")
+        yield f"  inputs of {jobs} without an outcome are in {target / INPUTS_NAME}, in their order"
     if inputs["unlike"]:
         yield f"  {len(inputs['unlike']):,} of them are not quite what JSON can hold: see {target / REPORT_NAME}"
     if outcomes["unreadable"]:
@@ -201,7 +204,7 @@ def _backup(args: argparse.Namespace, folder: Path) -> int:
         )
     else:
         whole = "" if damaged else ", and every record was read back"
-        total = "1 batch" if len(copied) == 1 else f"{len(copied):,} batches"
+        total = counted(len(copied), "batch")
         _print([f"{total}, {format_size(size)}, copied to {target}{whole}", f"next: {step}"])
     return JournalDamaged.exit_code if damaged else 0
 

@@ -26,7 +26,7 @@ from batchd.edge.lock import vacant
 from batchd.edge.removal import left_aside, set_aside, sweep
 from batchd.edge.shelf import find_folder
 from batchd.errors import BatchdError, JournalError, SupervisorError, UsageError
-from batchd.units import format_duration, format_size, parse_duration, parse_size, visible
+from batchd.units import counted, format_duration, format_size, parse_duration, parse_size, visible
 
 STATES: Final = ("finished", "cancelled", "stopped", INTERRUPTED, DAMAGED)
 _BY_DEFAULT: Final = frozenset({"finished", "cancelled"})
@@ -168,7 +168,7 @@ def _show(folder: Path, rows: list[Row], chosen: list[Row], wish: _Wish) -> None
         counts = ", ".join(f"{sum(row.state == state for row in others)} {state}" for state in _states(others))
         _remark(f"batches that are not over are kept: {counts}; --state chooses them, --state all everything")
     if not chosen:
-        _remark(f"nothing to remove: {len(rows):,} batches, {_size(rows)} in {folder}")
+        _remark(f"nothing to remove: {_count(rows)}, {_size(rows)} in {folder}")
         return
     lines = [("BATCH", "NAME", "STATE", "UNCHANGED FOR", "DISK")]
     now = time.time()
@@ -244,7 +244,7 @@ def _fields(row: Row) -> dict[str, Any]:
 
 
 def _count(rows: list[Row]) -> str:
-    return "1 batch" if len(rows) == 1 else f"{len(rows):,} batches"
+    return counted(len(rows), "batch")
 
 
 def _size(rows: list[Row]) -> str:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from batchd.cli import summary
-from batchd.cli.answers import jobs
 from batchd.cli.results import check_target
 from batchd.cli.runner import Runner, checkpoint_of
 from batchd.cli.signature import check_call
@@ -28,7 +27,7 @@ from batchd.edge.shelf import find_batch
 from batchd.edge.template import KeySpec
 from batchd.errors import CodeChanged, UsageError
 from batchd.sources import Block, Source, open_source
-from batchd.units import parse_duration, parse_share, parse_size
+from batchd.units import continuing, counted, parse_duration, parse_share, parse_size
 from batchd.worker import task as tasks
 
 
@@ -67,8 +66,9 @@ def run(args: argparse.Namespace) -> int:
         )
     behind = known["checkpoint"]
     blocks = source.blocks(checkpoint_of(behind))
+    going_on = continuing(batch, known["done"], known["size"])
     if is_stream(spec) and not known["is_finished"]:  # It may come slowly: what is left runs meanwhile.
-        runner.note(f"continuing {batch}: {known['done']:,} of {known['size']:,} jobs were already done")
+        runner.note(going_on)
         return runner.run(spec, blocks, already_done=known["done"], source=source, behind=behind)
     first = next(blocks, None)  # Reads the earlier input again: refuses it if it changed.
     if first is None and known["is_finished"]:
@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
     rest: Iterator[Block] | None = chain([first], blocks) if first is not None else blocks
     if first is None and known["is_sealed"]:
         rest = None
-    runner.note(f"continuing {batch}: {known['done']:,} of {known['size']:,} jobs were already done")
+    runner.note(going_on)
     return runner.run(spec, rest, already_done=known["done"], source=source, behind=behind)
 
 
@@ -98,10 +98,10 @@ def retry(args: argparse.Namespace) -> int:
         )
     named = " or ".join(name for name in chosen if getattr(args, name))
     if states and not count:
-        rest = f"; the {jobs(left)} that have no outcome: {again}" if left else ""
+        rest = f"; {counted(left, 'job')} without an outcome: {again}" if left else ""
         print(f"batchd: {batch} has no {named} jobs: nothing to retry{rest}", file=sys.stderr)
         return 0
-    runner = Runner(folder, batch, args, options, key_spec)
+    these, runner = counted(count, f"{named} job"), Runner(folder, batch, args, options, key_spec)
     if key_spec.payload:
         check_python(spec, batch)
     else:  # Who retries after mending the task means the mended one.
@@ -113,12 +113,12 @@ def retry(args: argparse.Namespace) -> int:
     if states:
         told = request(folder, "reopen", batch=batch, states=[int(state) for state in states])
         if told["is_live"]:
-            print(f"batchd: {jobs(count, named)} of {batch} go back to the command that runs it", file=sys.stderr)
+            print(f"batchd: {these} of {batch} handed back to the command that runs it", file=sys.stderr)
             return 0
-        runner.note(f"retrying {jobs(count, named)} of {batch}")
+        runner.note(f"retrying {these} of {batch}")
     else:
-        runner.note(f"going on with {batch}: {jobs(left)} of {facts.size:,} have no outcome")
-    if not facts.is_sealed and spec["input"].get("kind") != "queue":  # Of a queue there is no end.
+        runner.note(f"going on with {batch}: {left:,} of {counted(facts.size, 'job')} left")
+    if not facts.is_sealed and not summary.is_queue(spec):  # Of a queue there is no end.
         runner.note(f"its input was not complete: to go on with that, run again {spec.get('command', '')}")
     return runner.run(spec, None, already_done=facts.done.size - count)
 

@@ -20,6 +20,7 @@ from batchd.edge.journal import BatchJournal
 from batchd.edge.template import KeySpec
 from batchd.errors import BatchdError
 from batchd.sources import Block, Checkpoint, Source
+from batchd.units import counted
 from batchd.view import ProgressNews, View, make_view
 
 _PUMP_S = 0.25
@@ -103,7 +104,9 @@ class Runner:
     def report_finished(self, size: int) -> int:
         """Say that there is nothing to run; still write the results."""
         self._open_stream()
-        self.note(f"{self._batch} is finished already: {size:,} jobs done, nothing to run (--new starts another)")
+        self.note(
+            f"{self._batch} is finished already: {counted(size, 'job')} done, nothing to run (--new starts another)"
+        )
         return self._conclude({}, ran=0, already_done=size, is_interrupted=False)
 
     def _follow(self, session: Session, wake_fd: int) -> None:
@@ -237,9 +240,9 @@ def skipped_text(source: Source) -> str:
     """Return what was left out of the input, in words."""
     places = ", ".join(source.skipped_places)
     more = source.skipped - len(source.skipped_places)
-    what = "1 piece" if source.skipped == 1 else f"{source.skipped:,} pieces"
     rest = f" and {more:,} more" if more > 0 else ""
-    return f"{what} of the input could not be read, and left out (--skip-bad-input): {places}{rest}"
+    what = f"{counted(source.skipped, 'piece')} of the input could not be read, and left out"
+    return f"{what} (--skip-bad-input): {places}{rest}"
 
 
 def checkpoint_of(text: str) -> Checkpoint | None:

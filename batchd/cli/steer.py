@@ -12,7 +12,7 @@ from batchd.edge.folder import journal_folder, open_folder
 from batchd.edge.gauges import cpus_usable, parse_workers
 from batchd.edge.shelf import find_batch
 from batchd.errors import SupervisorError, UsageError
-from batchd.units import format_duration, format_size
+from batchd.units import counted, format_duration, format_size
 
 _KEPT = (JobState.SUCCEEDED, JobState.FAILED, JobState.QUARANTINED)
 
@@ -34,7 +34,7 @@ def status(args: argparse.Namespace) -> int:
         return 0
     machine = told["machine"]
     used, limit = format_size(machine["memory_used_bytes"]), format_size(machine["memory_limit_bytes"])
-    print(f"supervisor {told['pid']}: {len(told['workers'])} workers, memory {used} of {limit}")
+    print(f"supervisor {told['pid']}: {counted(len(told['workers']), 'worker')}, memory {used} of {limit}")
     if told["trouble"]:
         print(f"  {told['trouble']}")
     for name, made in told["batches"].items():
@@ -87,5 +87,8 @@ def cancel(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps({"batchd": 1, **told}))
     else:
-        print(f"{name}: {cancelled:,} jobs cancelled; `batchd retry {name} --cancelled` runs them", file=sys.stderr)
+        print(
+            f"{name}: {counted(cancelled, 'job')} cancelled; `batchd retry {name} --cancelled` runs them",
+            file=sys.stderr,
+        )
     return 0

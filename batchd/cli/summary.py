@@ -21,6 +21,7 @@ from batchd.units import format_duration, format_size, visible
 
 INTERRUPTED: Final = "interrupted"
 """The state of a run that left jobs undone without a rule that says so."""
+QUEUE: Final = "queue"
 _CAUSES_MAX: Final = 5
 _TYPES_MAX: Final = 3
 _CARDS_MAX: Final = 2
@@ -202,11 +203,13 @@ def next_steps(journal: BatchJournal, state: str) -> list[str]:
             + (f" and {command(journal, 'retry', '--failed')}" if facts.count(JobState.FAILED) else ""),
             "or run it with --new to start from the beginning, or with --keep-going to go on as it is",
         ]
-    if state != BatchState.FINISHED.value:
+    is_left = facts.done.size < facts.size
+    if state != BatchState.FINISHED.value and (is_left or not is_queue(journal.spec)):
         if journal.spec.get("input", {}).get("kind") == "stdin" and not journal.spec.get("is_named"):
             return [f"{command(journal, 'results')} (input from a pipe is continued only when the run has a --name)"]
         if not journal.spec["task"][0]:  # Made from Python, whose program may take more than this to be run again.
-            return [command(journal, "retry"), f"or run the program again: {journal.spec.get('command', '')}"]
+            again = f"run the program again: {journal.spec.get('command', '')}"
+            return [command(journal, "retry"), f"or {again}"] if is_left else [again]
         without = ", without --new," if "--new" in shlex.split(journal.spec.get("command", "")) else ""
         return [f"run the same command again{without} to continue"]
     if not facts.size:
@@ -229,6 +232,11 @@ def typed(path: Path) -> str:
     """The path as it can be typed here."""
     here = Path.cwd()
     return str(path.relative_to(here)) if path.is_relative_to(here) and path != here else str(path)
+
+
+def is_queue(spec: Mapping[str, Any]) -> bool:
+    """Whether applications hand jobs to the batch one by one, without an end."""
+    return bool(spec.get("input", {}).get("kind") == QUEUE)
 
 
 def _name(journal: BatchJournal) -> str:

@@ -151,7 +151,7 @@ def test_ls_shows_the_latest_unless_all_are_asked_for(
     make(folder, "abd2")
     _, out, err = run(inspect.ls)
     assert out.splitlines()[1].startswith("abd2")
-    assert (len(out.splitlines()), err) == (2, "batchd: 1 older batches are not shown; --all shows them\n")
+    assert (len(out.splitlines()), err) == (2, "batchd: 1 older batch not shown; --all shows everything\n")
     _, out, err = run(inspect.ls, all=True)
     assert (len(out.splitlines()), err) == (3, "")
     assert len(json.loads(run(inspect.ls, json=True)[1])["batches"]) == 2
@@ -236,6 +236,18 @@ def test_show_says_where_the_input_came_from(folder: Path, run: Run, spec: dict[
     assert line.removeprefix("  input ").strip() == text
 
 
+def test_a_queue_in_which_nothing_waits_is_idle(folder: Path, run: Run) -> None:
+    queue: dict[str, Any] = {"input": {"kind": "queue"}, "task": ["", "(calls)"], "command": "python app.py"}
+    make(folder, "abc1", succeeded("abc1", 0, 1, 2), size=2, is_sealed=False, **queue)
+    assert run(inspect.show, batch="abc1")[1].startswith("nightly (abc1): idle\n")
+    assert "a queue: jobs as applications hand them over\n" in run(inspect.show, batch="abc1")[1]
+    assert "next        batchd results" in run(inspect.show, batch="abc1")[1]
+    assert run(inspect.ls)[1].splitlines()[1].split()[2:4] == ["idle", "2/2+"]
+    make(folder, "abc2", succeeded("abc2", 0, 1), size=2, is_sealed=False, **queue)
+    assert run(inspect.show, batch="abc2")[1].startswith("nightly (abc2): interrupted\n")
+    assert "or run the program again: python app.py" in run(inspect.show, batch="abc2")[1]
+
+
 # --- failures --------------------------------------------------------------------------------------------------
 
 
@@ -285,7 +297,7 @@ def test_failures_in_json(folder: Path, run: Run) -> None:
 
 def test_nothing_failed(folder: Path, run: Run) -> None:
     make(folder, "abc1", succeeded("abc1", 0, 1, 2), size=3)
-    assert run(inspect.failures) == (0, "nightly (abc1): nothing failed, 2 of 3 jobs are done\n", "")
+    assert run(inspect.failures) == (0, "nightly (abc1): nothing failed, 2 of 3 jobs done\n", "")
     assert json.loads(run(inspect.failures, json=True)[1])["causes"] == []
 
 
