@@ -1,4 +1,4 @@
-"""Costs: which of the jobs that have no outcome were said to be the costliest, so that they can start first.
+"""Costs: which of the jobs that have not succeeded were said to be the costliest, so that they can start first.
 
 The one idea: only the costliest matter. When K jobs cost c or more, all cost K * c or more, so that W workers that
 start whatever is cheaper in the order of the input end at most c late: by a share of W / K. So COSTLY_JOBS_MAX jobs
@@ -34,7 +34,7 @@ def checked_costs(found: Iterable[Iterable[Any]], jobs: int) -> tuple[Cost, ...]
 
 
 class Costs:
-    """The costs of the costliest unfinished jobs.
+    """The costs of the costliest jobs that have not succeeded.
 
     >>> costs = Costs()
     >>> costs.add(100, [(0, 2.5), (7, 400.0)])
@@ -62,7 +62,7 @@ class Costs:
         self._costs.update((job, cost) for job, cost, power in powers if power >= self._floor)
 
     def drop(self, start: int, stop: int) -> None:
-        """Forget jobs that have an outcome."""
+        """Forget jobs that are not to run again."""
         for job, _ in self.within(start, stop):
             del self._costs[job]
 

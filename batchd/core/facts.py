@@ -75,7 +75,7 @@ class BatchFacts:
     noted: RangeSet = field(default_factory=RangeSet)
     """Jobs without an outcome that left a checkpoint."""
     costs: Costs = field(default_factory=Costs)
-    """Of jobs without an outcome that were said to be costly."""
+    """Of jobs that have not succeeded and were said to be costly."""
     sequences: dict[str, tuple[int, int]] = field(default_factory=dict)
     """The last submission of each client: its number, and the first job it made."""
     checkpoint: str = ""
@@ -154,7 +154,7 @@ def _record(facts: BatchFacts, entry: e.Recorded) -> None:
         facts.histories.clear(entry.first, stop)
     if facts.noted:
         facts.noted.remove(entry.first, stop)
-    if facts.costs:
+    if facts.costs and entry.state is JobState.SUCCEEDED:  # Any other job may be retried, and is as long then.
         facts.costs.drop(entry.first, stop)
 
 

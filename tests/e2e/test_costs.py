@@ -20,6 +20,11 @@ def work(row):
     select([], [], [], row["cost"] / 100)
     return row["cost"]
 
+def work_when_mended(row):
+    if not os.path.exists("mended"):
+        raise ValueError("not yet")
+    return work(row)
+
 def work_on_file(path):
     return work({"cost": os.path.getsize(path)})
 """
@@ -77,6 +82,14 @@ def test_a_run_that_is_continued_without_the_option_knows_the_costs(desk: Desk) 
     assert desk.run(*again).returncode == 0
     assert started(desk) == COSTLIEST_FIRST
     assert [line["result"] for line in desk.results()] == COSTS
+
+
+def test_jobs_that_are_retried_start_the_costliest_first(desk: Desk) -> None:
+    _, _, *rest = command(desk, COSTS)
+    assert desk.run("run", "mine.py:work_when_mended", *rest, "--cost", "cost", "--keep-going").returncode == 1
+    (desk.folder / "mended").touch()
+    assert desk.run("retry", "last", "--failed", "-j", "1").returncode == 0
+    assert started(desk) == COSTLIEST_FIRST
 
 
 @pytest.mark.parametrize(

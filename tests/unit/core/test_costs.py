@@ -8,10 +8,11 @@ from hypothesis import strategies as st
 
 from batchd.core import commands as c
 from batchd.core import costs as costs_module
+from batchd.core import entries as e
 from batchd.core import events as ev
 from batchd.core.costs import Costs
 from batchd.core.events import Options
-from batchd.core.facts import BatchFacts
+from batchd.core.facts import BatchFacts, apply
 from batchd.core.job import JobState
 from batchd.core.scheduler import Scheduler
 from batchd.settings import COSTLY_JOBS_MAX
@@ -159,3 +160,14 @@ def test_costly_jobs_that_come_back_again_and_again_take_no_more_room(monkeypatc
 
     assert len(batch._costly) <= 16
     desk.scheduler.check()
+
+
+@pytest.mark.parametrize("state", [JobState.FAILED, JobState.QUARANTINED, JobState.CANCELLED])
+def test_a_job_has_its_cost_until_it_has_succeeded(state: JobState) -> None:
+    facts = BatchFacts("b")
+    apply(facts, e.Submitted("b", 0, 3, (), "c", 1, "", costs=((0, 5.0), (2, 7.0))))
+    apply(facts, e.Recorded("b", 0, 3, state))
+    apply(facts, e.Reopened("b", 1, ((0, 3),), state))
+    assert facts.costs.within(0, 3) == [(0, 5.0), (2, 7.0)]
+    apply(facts, e.Recorded("b", 0, 2, JobState.SUCCEEDED))
+    assert facts.costs.within(0, 3) == [(2, 7.0)]
