@@ -7,6 +7,7 @@ idea: the answer is a dictionary with a stable shape; `--json` prints that, else
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from textwrap import dedent
 from typing import Any, Final
 
 from batchd.cli.answers import head, told_lines
@@ -83,7 +84,7 @@ def described(told: dict[str, Any]) -> Iterator[str]:
             "result": visible(result),
             "used": details_text({**error.get("details", {}), "attempt": 1}),
             "traceback": visible(error.get("traceback", "").rstrip()),
-            "stack": visible(error.get("stack", "")),
+            "stack": dedent(visible(error.get("stack", ""))),
             "printed": "\n".join(f"| {visible(line)}" for line in error.get("output", "").rstrip().splitlines()),
             "next": "\n".join(told["next"]),
         }

@@ -3,6 +3,7 @@
 import json
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -284,6 +285,23 @@ def test_cancel_ends_a_running_batch_and_retry_brings_it_back(desk: Desk) -> Non
     small = desk.start("run", desk.task("square"), "--range", "0:2000000", "--name", "small")
     small.communicate(timeout=60)
     assert desk.run("cancel", "small").returncode == 2  # Finished: nothing to cancel.
+
+
+def test_a_job_is_shown_while_it_runs(desk: Desk) -> None:
+    process = desk.start("run", desk.task("talks"), "--range", "0:2", "-j", "1")
+    desk.wait_for_jobs(1, process)
+
+    def running() -> dict[str, Any]:
+        told = summary_of(desk.run("show", "last:0", "--json").stdout)
+        return told["running"] or {}
+
+    until(lambda: running().get("progress") == pytest.approx(0.42, abs=0.01), "it said how far it is", process)
+    assert running()["pid"] in desk.workers()
+    assert "on worker 1, pid" in desk.run("show", "last:0").stdout
+    assert summary_of(desk.run("show", "last:1", "--json").stdout)["state"] == "queued"
+    (desk.folder / "go").touch()
+    process.communicate(timeout=30)
+    assert summary_of(desk.run("show", "last:1", "--json").stdout)["result"] == 1
 
 
 def test_status_and_scale_of_a_live_run(desk: Desk) -> None:

@@ -4,6 +4,7 @@ import collections
 import datetime as dt
 import decimal
 import enum
+import io
 import json
 import os
 import types
@@ -172,6 +173,21 @@ def test_the_name_appears_with_the_last_line(tmp_path: Path) -> None:
     file.finish()
     assert names_in(tmp_path) == ["out.jsonl"]
     assert target.read_text() == "1\n2\n3\n"
+
+
+def test_a_file_that_is_left_in_the_middle_of_a_line_ends_with_the_last_whole_one(tmp_path: Path) -> None:
+    class Interrupted(io.BufferedWriter):
+        def write(self, data: Any) -> int:
+            super().write(data[:3])
+            raise KeyboardInterrupt
+
+    file = JsonlFile(tmp_path / "out.jsonl")
+    file.write(["one", "two"])
+    assert isinstance(file._file, io.BufferedWriter)
+    file._file = Interrupted(file._file.detach())
+    with pytest.raises(KeyboardInterrupt):
+        file.write(["three"])
+    assert Path(file.abandon()).read_text() == "one\ntwo\n"
 
 
 def test_an_abandoned_file_is_kept_and_begun_anew_next_time(tmp_path: Path) -> None:
