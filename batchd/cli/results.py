@@ -7,7 +7,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from time import monotonic
 from typing import Any, Final
@@ -26,7 +26,9 @@ from batchd.sinks.jsonl import STDOUT
 
 _WRITE_S: Final = 0.1
 """A command that writes results looks this often whether it is to stop, however large they are."""
-_CHARS_AT_ONCE: Final = 1 << 16
+_PART_S: Final = 0.01
+"""Lines that are written together are aimed to take so long."""
+_LINES_AT_ONCE_MAX: Final = 1024
 _UNWRITABLE_MAX: Final = 5
 _FIRST_BYTES = b'{"index":'
 """Of every file of results that holds any."""
@@ -87,15 +89,13 @@ def _made(
 
 
 def _parts(made: Iterable[str]) -> Iterator[list[str]]:
-    """Give lines in groups: writing each by itself would take longer than making it."""
-    part, chars = [], 0
-    for line in made:
-        part.append(line)
-        chars += len(line)
-        if chars > _CHARS_AT_ONCE:
-            yield part
-            part, chars = [], 0
-    yield part
+    """Give lines in groups, as large as can be made and taken in a moment: each by itself would take longer."""
+    left, count = iter(made), 1
+    since = monotonic()
+    while part := list(islice(left, count)):
+        yield part
+        since, before = monotonic(), since
+        count = min(2 * count, _LINES_AT_ONCE_MAX) if since - before < _PART_S else max(1, count // 2)
 
 
 def _document(journal: BatchJournal, made: Iterable[str], unwritable: Unwritable) -> Iterator[str]:
@@ -235,7 +235,7 @@ class ResultStream:
         self._file = JsonlFile(path)
         self._folder = folder
         self._journal: BatchJournal | None = None
-        self._lines: Iterator[str] | None = None
+        self._parts: Iterator[list[str]] | None = None
         """What comes next, as far as it was complete when that was last looked at."""
         self._generation = 0
         self.written = 0
@@ -252,12 +252,16 @@ class ResultStream:
             self.release()
         if self.written >= prefix:
             return False
-        if self._lines is None:
-            self._lines = self._made(prefix)
+        if self._parts is None:
+            self._parts = _parts(self._made(prefix))
         until = monotonic() + _WRITE_S
-        for part in _parts(self._until(self._lines, until)):
+        for part in self._parts:
             self._file.write(part)
             self.written += len(part)
+            if monotonic() > until:
+                break
+        else:
+            self._parts = None
         return self.written < prefix
 
     def finish(self, prefix: int, generation: int, is_stopped: Callable[[], bool]) -> bool:
@@ -276,7 +280,7 @@ class ResultStream:
 
     def release(self) -> None:
         """Close the batch: a process may open it once at a time."""
-        self._lines = None
+        self._parts = None
         if self._journal is not None:
             self._journal.close()
             self._journal = None
@@ -287,11 +291,3 @@ class ResultStream:
             extend_path(self._journal.spec)
         for span in Outcomes(self._journal).spans(RangeSet([(self.written, prefix)]), self._generation):
             yield from lines(span, self.unwritable)
-        self._lines = None
-
-    @staticmethod
-    def _until(made: Iterator[str], until: float) -> Iterator[str]:
-        for line in made:
-            yield line
-            if monotonic() > until:
-                return

@@ -9,8 +9,11 @@ def blame(folder: Path, batch: str, otherwise: str) -> BatchdError:
     """Return the error that names the batch's damage, or says `otherwise`. Reads all of the batch."""
     from batchd.edge.damage import check_batch  # noqa: PLC0415  (who meets no damage need not load it)
 
+    place = folder / "batches" / batch
+    if not (place / "data.mdb").is_file():  # It was never made.
+        return SupervisorError(otherwise)
     try:
-        found = check_batch(folder / "batches" / batch)
+        found = check_batch(place)
     except BatchdError:
         return SupervisorError(otherwise)
     if found.is_well:
