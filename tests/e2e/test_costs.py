@@ -17,7 +17,7 @@ import batchd
 def work(row):
     fd = os.open(os.environ["MARKS"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     os.write(fd, b"%d %d\\n" % (batchd.current_job().index, batchd.current_job().attempt))
-    select([], [], [], row["cost"] / 100)
+    select([], [], [], row["cost"] / 50)  # The shortest fills more of a lease than may wait for its turn.
     return row["cost"]
 
 def work_when_mended(row):
