@@ -4,6 +4,7 @@ import argparse
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from benchmarks import anatomy, machine, outside, page, table, trip
 from benchmarks.contest import Setting
 from benchmarks.peers.roster import ROSTER, UnknownPeer, chosen, versions
 from benchmarks.registry import NUMBERS
-from benchmarks.rounds import Outcome, measure, stored
+from benchmarks.rounds import measure, stored
 
 _HOME = Path(__file__).resolve().parent
 _ROUNDS, _ROUNDS_QUICK = 5, 2
@@ -39,10 +40,10 @@ def main(argv: list[str] | None = None) -> int:
         setting = Setting(args.workers, args.quick, scratch, args.scale, peers)
         rounds = args.rounds or (_ROUNDS_QUICK if args.quick else _ROUNDS)
         made = {"command": machine.command(), "rounds": rounds, "workers": args.workers, **machine.moment()}
-        outcomes = [] if args.profile else [_measured(made, name, setting) for name in numbers]
+        contests = [] if args.profile else [each for name in numbers for each in _measured(made, name, setting)]
         run = {
             "machine": machine.describe(scratch, versions(peers)),
-            "contests": [stored(outcome) | {"made": made} for found in outcomes for outcome in found],
+            "contests": contests,
             **(_profiled(setting, made) if args.profile else {}),
         }
         out = args.out or (None if args.quick else _HOME)
@@ -50,15 +51,14 @@ def main(argv: list[str] | None = None) -> int:
             print("written: {} and {}".format(*page.write(run, out)))
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    return 3 if any(outcome.refused for found in outcomes for outcome in found) else 0
+    return 3 if any(each["refused"] for contest in contests for each in contest["contenders"]) else 0
 
 
-def _measured(made: dict[str, Any], name: str, setting: Setting) -> list[Outcome]:
-    outcomes = []
+def _measured(made: dict[str, Any], name: str, setting: Setting) -> Iterator[dict[str, Any]]:
     for contest in NUMBERS[name](setting):
-        outcomes.append(measure(contest, made["rounds"], _tell))
-        table.show(outcomes[-1])
-    return outcomes
+        kept = stored(measure(contest, made["rounds"], _tell)) | {"made": made}
+        table.show(kept)
+        yield kept
 
 
 def _profiled(setting: Setting, made: dict[str, Any]) -> dict[str, Any]:

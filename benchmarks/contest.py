@@ -32,6 +32,13 @@ class Absent(Exception):
     """A contender has no time, and nothing is wrong with the benchmark: not installed, too slow, or it lost jobs."""
 
 
+class Work(NamedTuple):
+    """How much there is to do, and what its results add up to."""
+
+    jobs: int
+    checksum: Any
+
+
 class Sample(NamedTuple):
     """One run of one contender."""
 
@@ -42,13 +49,8 @@ class Sample(NamedTuple):
     """What the results add up to."""
     figures: dict[str, float] = {}  # noqa: RUF012  (never changed)
     """What else was measured in the same run, by name."""
-
-
-class Work(NamedTuple):
-    """How much there is to do, and what its results add up to."""
-
-    jobs: int
-    checksum: Any
+    work: Work | None = None
+    """What there was to do where that was found out on the way: a slow peer gets the first so many of the jobs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,10 @@ class Contender:
     run: Callable[[], Sample]
     work: Work | None = None
     """What it does where that is not what the others do: such contenders show how a figure grows."""
+    peer: str = ""
+    """Whom of `peers.roster` it stands for."""
+    rounds_max: int | None = None
+    """Where fewer rounds than the others' tell enough."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +89,6 @@ class Contest:
     number: str
     title: str
     jobs: int
-    expected_count: int
     expected_checksum: Any
     contenders: tuple[Contender, ...]
     goals: tuple[Goal, ...]
@@ -94,6 +99,6 @@ class Contest:
     rounds_max: int | None = None
     """Where a round takes minutes."""
 
-    def work_of(self, contender: Contender) -> Work:
-        """What a contender has to do."""
-        return contender.work or Work(self.expected_count, self.expected_checksum)
+    def work_of(self, contender: Contender, sample: Sample) -> Work:
+        """What a contender had to do."""
+        return sample.work or contender.work or Work(self.jobs, self.expected_checksum)

@@ -114,9 +114,10 @@ def added(results: Iterable[Any]) -> tuple[int, Any]:
     return len(values), sum(values)
 
 
-def numbers_sum(results: Iterable[tuple[int, float]]) -> tuple[int, int]:
-    """How many results of `mortal` there are, and what their numbers add up to."""
-    return added(number for number, _ in results)
+def kept(results: Iterable[Any]) -> tuple[int, list[Any]]:
+    """How many results there are, and all of them: for who has more to read in them than what they add up to."""
+    values = list(results)
+    return len(values), values
 
 
 def small_dicts(count: int) -> list[dict[str, Any]]:

@@ -27,7 +27,6 @@ def contests(setting: Setting) -> list[Contest]:
             number="N10",
             title="starts of an interpreter",
             jobs=starts,
-            expected_count=starts,
             expected_checksum=0,
             contenders=(
                 *(

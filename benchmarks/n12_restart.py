@@ -3,17 +3,18 @@
 import os
 import signal
 import time
+from collections.abc import Sequence
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Final
 
 from benchmarks.batch import Job, processes, run_batch
-from benchmarks.contest import Contender, Contest, Goal, Sample, Setting
+from benchmarks.contest import Contest, Goal, Sample, Setting
+from benchmarks.deadly import Item, contest
 from benchmarks.figures import FINISHED_AGAIN, KILL_AFTER, LOST_S, restart_figures, runs_in
 from benchmarks.jobs import added, ended_in, logged
-from benchmarks.peers.roster import CAP_S, contenders
+from benchmarks.peers.roster import contenders
 
 _MS: Final = 5.0
 _WARM: Final = 10
@@ -22,22 +23,20 @@ _WARM: Final = 10
 def contests(setting: Setting) -> list[Contest]:
     """The table of N12."""
     count = setting.jobs(2_000, 1_000)
+
+    def items() -> list[Item]:
+        log = str(Path(mkdtemp(dir=setting.scratch)) / "log")
+        return [(number, _MS, log) for number in range(count)]
+
     return [
-        Contest(
-            number="N12",
-            title=f"CPU jobs of {_MS:g} ms; everything that runs them is killed after a quarter",
-            jobs=count,
-            expected_count=count,
-            expected_checksum=sum(range(count)),
-            contenders=(
-                Contender("batchd", "disk", partial(_run, setting, count, "disk")),
-                Contender("batchd, process", "process", partial(_run, setting, count, "process")),
-                *contenders(setting, "restart", logged, partial(_items, setting, count), added, cap_s=CAP_S),
-            ),
-            goals=(
+        contest(
+            *("N12", f"CPU jobs of {_MS:g} ms; everything that runs them is killed after a quarter", count),
+            lambda durability: _run(setting, items(), durability),
+            others=contenders(setting, "restart", logged, items, added, rounds=1),
+            goals=[
                 Goal("batchd", 0.0, figure=FINISHED_AGAIN, is_maximum=True),
                 Goal("batchd", 1.0, figure=LOST_S, is_maximum=True),
-            ),
+            ],
             counted=(
                 "hand over all jobs, to the end of the last one. Each writes CLOCK_MONOTONIC to a log when it begins "
                 "and ends. batchd's supervisor, its template and workers get SIGKILL, and its client starts them "
@@ -46,11 +45,6 @@ def contests(setting: Setting) -> list[Contest]:
             ),
         )
     ]
-
-
-def _items(setting: Setting, count: int) -> list[tuple[int, float, str]]:
-    log = str(Path(mkdtemp(dir=setting.scratch)) / "log")
-    return [(number, _MS, log) for number in range(count)]
 
 
 class Killer:
@@ -71,11 +65,10 @@ class Killer:
         self.killed_at_s = time.monotonic()
 
 
-def _run(setting: Setting, count: int, durability: str) -> Sample:
-    items = _items(setting, count)
+def _run(setting: Setting, items: Sequence[Item], durability: str) -> Sample:
     log = Path(items[0][2])
     log.touch()
-    killer = Killer(log, KILL_AFTER * count)
+    killer = Killer(log, KILL_AFTER * len(items))
     made = run_batch(
         setting.scratch,
         Job("benchmarks.jobs", "logged", durability),

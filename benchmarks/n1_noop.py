@@ -1,6 +1,7 @@
 """N1: no-op jobs, so that nothing but the machinery is timed; numbers first, then arbitrary objects."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 from random import Random
 from typing import Any, Final
@@ -16,8 +17,11 @@ _COUNTED: Final = (
     "hand over all inputs, run, read every result back and add them up; from a warm start "
     f"({WARM_JOBS} jobs of the same batch or pool went before), to the last result"
 )
-_EXECUTORS: Final = ("ProcessPoolExecutor.map, 4096", "ProcessPoolExecutor.map, 1024")
+_EXECUTORS: Final = {"ProcessPoolExecutor.map, 4096": 4096, "ProcessPoolExecutor.map, 1024": 1024}
 _POOL: Final = "multiprocessing.Pool.map, 4096"
+
+Add = Callable[[Sequence[Any]], int]
+"""What results add up to."""
 
 
 def contests(setting: Setting) -> list[Contest]:
@@ -25,75 +29,50 @@ def contests(setting: Setting) -> list[Contest]:
     count = setting.jobs(1_000_000, 200_000)
     shuffled = list(range(count))
     Random(1).shuffle(shuffled)  # noqa: S311  (an order, no secret)
+    rows = small_dicts(setting.jobs(200_000, 50_000))
+    faster = (Goal("batchd", 2.0, tuple(_EXECUTORS)), Goal("batchd", 0.8, (_POOL,)))
+    as_fast = (Goal("batchd", 1.0, tuple(_EXECUTORS)),)
+    alone = replace(setting, peers=())  # Only a journal cares in which order integers are.
     return [
-        _integers(setting, "no-op jobs on integers", range(count)),
-        _integers(setting, "no-op jobs on integers in no order", shuffled),
-        _objects(setting),
+        _contest(setting, "no-op jobs on integers", range(count), sum, faster),
+        _contest(alone, "no-op jobs on integers in no order", shuffled, sum, faster),
+        _contest(setting, "no-op jobs on arbitrary objects (small dicts)", rows, ids_sum, as_fast),
     ]
 
 
-def _integers(setting: Setting, title: str, numbers: Sequence[int]) -> Contest:
-    warm = range(WARM_JOBS)
-    executor = partial(run_executor, noop, numbers, _fold, workers=setting.workers, warm=warm)
-    pool = partial(run_pool, noop, numbers, _fold, workers=setting.workers, warm=warm)
+def _contest(setting: Setting, title: str, items: Sequence[Any], add: Add, goals: tuple[Goal, ...]) -> Contest:
+    fold = partial(_fold, add)
+    common: dict[str, Any] = {"workers": setting.workers, "warm": items[:WARM_JOBS]}
+    executor = partial(run_executor, noop, items, fold, **common)
+    pool = partial(run_pool, noop, items, fold, **common, chunksize=4096)
     return Contest(
         number="N1",
         title=title,
-        jobs=len(numbers),
-        expected_count=len(numbers),
-        expected_checksum=sum(numbers),
+        jobs=len(items),
+        expected_checksum=add(items),
         contenders=(
-            Contender("batchd", "disk", partial(_run_integers, setting, numbers, "disk")),
-            Contender("batchd, process", "process", partial(_run_integers, setting, numbers, "process")),
+            Contender("batchd", "disk", partial(_run, setting, items, "disk", add)),
+            Contender("batchd, process", "process", partial(_run, setting, items, "process", add)),
             *(
-                Contender(name, "none", partial(executor, chunksize=size))
-                for name, size in zip(_EXECUTORS, (4096, 1024), strict=True)
+                Contender(name, "none", partial(executor, chunksize=size), peer="executor")
+                for name, size in _EXECUTORS.items()
             ),
-            Contender(_POOL, "none", partial(pool, chunksize=4096)),
-            *contenders(setting, "bulk", noop, lambda: numbers, _fold, gathers=True, without=STANDARD),
+            Contender(_POOL, "none", pool, peer="pool"),
+            *contenders(setting, "bulk", noop, lambda: items, fold, gathers=True, without=STANDARD),
         ),
-        goals=(
-            Goal("batchd", 2.0, _EXECUTORS),
-            Goal("batchd", 0.8, (_POOL,)),
-        ),
+        goals=goals,
         counted=_COUNTED,
     )
 
 
-def _objects(setting: Setting) -> Contest:
-    rows = small_dicts(setting.jobs(200_000, 50_000))
-    executor = partial(run_executor, noop, rows, _fold_rows, workers=setting.workers, warm=rows[:WARM_JOBS])
-    return Contest(
-        number="N1",
-        title="no-op jobs on arbitrary objects (small dicts)",
-        jobs=len(rows),
-        expected_count=len(rows),
-        expected_checksum=ids_sum(rows),
-        contenders=(
-            Contender("batchd", "disk", partial(_run_objects, setting, rows)),
-            *(
-                Contender(name, "none", partial(executor, chunksize=size))
-                for name, size in zip(_EXECUTORS, (4096, 1024), strict=True)
-            ),
-            *contenders(setting, "bulk", noop, lambda: rows, _fold_rows, gathers=True, without=STANDARD),
-        ),
-        goals=(Goal("batchd", 1.0, _EXECUTORS),),
-        counted=_COUNTED,
-    )
-
-
-def _run_integers(setting: Setting, numbers: Sequence[int], durability: str) -> Sample:
-    return _run(setting, numbers, durability, lambda total, part: total + sum(part))
-
-
-def _run_objects(setting: Setting, rows: Sequence[dict[str, Any]]) -> Sample:
-    return _run(setting, rows, "disk", lambda total, part: total + ids_sum(part))
-
-
-def _run(setting: Setting, items: Sequence[Any], durability: str, reduce: Any) -> Sample:
-    job = Job("benchmarks.jobs", "noop", durability)
+def _run(setting: Setting, items: Sequence[Any], durability: str, add: Add) -> Sample:
     made = run_batch(
-        setting.scratch, job, items, workers=setting.workers, warm=list(items[:WARM_JOBS]), reduce=reduce
+        setting.scratch,
+        Job("benchmarks.jobs", "noop", durability),
+        items,
+        workers=setting.workers,
+        warm=list(items[:WARM_JOBS]),
+        reduce=lambda total, part: total + add(part),
     )
     figures = {
         "supervisor CPU, ns a job": made.supervisor_cpu_s / len(items) * 1e9,
@@ -105,11 +84,6 @@ def _run(setting: Setting, items: Sequence[Any], durability: str, reduce: Any) -
     return Sample(made.seconds, made.results, made.reduced, figures)
 
 
-def _fold(results: Iterable[int]) -> tuple[int, int]:
+def _fold(add: Add, results: Iterable[Any]) -> tuple[int, int]:
     values = list(results)
-    return len(values), sum(values)
-
-
-def _fold_rows(results: Iterable[dict[str, Any]]) -> tuple[int, int]:
-    rows = list(results)
-    return len(rows), ids_sum(rows)
+    return len(values), add(values)

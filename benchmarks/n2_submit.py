@@ -17,23 +17,22 @@ _POOL: Final = "multiprocessing.Pool.apply_async"
 def contests(setting: Setting) -> list[Contest]:
     """The table of N2."""
     numbers = range(setting.jobs(40_000, 10_000))
-    ways: tuple[tuple[str, str, Made], ...] = (
-        ("batchd", "disk", on_disk),
-        ("batchd, throw-away", "process", thrown_away),
-        (_EXECUTOR, "none", process_pool),
-        (_POOL, "none", plain_pool),
+    ways: tuple[tuple[str, str, Made, str], ...] = (
+        ("batchd", "disk", on_disk, ""),
+        ("batchd, throw-away", "process", thrown_away, ""),
+        (_EXECUTOR, "none", process_pool, "executor"),
+        (_POOL, "none", plain_pool, "pool"),
     )
     return [
         Contest(
             number="N2",
             title="no-op jobs submitted one by one",
             jobs=len(numbers),
-            expected_count=len(numbers),
             expected_checksum=sum(numbers),
             contenders=(
                 *(
-                    Contender(name, durability, partial(_run, made, setting, numbers))
-                    for name, durability, made in ways
+                    Contender(name, durability, partial(_run, made, setting, numbers), peer=peer)
+                    for name, durability, made, peer in ways
                 ),
                 *contenders(setting, "singles", noop, lambda: numbers, added, without=STANDARD),
             ),

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from statistics import median, quantiles
+from statistics import median
 from tempfile import mkdtemp
 from typing import Any, Final
 
@@ -17,6 +17,7 @@ import lmdb
 from batchd.edge.environment import open_environment
 from benchmarks.contest import Contender, Contest, Goal, Sample, Setting
 from benchmarks.executors import Made, Usage, on_disk, process_pool, thrown_away
+from benchmarks.figures import trip_figures
 from benchmarks.jobs import added, noop
 from benchmarks.peers.roster import contenders
 
@@ -35,10 +36,10 @@ while data := os.read(0, {_MESSAGE_BYTES}):
 def contests(setting: Setting) -> list[Contest]:
     """The table of N3."""
     trips = setting.jobs(1_000, 300)
-    ways: tuple[tuple[str, str, Made], ...] = (
-        ("batchd", "disk", on_disk),
-        ("batchd, throw-away", "process", thrown_away),
-        ("ProcessPoolExecutor.submit", "none", process_pool),
+    ways: tuple[tuple[str, str, Made, str], ...] = (
+        ("batchd", "disk", on_disk, ""),
+        ("batchd, throw-away", "process", thrown_away, ""),
+        ("ProcessPoolExecutor.submit", "none", process_pool, "executor"),
     )
     floors = ((_FLOOR, "disk", True), (_FLOOR_PROCESS, "process", False))
     return [
@@ -46,12 +47,11 @@ def contests(setting: Setting) -> list[Contest]:
             number="N3",
             title="round trips of one job at a time",
             jobs=trips,
-            expected_count=trips,
             expected_checksum=sum(range(trips)),
             contenders=(
                 *(
-                    Contender(name, durability, partial(_run, made, setting, trips))
-                    for name, durability, made in ways
+                    Contender(name, durability, partial(_run, made, setting, trips), peer=peer)
+                    for name, durability, made, peer in ways
                 ),
                 *(Contender(name, kind, partial(_run_floor, setting, trips, sync)) for name, kind, sync in floors),
                 *contenders(setting, "trips", noop, lambda: range(trips), added, without=("executor",)),
@@ -119,6 +119,4 @@ def _timed(trip: Callable[[int], Any], trips: int) -> tuple[list[float], list[in
 
 
 def _sample(took_s: list[float], results: list[int], figures: dict[str, float]) -> Sample:
-    middle_s = median(took_s)
-    trips = {"a trip, ms": middle_s * 1e3, "99 % of trips within, ms": quantiles(took_s, n=100)[98] * 1e3}
-    return Sample(middle_s * len(took_s), len(results), sum(results), {**trips, **figures})
+    return Sample(median(took_s) * len(took_s), len(results), sum(results), {**trip_figures(took_s), **figures})

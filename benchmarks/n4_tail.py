@@ -1,23 +1,27 @@
 """N4: real work, even and heavy-tailed: what batchd adds to it, and how evenly it ends."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
+from math import inf
 from typing import Any, Final
 
 from batchd.client.costing import CostOf
 from benchmarks.batch import Job, concat, run_batch
 from benchmarks.contest import Contender, Contest, Goal, Sample, Setting
 from benchmarks.figures import Ran, efficiency, gap_share, greedy_bound_s, outside_share
-from benchmarks.jobs import late_giants_ms, loops_per_ms, spin, tail_ms, wait
-from benchmarks.peers.roster import STANDARD, contenders
+from benchmarks.jobs import kept, late_giants_ms, loops_per_ms, spin, tail_ms, wait
+from benchmarks.peers.roster import contenders
 from benchmarks.pools import run_bare, run_executor
 from benchmarks.rehearsal import list_schedule_s
 
+CAP_S: Final = 15.0
+"""Of a peer: several times what the work takes."""
 _EVEN_MS: Final = 10.0
 _SEED: Final = 4
 _WAITERS: Final = 8
 """So many times as many workers where jobs only wait."""
 _WARM_JOBS: Final = 10
+_EXECUTOR: Final = "ProcessPoolExecutor.map, 1"
 _COUNTED: Final = (
     "hand over all inputs, run, read every result back; from a warm start (ten jobs of 10 ms went before). Every job "
     "counts to a fixed number and measures its own CPU time; efficiency is max(CPU / workers, longest job) / wall"
@@ -52,15 +56,17 @@ def _contest(setting: Setting, title: str, loops: Sequence[int], warm: Sequence[
         number="N4",
         title=title,
         jobs=len(loops),
-        expected_count=len(loops),
         expected_checksum=sum(loops),
         contenders=(
             Contender("batchd", "disk", partial(_run_batchd, setting, loops, warm)),
-            Contender("ProcessPoolExecutor.map, 1", "none", partial(_run_executor, loops, warm, workers)),
+            Contender(_EXECUTOR, "none", partial(_run_executor, loops, warm, workers), peer="executor"),
             Contender("bare processes, static split", "none", partial(_run_bare, loops, workers)),
             *contenders(
-                *(setting, "bulk", spin, lambda: loops, _kept),
-                without=STANDARD,
+                *(setting, "bulk", spin, lambda: loops, kept),
+                budget_s=inf,  # All of them: what counts is how evenly they end.
+                cap_s=CAP_S,
+                rounds=1,
+                without=("executor",),
                 then=partial(_measured, workers=workers),
             ),
         ),
@@ -93,13 +99,12 @@ def _known_contest(setting: Setting, title: str, ms: Sequence[float]) -> Contest
         number="N4",
         title=title,
         jobs=len(ms),
-        expected_count=len(ms),
         expected_checksum=sum(micros),
         contenders=(
             Contender("batchd, cost given", "disk", partial(batchd, cost=float)),
             Contender("batchd", "disk", batchd),
             Contender("ProcessPoolExecutor.map, sorted", "none", partial(pool, by_hand)),
-            Contender("ProcessPoolExecutor.map, 1", "none", partial(pool, micros)),
+            Contender(_EXECUTOR, "none", partial(pool, micros)),
         ),
         goals=(Goal("batchd, cost given", 0.95, figure="efficiency"),),
         counted=_COUNTED_WAITS,
@@ -116,8 +121,7 @@ def _run_waits(
 ) -> Sample:
     job = Job("benchmarks.jobs", "wait", "disk")
     made = run_batch(setting.scratch, job, micros, workers=workers, warm=warm, cost=cost)
-    ran = [Ran(*value) for value in concat(made.values)]
-    return Sample(made.seconds, made.results, sum(job.loops for job in ran), _figures(ran, workers, made.seconds))
+    return _measured(Sample(made.seconds, made.results, concat(made.values)), workers)
 
 
 def _run_batchd(setting: Setting, loops: Sequence[int], warm: Sequence[int]) -> Sample:
@@ -137,31 +141,18 @@ def _run_batchd(setting: Setting, loops: Sequence[int], warm: Sequence[int]) -> 
 def _run_executor(
     items: Sequence[int], warm: Sequence[int], workers: int, task: Callable[[int], Any] = spin
 ) -> Sample:
-    kept: list[Ran] = []
-    sample = run_executor(task, items, partial(_keep, kept), workers=workers, warm=warm, chunksize=1)
-    return sample._replace(figures=_figures(kept, workers, sample.seconds))
+    return _measured(run_executor(task, items, kept, workers=workers, warm=warm, chunksize=1), workers)
 
 
 def _run_bare(loops: Sequence[int], workers: int) -> Sample:
-    kept: list[Ran] = []
-    sample = run_bare(spin, loops, partial(_keep, kept), workers=workers)
-    return sample._replace(figures=_figures(kept, workers, sample.seconds))
-
-
-def _kept(results: Iterable[Any]) -> tuple[int, list[Ran]]:
-    ran = [Ran(*result) for result in results]
-    return len(ran), ran
+    return _measured(run_bare(spin, loops, kept, workers=workers), workers)
 
 
 def _measured(sample: Sample, workers: int) -> Sample:
-    ran: list[Ran] = sample.checksum
+    """A sample whose checksum is all results, with what they tell."""
+    ran = [Ran(*result) for result in sample.checksum]
     figures = _figures(ran, workers, sample.seconds)
     return sample._replace(checksum=sum(job.loops for job in ran), figures=figures)
-
-
-def _keep(kept: list[Ran], results: Iterable[Any]) -> tuple[int, int]:
-    kept += [Ran(*result) for result in results]
-    return len(kept), sum(job.loops for job in kept)
 
 
 def _figures(ran: Sequence[Ran], workers: int, wall_s: float) -> dict[str, float]:

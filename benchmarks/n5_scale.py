@@ -31,7 +31,6 @@ def contests(setting: Setting) -> list[Contest]:
             number="N5",
             title="no-op jobs in one batch",
             jobs=sizes[-1],
-            expected_count=sizes[-1],
             expected_checksum=sum(range(sizes[-1])),
             contenders=tuple(
                 Contender(name, "disk", partial(_run, setting, size), Work(size, sum(range(size))))

@@ -94,7 +94,6 @@ def _contest(title: str, contenders: tuple[Contender, ...], goals: tuple[Goal, .
         number="N6",
         title=title,
         jobs=jobs,
-        expected_count=jobs,
         expected_checksum=0,
         contenders=contenders,
         goals=goals,

@@ -27,9 +27,6 @@ _EXECUTOR: Final = "ProcessPoolExecutor"
 _DISK: Final = "this disk: one file, then fdatasync"
 _THROWN_AWAY: Final = "batchd, throw-away"
 
-Run = Callable[[Setting, Callable[[Any], Any], Sequence[Any]], tuple[list[float], float, dict[str, float]]]
-"""Runs a task on items; returns what each result adds up to, the seconds, and figures."""
-
 
 def total(array: Any) -> float:
     """What an array adds up to."""
@@ -59,20 +56,22 @@ def contests(setting: Setting) -> list[Contest]:
 def _contest(
     setting: Setting, title: str, task: Callable[[Any], Any], items: Sequence[Any], numbers: Sequence[int]
 ) -> Contest:
-    ways: list[tuple[str, str, Run]] = [
-        ("batchd", "disk", partial(_run_futures, on_disk)),
-        (_THROWN_AWAY, "process", partial(_run_futures, thrown_away)),
-        (_EXECUTOR, "none", partial(_run_futures, process_pool)),
+    ways: list[tuple[str, str, Made, str]] = [
+        ("batchd", "disk", on_disk, ""),
+        (_THROWN_AWAY, "process", thrown_away, ""),
+        (_EXECUTOR, "none", process_pool, "executor"),
     ]
     is_in = task is total
     return Contest(
         number="N8",
         title=title,
         jobs=len(items),
-        expected_count=len(items),
         expected_checksum=float(sum(numbers) * _NUMBERS),
         contenders=(
-            *(Contender(name, kind, partial(_run, run, setting, task, items)) for name, kind, run in ways),
+            *(
+                Contender(name, kind, partial(_run, made, setting, task, items), peer=peer)
+                for name, kind, made, peer in ways
+            ),
             Contender(_DISK, "disk", partial(_run_disk, setting, numbers)),
             *contenders(
                 replace(setting, peers=tuple(dict.fromkeys((*_NAMED, *setting.peers)))),
@@ -89,20 +88,14 @@ def _contest(
     )
 
 
-def _run(run: Run, setting: Setting, task: Callable[[Any], Any], items: Sequence[Any]) -> Sample:
-    sums, seconds, figures = run(setting, task, items)
-    return Sample(seconds, len(sums), sum(sums), {"MB/s": len(items) * ARRAY_BYTES / 1e6 / seconds, **figures})
-
-
-def _run_futures(
-    made: Made, setting: Setting, task: Callable[[Any], Any], items: Sequence[Any]
-) -> tuple[list[float], float, dict[str, float]]:
+def _run(made: Made, setting: Setting, task: Callable[[Any], Any], items: Sequence[Any]) -> Sample:
     with made(setting) as pool:
         list(_sums(pool.take(pool.submit(task, item)) for item in items[:_AHEAD]))
         usage = Usage(pool)
         since = time.perf_counter()
         sums = list(_sums(_window(pool.submit, pool.take, task, items)))
-        return sums, time.perf_counter() - since, usage.figures(len(items))
+        seconds = time.perf_counter() - since
+        return _with_rate(Sample(seconds, len(sums), sum(sums), usage.figures(len(items))))
 
 
 def _window(
@@ -128,7 +121,8 @@ def _sums(results: Iterable[Any]) -> Iterator[float]:
 
 
 def _with_rate(sample: Sample) -> Sample:
-    return sample._replace(figures={"MB/s": sample.results * ARRAY_BYTES / 1e6 / sample.seconds})
+    rate = {"MB/s": sample.results * ARRAY_BYTES / 1e6 / sample.seconds}
+    return sample._replace(figures={**rate, **sample.figures})
 
 
 def _run_disk(setting: Setting, numbers: Sequence[int]) -> Sample:
@@ -144,7 +138,7 @@ def _run_disk(setting: Setting, numbers: Sequence[int]) -> Sample:
     written = path.stat().st_size // ARRAY_BYTES
     path.unlink()
     checksum = float(sum(numbers) * _NUMBERS) if written == len(numbers) else float("nan")
-    return Sample(seconds, written, checksum, {"MB/s": len(numbers) * ARRAY_BYTES / 1e6 / seconds})
+    return _with_rate(Sample(seconds, written, checksum))
 
 
 def _numpy() -> Any:

@@ -7,12 +7,29 @@ import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import median
+from textwrap import wrap
 from typing import Any
 
 from benchmarks import plots
+from benchmarks.figures import ratios
 from benchmarks.machine import name_of
+from benchmarks.n4_tail import CAP_S as N4_CAP_S
+from benchmarks.peers.roster import BUDGET_S, CAP_S, ROSTER, ROUNDS, Entry
 
 _NUMBERS = tuple(f"N{number}" for number in range(1, 13))
+_COLUMNS_MAX = 6
+_WHOLE = 10
+_CONDITIONS = (
+    "So many times as many jobs a second batchd does, whose results survive a power cut; where a peer has several "
+    "ways, beside its fastest. Peers run in processes of their own, with as many workers, and see no network but "
+    "loopback. Each is started and warmed up for every round, and ended after it, outside the clock. They compete in "
+    f"turn with all others, in the first {ROUNDS} rounds and in one of N4, N11 and N12. In N1, N2, N3 and N8 each "
+    f"gets as many of the jobs as it does in about {BUDGET_S:g} s (the tables below say how many), and rates are "
+    "compared. In N4, N11 and N12 each gets all of them, and has no time when it loses any or would need longer than "
+    f"a cap, as its pace tells beforehand or waiting does: {N4_CAP_S:g} s in N4, {CAP_S:g} s in the others. Redis "
+    "appends to a file before it answers and flushes that once a second. Celery acknowledges late and requeues what "
+    "a lost worker had; all else is as it is by default."
+)
 _PERCENT = ("share", "outside", "gaps", "busy", "client CPU")
 
 
@@ -49,6 +66,8 @@ def merged(earlier: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, Any]
 def markdown(run: Mapping[str, Any], drawn: Collection[str] = ()) -> str:
     """The page, with the plots that were drawn."""
     lines = ["# Measured", "", *_head(run), "", *_summary(run["contests"])]
+    if len(table := peers(run)) > 1:
+        lines += ["", "## Beside others", "", *wrap(_CONDITIONS, 118), "", *_ruled(table)]
     for contest in run["contests"]:
         lines += ["", *_contest(contest, run["machine"]["cores"])]
         if (name := plots.name_of(contest)) in drawn:
@@ -69,10 +88,6 @@ def _head(run: Mapping[str, Any]) -> Iterator[str]:
     yield f"  journal on {machine['file_system']}"
     yield f"- Versions: Python {machine['python']}, {versions}"
     yield "- A finished job survives nothing (`none`), a SIGKILL of anything (`process`), or a power cut (`disk`)"
-    yield "- Peers (`--peers`) run in processes of their own that see no network but loopback. One that would"
-    yield "  take longer than the cap is not run; the pace it is said to have was measured with jobs that do nothing."
-    yield "  Redis appends to a file before it answers and flushes that once a second. Celery acknowledges late and"
-    yield "  requeues what a lost worker had; all else is as it is by default"
 
 
 def _summary(contests: Sequence[Mapping[str, Any]]) -> Iterator[str]:
@@ -87,6 +102,38 @@ def _summary(contests: Sequence[Mapping[str, Any]]) -> Iterator[str]:
             for goal in contest["goals"]:
                 told, reached, _, verdict = goal_cells(goal)
                 yield f"| {number} | {work} | {told} | {reached} | {verdict} |"
+
+
+def peers(run: Mapping[str, Any]) -> list[list[str]]:
+    """The table of peers: how many times as fast batchd is in each number, or how it ended for them."""
+    of = {
+        (peer, at): [each for each in contest["contenders"] if each.get("peer") == peer]
+        for at, contest in enumerate(run["contests"])
+        for peer in ROSTER
+    }
+    shown = [at for at in range(len(run["contests"])) if any(of[peer, at] for peer in ROSTER)]
+    titles = [f"{run['contests'][at]['number']}: {run['contests'][at]['title']}" for at in shown]
+    rows = [["peer", "version", "survives", *titles]]
+    for peer, entry in ROSTER.items():
+        if any(of[peer, at] for at in shown):
+            cells = [_beside(run["contests"][at], of[peer, at]) for at in shown]
+            rows.append([peer, _version(entry, run["machine"]), entry.durability, *cells])
+    return rows
+
+
+def _version(entry: Entry, machine: Mapping[str, Any]) -> str:
+    names = [name for name in (entry.package, entry.program) if name] or ["Python"]
+    known = {"Python": machine["python"], **machine["versions"]}
+    return ", ".join(f"{name} {known[name]}" for name in names) if known.keys() >= set(names) else "-"
+
+
+def _beside(contest: Mapping[str, Any], ways: Sequence[Mapping[str, Any]]) -> str:
+    """One cell: batchd beside the fastest of a peer's ways, or the gist of why there is no time."""
+    factors = [median(found) for each in ways if (found := ahead(contest, each))]
+    if factors:
+        factor = min(factors)
+        return f"{factor:,.0f}x" if factor >= _WHOLE else f"{factor:.2g}x"
+    return next((reason.partition(":")[0] for each in ways if (reason := _reason(each))), "-")
 
 
 def _measured(made: Mapping[str, Any], cores: int) -> Iterator[str]:
@@ -104,31 +151,66 @@ def _contest(contest: Mapping[str, Any], cores: int) -> Iterator[str]:
     if contest["notes"]:
         yield "The work: " + ", ".join(f"{name} {value:.3g}" for name, value in contest["notes"].items()) + "."
     yield ""
-    yield "| contender | survives | seconds, median (min to max) | jobs/s | batchd is |"
-    yield "|---|---|---|---|---|"
-    subject: list[float] = next((each["seconds"] for each in contest["contenders"] if each["name"] == "batchd"), [])
+    yield from _ruled(times(contest))
+    for rows in (figures(contest), goals(contest)):
+        if len(rows) > 1:
+            yield ""
+            yield from _ruled(rows)
+
+
+def _ruled(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """A table whose first row names the columns."""
+    yield f"| {' | '.join(rows[0])} |"
+    yield "|---" * len(rows[0]) + "|"
+    for row in rows[1:]:
+        yield f"| {' | '.join(row)} |"
+
+
+def times(contest: Mapping[str, Any]) -> list[list[str]]:
+    """The table of those who competed: how long each took, or why it has no time."""
+    rows = [["contender", "survives", "seconds, median (min to max)", "jobs/s", "batchd is"]]
+    rounds = max((len(each["seconds"]) for each in contest["contenders"]), default=0)
     for each in contest["contenders"]:
-        if reason := f"refused: {each['refused']}" if each["refused"] else each.get("absent"):
-            yield f"| {each['name']} | {each['durability']} | {reason} | - | - |"
-            continue
-        if not each["seconds"]:
-            continue
-        times = each["seconds"]
-        spread = f"{median(times):.3f} ({min(times):.3f} to {max(times):.3f})"
-        rate = f"{each['jobs_per_s']:,.0f}"
-        yield f"| {each['name']} | {each['durability']} | {spread} | {rate} | {_times(subject, each)} |"
-    yield from _figures(contest)
-    yield ""
-    yield "| goal | reached | every round | |"
-    yield "|---|---|---|---|"
-    for goal in contest["goals"]:
-        yield f"| {' | '.join(goal_cells(goal))} |"
+        if reason := _reason(each):
+            rows.append([each["name"], each["durability"], reason, "-", "-"])
+        elif took_s := each["seconds"]:
+            spread = f"{median(took_s):.3f} ({min(took_s):.3f} to {max(took_s):.3f})"
+            factors = ahead(contest, each)
+            factor = f"{median(factors):.2f}x" if factors else ""
+            rows.append(
+                [_told(contest, each, rounds), each["durability"], spread, f"{each['jobs_per_s']:,.0f}", factor]
+            )
+    return rows
 
 
-def _times(subject: list[float], each: Mapping[str, Any]) -> str:
-    if each["name"] == "batchd" or len(subject) != len(each["seconds"]):
-        return ""
-    return f"{median([other / own for own, other in zip(subject, each['seconds'], strict=True)]):.2f}x"
+def _reason(each: Mapping[str, Any]) -> str:
+    """Why a contender has no time; nothing for one that has."""
+    return f"refused: {each['refused']}" if each["refused"] else each.get("absent") or ""
+
+
+def _told(contest: Mapping[str, Any], each: Mapping[str, Any], rounds: int) -> str:
+    """A contender's name, and what it did less than the others."""
+    less = []
+    if each.get("peer") and each["jobs"] != contest["jobs"]:
+        less.append(f"{each['jobs']:,} jobs")
+    if len(each["seconds"]) < rounds:
+        less.append("1 round" if len(each["seconds"]) == 1 else f"{len(each['seconds'])} rounds")
+    return f"{each['name']} ({', '.join(less)})" if less else str(each["name"])
+
+
+def ahead(contest: Mapping[str, Any], each: Mapping[str, Any]) -> list[float]:
+    """How many times as many jobs a second batchd did, in each round that the other took part in."""
+    subject = next((other for other in contest["contenders"] if other["name"] == "batchd"), each)
+    if subject is each or len(subject["seconds"]) < len(each["seconds"]):
+        return []
+    share = (subject.get("jobs") or contest["jobs"]) / (each.get("jobs") or contest["jobs"])
+    own_s = subject["seconds"][: len(each["seconds"])]
+    return [share * ratio for ratio in ratios(own_s, each["seconds"])]
+
+
+def goals(contest: Mapping[str, Any]) -> list[list[str]]:
+    """The table of goals."""
+    return [["goal", "reached", "every round", ""], *(list(goal_cells(goal)) for goal in contest["goals"])]
 
 
 def goal_cells(goal: Mapping[str, Any]) -> tuple[str, str, str, str]:
@@ -140,17 +222,15 @@ def goal_cells(goal: Mapping[str, Any]) -> tuple[str, str, str, str]:
     return goal["goal"], reached, rounds, "met" if goal["is_met"] else "**missed**"
 
 
-def _figures(contest: Mapping[str, Any]) -> Iterator[str]:
+def figures(contest: Mapping[str, Any]) -> list[list[str]]:
+    """The table of what else was measured: a column for each contender, a row where these are many."""
     names = list(dict.fromkeys(name for each in contest["contenders"] for row in each["figures"] for name in row))
     shown = [each for each in contest["contenders"] if any(each["figures"])]
-    if not names or not shown:
-        return
-    yield ""
-    yield "| measured in the same runs, medians | " + " | ".join(each["name"] for each in shown) + " |"
-    yield "|---|" + "---|" * len(shown)
+    rows = [["measured in the same runs, medians", *(each["name"] for each in shown)]]
     for name in names:
-        cells = [figure_text(name, [row[name] for row in each["figures"] if name in row]) for each in shown]
-        yield f"| {name} | " + " | ".join(cells) + " |"
+        found = [[row[name] for row in each["figures"] if name in row] for each in shown]
+        rows.append([name, *(figure_text(name, values) for values in found)])
+    return rows if len(shown) <= _COLUMNS_MAX else [list(row) for row in zip(*rows, strict=True)]
 
 
 def figure_text(name: str, found: list[float]) -> str:
@@ -173,12 +253,12 @@ def _anatomy(anatomy: Mapping[str, Any], cores: int) -> Iterator[str]:
     yield from _measured(anatomy["made"], cores)
     yield from anatomy["explained"]
     yield ""
-    yield "| process | part | ns a job | of the end-to-end time |"
-    yield "|---|---|---|---|"
+    rows = [["process", "part", "ns a job", "of the end-to-end time"]]
     for part in anatomy["parts"]:
         share = 100 * part["ns"] / anatomy["end_to_end_ns"]
         name = part["part"] if part["is_sum"] else f"&nbsp;&nbsp;{part['part']}"
-        yield f"| {part['process']} | {name} | {part['ns']:.0f} | {share:.0f} % |"
+        rows.append([part["process"], name, f"{part['ns']:.0f}", f"{share:.0f} %"])
+    yield from _ruled(rows)
 
 
 def _profile(profile: Mapping[str, Any], cores: int) -> Iterator[str]:
@@ -187,7 +267,4 @@ def _profile(profile: Mapping[str, Any], cores: int) -> Iterator[str]:
     yield from _measured(profile["made"], cores)
     yield from profile["explained"]
     yield ""
-    yield f"| {' | '.join(profile['columns'])} |"
-    yield "|---" * len(profile["columns"]) + "|"
-    for row in profile["rows"]:
-        yield f"| {' | '.join(row)} |"
+    yield from _ruled([profile["columns"], *profile["rows"]])

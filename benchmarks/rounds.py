@@ -1,6 +1,7 @@
 """Rounds: every contender once, in turn, again and again; a time counts only when its results were right.
 
-The machine's mood changes from minute to minute, so ratios are taken within a round and their median is told. A
+The machine's mood changes from minute to minute, so ratios are taken within a round and their median is told. Some
+contenders take part in the first rounds only, and some do fewer jobs: then rates are compared, not times. A
 contender that breaks, or whose results are wrong, is refused with the reason and does not run again. One that says
 itself why it has no time is absent, with that reason.
 """
@@ -45,6 +46,8 @@ class Outcome:
     contest: Contest
     seconds: dict[str, list[float]] = field(default_factory=dict)
     figures: dict[str, list[dict[str, float]]] = field(default_factory=dict)
+    jobs: dict[str, int] = field(default_factory=dict)
+    """How many each contender did in a round."""
     refused: dict[str, str] = field(default_factory=dict)
     """Contenders that broke or lied, and how."""
     absent: dict[str, str] = field(default_factory=dict)
@@ -52,9 +55,7 @@ class Outcome:
 
     def rate(self, name: str) -> float:
         """Jobs a second, from the median time."""
-        works = {each.name: each.work for each in self.contest.contenders}
-        work = works.get(name)
-        return (work.jobs if work else self.contest.jobs) / median(self.seconds[name])
+        return self.jobs[name] / median(self.seconds[name])
 
     def figure(self, name: str, figure: str) -> float | None:
         """The median of one figure."""
@@ -95,11 +96,12 @@ def measure(contest: Contest, rounds: int, tell: Tell) -> Outcome:
     rounds = min(rounds, contest.rounds_max or rounds)
     for number in range(rounds):
         for contender in contest.contenders:
-            if contender.name in outcome.refused or contender.name in outcome.absent:
+            if outcome.reason(contender.name) or number >= (contender.rounds_max or rounds):
                 continue
             gc.collect()
             try:
-                sample = checked(contest.work_of(contender), contender.run())
+                sample = contender.run()
+                outcome.jobs[contender.name] = checked(contest.work_of(contender, sample), sample).jobs
             except Exception as error:
                 outcome.dismiss(contender.name, error)
                 tell(f"{contest.number} {contender.name}: {outcome.reason(contender.name)}")
@@ -110,13 +112,13 @@ def measure(contest: Contest, rounds: int, tell: Tell) -> Outcome:
     return outcome
 
 
-def checked(work: Work, sample: Sample) -> Sample:
-    """The sample, if all results came back and add up. Raises WrongResults."""
+def checked(work: Work, sample: Sample) -> Work:
+    """The work, if all its results came back and add up. Raises WrongResults."""
     if sample.results != work.jobs:
         raise WrongResults(f"{sample.results:,} results instead of {work.jobs:,}")
     if sample.checksum != work.checksum:
         raise WrongResults(f"the results add up to {sample.checksum} instead of {work.checksum}")
-    return sample
+    return work
 
 
 def stored(outcome: Outcome) -> dict[str, Any]:
@@ -132,6 +134,8 @@ def stored(outcome: Outcome) -> dict[str, Any]:
             {
                 "name": contender.name,
                 "durability": contender.durability,
+                "peer": contender.peer,
+                "jobs": outcome.jobs.get(contender.name),
                 "seconds": outcome.seconds.get(contender.name, []),
                 "jobs_per_s": outcome.rate(contender.name) if contender.name in outcome.seconds else None,
                 "figures": outcome.figures.get(contender.name, []),

@@ -1,35 +1,16 @@
 """What a run prints: tables, through rich where it is installed, as plain columns where it is not."""
 
-from collections.abc import Sequence
-from statistics import median
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks.page import figure_text
-from benchmarks.rounds import Outcome, goal_text
+from benchmarks.page import figures, goals, times
 
 
-def show(outcome: Outcome) -> None:
-    """Print one contest: its contenders, what else was measured, its goals."""
-    contest = outcome.contest
-    rows = [["contender", "survives", "seconds", "jobs/s", "batchd is"]]
-    for contender in contest.contenders:
-        name = contender.name
-        if reason := outcome.reason(name):
-            rows.append([name, contender.durability, reason, "", ""])
-        elif name in outcome.seconds:
-            times = outcome.seconds[name]
-            rows.append(
-                [
-                    name,
-                    contender.durability,
-                    f"{median(times):.3f}",
-                    f"{outcome.rate(name):,.0f}",
-                    _ratio(outcome, name),
-                ]
-            )
-    draw(f"{contest.number}: {contest.jobs:,} {contest.title}", rows)
-    draw("", _figures(outcome))
-    draw("", _goals(outcome))
+def show(contest: Mapping[str, Any]) -> None:
+    """Print one contest as it is kept: its contenders, what else was measured, its goals."""
+    draw(f"{contest['number']}: {contest['jobs']:,} {contest['title']}", times(contest))
+    draw("", figures(contest))
+    draw("", goals(contest))
 
 
 def draw(title: str, rows: Sequence[Sequence[str]]) -> None:
@@ -59,32 +40,3 @@ def plain(title: str, rows: Sequence[Sequence[str]]) -> list[str]:
     widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     return [title, *lines] if title else lines
-
-
-def _ratio(outcome: Outcome, name: str) -> str:
-    own, other = outcome.seconds.get("batchd", []), outcome.seconds[name]
-    if name == "batchd" or len(own) != len(other):
-        return ""
-    return f"{median([theirs / ours for ours, theirs in zip(own, other, strict=True)]):.2f}x"
-
-
-def _figures(outcome: Outcome) -> list[list[str]]:
-    shown = {name: rows for name, rows in outcome.figures.items() if any(rows)}
-    names = list(dict.fromkeys(figure for rows in shown.values() for row in rows for figure in row))
-    table = [["medians", *shown]]
-    table += [
-        [figure, *(figure_text(figure, [row[figure] for row in rows if figure in row]) for rows in shown.values())]
-        for figure in names
-    ]
-    return table
-
-
-def _goals(outcome: Outcome) -> list[list[str]]:
-    rows: list[list[Any]] = [["goal", "reached", ""]]
-    for verdict in outcome.verdicts():
-        if verdict.reached is None:
-            rows.append([goal_text(verdict.goal), "-", "not measured"])
-            continue
-        reached = f"{verdict.reached:.3g}" + (f" ({verdict.reference})" if verdict.reference else "")
-        rows.append([goal_text(verdict.goal), reached, "met" if verdict.is_met else "MISSED"])
-    return rows

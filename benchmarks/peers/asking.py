@@ -18,22 +18,24 @@ from benchmarks.peers.peer import Request
 from benchmarks.peers.place import ANSWER, FOLDER
 
 _ROOT: Final = Path(__file__).resolve().parents[2]
-_START_S: Final = 60.0
+_START_S: Final = 30.0
 """Beyond the cap: to import, start, warm up and end."""
 _TOLD_BYTES: Final = 300
 
 
 def ask(request: Request, then: Callable[[Sample], Sample]) -> Sample:
     """Have a request carried out. Raises what the peer's process raised, Absent when it hung."""
-    folder = Path(mkdtemp(dir=request.folder))
+    folder, sockets = Path(mkdtemp(dir=request.folder)), mkdtemp()
     try:
-        return then(_answer(request._replace(folder=folder)))
+        return then(_answer(request._replace(folder=folder), sockets))
     finally:
         _sweep(folder)
         shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(sockets, ignore_errors=True)
 
 
-def _answer(request: Request) -> Sample:
+def _answer(request: Request, sockets: str) -> Sample:
+    """What comes back. Peers make sockets in their temporary folder, whose paths must be short."""
     folder, limit_s = request.folder, request.cap_s + _START_S
     with (folder / "told").open("wb") as told:
         child = subprocess.Popen(
@@ -43,7 +45,7 @@ def _answer(request: Request) -> Sample:
             stderr=told,
             start_new_session=True,
             cwd=_ROOT,
-            env=os.environ | {FOLDER: str(folder), "PYTHONPATH": str(_ROOT)},
+            env=os.environ | {FOLDER: str(folder), "PYTHONPATH": str(_ROOT), "TMPDIR": sockets},
         )
     try:
         child.communicate(pickle.dumps(request), timeout=limit_s)

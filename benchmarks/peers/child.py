@@ -45,6 +45,7 @@ def _carried_out(request: Request, *, is_alone: bool) -> Any:
     peer = getattr(import_module(module), name)(request.workers, request.folder)
     if peer.needs_shutting_in and not is_alone:
         raise Absent("not run: it listens on every address, and this system allows no network of its own")
+    ways.refuse(request.way, peer)
     with peer:
         return getattr(ways, request.way)(peer, request)
 

@@ -1,5 +1,6 @@
 """Clusters of one machine: a scheduler and workers as processes, which run a job again when its worker dies."""
 
+import tempfile
 from collections.abc import Iterable, Sequence
 from importlib import import_module
 from typing import Any
@@ -46,7 +47,7 @@ class Ray(Peer):
         """Start."""
         self.ray = import_module("ray")
         self.ray.init(
-            num_cpus=self.workers, include_dashboard=False, log_to_driver=False, _temp_dir=str(self.folder / "ray")
+            num_cpus=self.workers, include_dashboard=False, log_to_driver=False, _temp_dir=tempfile.gettempdir()
         )
         self.stack.callback(self.ray.shutdown)
         self.calls: dict[Task, Any] = {}

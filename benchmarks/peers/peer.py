@@ -24,6 +24,8 @@ class Request(NamedTuple):
     folder: Path
     cap_s: float
     """Longer than this nobody waits for its results."""
+    budget_s: float
+    """About how long it is to run: of more items it gets the first so many."""
     gathers: bool
     """Whether jobs may travel together."""
 

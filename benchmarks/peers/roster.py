@@ -4,20 +4,27 @@ What a finished job is safe against is part of the line: `none`, `process` (a SI
 cut). Nothing of a peer is imported here.
 """
 
+import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
-from importlib.metadata import PackageNotFoundError, version
+import subprocess
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
 from importlib.util import find_spec
+from math import inf
 from typing import Any, Final, NamedTuple
 
-from benchmarks.contest import Absent, Contender, Sample, Setting
+from benchmarks.contest import Absent, Contender, Sample, Setting, Work
 from benchmarks.peers.asking import ask
 from benchmarks.peers.peer import Request, Task
 
 _EXTRA: Final = "pip install 'batchd[peers]'"
-CAP_S: Final = 60.0
-_CAP_S_QUICK: Final = 20.0
+BUDGET_S: Final = 1.0
+"""About how long a peer runs in a round, where it may do fewer jobs than the others."""
+CAP_S: Final = 30.0
+"""Longer nobody waits, where it must do all of them."""
+ROUNDS: Final = 2
+"""So many rounds tell what is ten or a hundred times slower."""
 
 
 class Entry(NamedTuple):
@@ -90,16 +97,17 @@ def modules(names: Iterable[str]) -> list[str]:
 
 
 def versions(names: Iterable[str]) -> dict[str, str]:
-    """The versions of the chosen ones that are installed."""
-    return dict(_versions(dict.fromkeys(ROSTER[name].package for name in names)))
+    """The versions of the chosen ones that are installed, and of the programs they need."""
+    entries = [ROSTER[name] for name in names if not ROSTER[name].wants]
+    packages = {entry.package: version(entry.package) for entry in entries if entry.package}
+    programs = {entry.program: _program_version(entry.program) for entry in entries if entry.program}
+    return packages | programs
 
 
-def _versions(packages: Iterable[str]) -> Iterator[tuple[str, str]]:
-    for package in filter(None, packages):
-        try:
-            yield package, version(package)
-        except PackageNotFoundError:
-            continue
+def _program_version(program: str) -> str:
+    told = subprocess.run([program, "--version"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=False)
+    found = re.search(r"\d[\d.]*", told.stdout.decode(errors="replace"))
+    return found[0] if found else "unknown"
 
 
 def contenders(
@@ -110,26 +118,48 @@ def contenders(
     fold: Callable[[Iterable[Any]], tuple[int, Any]],
     *,
     gathers: bool = False,
-    cap_s: float | None = None,
+    budget_s: float = BUDGET_S,
+    cap_s: float = CAP_S,
+    rounds: int = ROUNDS,
     without: Sequence[str] = (),
     then: Callable[[Sample], Sample] = lambda sample: sample,
 ) -> tuple[Contender, ...]:
     """The chosen peers as contenders: `way` is one of `ways`, and `then` finishes the sample it gives.
 
-    Items are made for each run. With `gathers`, jobs may travel many at a time.
+    Items are made for each run. With `gathers`, jobs may travel many at a time. An endless budget
+    gives each all of them.
     """
-    wait_s = cap_s or (_CAP_S_QUICK if setting.is_quick else CAP_S)
-    asked = Request("", way, task, (), fold, setting.workers, setting.scratch, wait_s, gathers)
+    asked = Request("", way, task, (), fold, setting.workers, setting.scratch, cap_s, budget_s, gathers)
     return tuple(
-        Contender(name, ROSTER[name].durability, partial(_run, ROSTER[name], asked, items, then))
+        Contender(
+            name, ROSTER[name].durability, Turns(ROSTER[name], asked, items, then).take, peer=name, rounds_max=rounds
+        )
         for name in setting.peers
         if name not in without
     )
 
 
-def _run(
-    entry: Entry, asked: Request, items: Callable[[], Sequence[Any]], then: Callable[[Sample], Sample]
-) -> Sample:
-    if entry.wants:
-        raise Absent(entry.wants)
-    return ask(asked._replace(home=entry.home, items=items()), then)
+@dataclass(slots=True)
+class Turns:
+    """A peer's turns in one table. In the first it tells how many of the jobs it can do; then it gets as many."""
+
+    entry: Entry
+    asked: Request
+    items: Callable[[], Sequence[Any]]
+    then: Callable[[Sample], Sample]
+    jobs: int | None = None
+
+    def take(self) -> Sample:
+        """Start the peer, run, end it. Raises what `ask` raises."""
+        if self.entry.wants:
+            raise Absent(self.entry.wants)
+        items = self.items()
+        asked = self.asked._replace(home=self.entry.home, items=items)
+        if self.jobs is not None:
+            asked = asked._replace(items=items[: self.jobs], budget_s=inf)
+        sample = ask(asked, self.then)
+        self.jobs = sample.work.jobs if sample.work else len(asked.items)
+        if self.jobs == len(items):
+            return sample._replace(work=None)
+        # What so many add up to is found out here, by running them: what a peer says is not taken for right.
+        return sample._replace(work=Work(*self.asked.fold(map(self.asked.task, items[: self.jobs]))))

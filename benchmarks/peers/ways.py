@@ -1,89 +1,108 @@
 """The ways in which a number uses a peer. Each takes a peer that is up, and gives what came out.
 
-A peer that would need too long is not waited for: jobs that do nothing tell its pace first, and warm it up.
+How many jobs a peer can do in a given time is found out first, which warms it up. One that would need too long is
+not waited for.
 """
 
 import os
 import time
 from collections.abc import Callable, Sequence
+from math import inf
 from pathlib import Path
-from statistics import median, quantiles
+from statistics import median
 from typing import Any, Final
 
-from benchmarks.contest import Absent, Sample
-from benchmarks.figures import KILL_AFTER, restart_figures, runs_in
+from benchmarks.contest import Absent, Sample, Work
+from benchmarks.figures import KILL_AFTER, restart_figures, runs_in, trip_figures
 from benchmarks.jobs import ended_in, noop
-from benchmarks.peers.peer import Peer, Request, Restartable
+from benchmarks.peers.peer import Peer, Request, Restartable, Task
 
 _AHEAD: Final = 8
 _PACE_JOBS: Final = 8
-_PACE_S: Final = 1.0
+"""Ever so many times as many jobs, until they take long enough to tell its pace."""
+_PACE_S: Final = 0.2
+_JOBS_MIN: Final = 5
 _READY_S: Final = 30.0
 _NAP_S: Final = 0.02
 _GLANCE_S: Final = 0.01
 """Some peers take a timeout of 0 for none."""
 _DOWN_S: Final = 1.0
 
+Run = Callable[[Task, Sequence[Any]], Any]
+"""Runs a task on items in the way that is measured."""
+
+
+def refuse(way: str, peer: Peer) -> None:
+    """Raise Absent, before it is started, when a peer has not what a way needs."""
+    if way == singles.__name__ and not peer.has_handles:
+        raise Absent("no handles: jobs cannot be submitted one by one")
+    if way == restart.__name__ and not isinstance(peer, Restartable):
+        raise Absent("no restart: it has no queue that outlives its master")
+
 
 def bulk(peer: Peer, request: Request) -> Sample:
     """One bulk call."""
     grain = peer.grain if request.gathers else 1
-    _pace(peer, request, lambda jobs: list(peer.map(noop, jobs, grain)))
-    since = time.perf_counter()
-    count, checksum = request.fold(peer.map(request.task, request.items, grain))
-    return Sample(time.perf_counter() - since, count, checksum)
+
+    def run(task: Task, items: Sequence[Any]) -> tuple[int, Any]:
+        return request.fold(peer.map(task, items, grain))
+
+    return _timed(run, request, _fitted(peer, request, run))
 
 
 def singles(peer: Peer, request: Request) -> Sample:
     """Every job handed over by itself, then every result taken."""
-    _need_handles(peer)
 
-    def run(task: Any, items: Sequence[Any]) -> list[Any]:
+    def run(task: Task, items: Sequence[Any]) -> tuple[int, Any]:
         handles = [peer.submit(task, item) for item in items]
-        return [peer.take(handle) for handle in handles]
+        return request.fold([peer.take(handle) for handle in handles])
 
-    _pace(peer, request, lambda jobs: run(noop, jobs))
-    since = time.perf_counter()
-    count, checksum = request.fold(run(request.task, request.items))
-    return Sample(time.perf_counter() - since, count, checksum)
+    return _timed(run, request, _fitted(peer, request, run))
 
 
 def window(peer: Peer, request: Request) -> Sample:
     """Large values: a few calls ahead of the results taken, where the peer has handles."""
 
-    def results() -> Any:
+    def results(task: Task, items: Sequence[Any]) -> Any:
         handles: list[Any] = []
-        for item in request.items:
-            handles.append(peer.submit(request.task, item))
+        for item in items:
+            handles.append(peer.submit(task, item))
             if len(handles) == _AHEAD:
                 yield peer.take(handles.pop(0))
         for handle in handles:
             yield peer.take(handle)
 
-    _pace(peer, request, lambda jobs: list(peer.map(noop, jobs, 1)))
-    list(peer.map(request.task, request.items[:_AHEAD], 1))
-    since = time.perf_counter()
-    found = results() if peer.has_handles else peer.map(request.task, request.items, 1)
-    count, checksum = request.fold(found)
-    return Sample(time.perf_counter() - since, count, checksum)
+    def run(task: Task, items: Sequence[Any]) -> tuple[int, Any]:
+        return request.fold(results(task, items) if peer.has_handles else peer.map(task, items, 1))
+
+    return _timed(run, request, _fitted(peer, request, run))
 
 
 def trips(peer: Peer, request: Request) -> Sample:
     """One job at a time, waited for."""
-    _pace(peer, request, lambda jobs: [peer.call(noop, job) for job in jobs])
-    took_s, results = [], []
-    for item in request.items:
-        since = time.perf_counter()
-        results.append(peer.call(request.task, item))
-        took_s.append(time.perf_counter() - since)
-    count, checksum = request.fold(results)
-    figures = {"a trip, ms": median(took_s) * 1e3, "99 % of trips within, ms": quantiles(took_s, n=100)[98] * 1e3}
-    return Sample(median(took_s) * len(took_s), count, checksum, figures)
+
+    def run(task: Task, items: Sequence[Any]) -> tuple[list[Any], list[float]]:
+        took_s, results = [], []
+        for item in items:
+            since = time.perf_counter()
+            results.append(peer.call(task, item))
+            took_s.append(time.perf_counter() - since)
+        return results, took_s
+
+    items = _fitted(peer, request, run)
+    results, took_s = run(request.task, items)
+    return Sample(median(took_s) * len(took_s), *request.fold(results), trip_figures(took_s), Work(len(items), None))
+
+
+def _timed(run: Run, request: Request, items: Sequence[Any]) -> Sample:
+    since = time.perf_counter()
+    count, checksum = run(request.task, items)
+    return Sample(time.perf_counter() - since, count, checksum, work=Work(len(items), None))
 
 
 def deaths(peer: Peer, request: Request) -> Sample:
     """Jobs some of which kill their worker: what came back, and what is absent if that is not everything."""
-    _pace(peer, request, lambda jobs: list(peer.map(noop, jobs, 1)))
+    _not_too_slow(peer, request)
     since = time.perf_counter()
     results: list[Any] = []
     errors: list[BaseException] = []
@@ -108,8 +127,8 @@ def deaths(peer: Peer, request: Request) -> Sample:
     if missing or silent:
         reason = f", {type(errors[-1]).__name__}" if errors else ""
         raise Absent(
-            f"not all came back: {len(results):,} results, {missing:,} errors{reason}, {silent:,} without an answer, "
-            f"{seconds:.1f} s"
+            f"lost {missing + silent:,} of {len(request.items):,} results: {missing:,} errors{reason}, {silent:,} "
+            f"without an answer, {seconds:.1f} s"
         )
     count, checksum = request.fold(results)
     return Sample(seconds, count, checksum)
@@ -117,9 +136,8 @@ def deaths(peer: Peer, request: Request) -> Sample:
 
 def restart(peer: Peer, request: Request) -> Sample:
     """Master and workers killed after a quarter of the jobs, and started again a second later."""
-    if not isinstance(peer, Restartable):
-        raise Absent("not measured: it has no queue that outlives its master")
-    _pace(peer, request, lambda jobs: list(peer.map(noop, jobs, 1)))
+    assert isinstance(peer, Restartable)
+    _not_too_slow(peer, request)
     log = Path(request.items[0][2])
     ids = {item[0] for item in request.items}
     log.touch()
@@ -140,8 +158,8 @@ def restart(peer: Peer, request: Request) -> Sample:
     if missing := ids - runs.ended.keys():
         quiet_s = time.monotonic() - max((max(times) for times in runs.ended.values()), default=since)
         raise Absent(
-            f"not all done: {len(ids) - len(missing):,} of {len(ids):,} done {request.cap_s:.0f} s after the kill, "
-            f"{len(missing)} missing, none done in the last {quiet_s:.0f} s"
+            f"{len(missing):,} of {len(ids):,} jobs not done {request.cap_s:.0f} s after the kill: none ended in the "
+            f"last {quiet_s:.0f} s"
         )
     return Sample(max(max(times) for times in runs.ended.values()) - since, len(runs.ended), sum(ids), figures)
 
@@ -151,32 +169,45 @@ def _until(condition: Callable[[], bool], deadline_s: float) -> None:
         time.sleep(_NAP_S)
 
 
-def _need_handles(peer: Peer) -> None:
-    if not peer.has_handles:
-        raise Absent("it has no handles of single jobs")
-
-
 def nap(_: int) -> int:
     """Sleep for a moment; return which process did."""
     time.sleep(_NAP_S)
     return os.getpid()
 
 
-def _pace(peer: Peer, request: Request, run: Callable[[range], list[Any]]) -> None:
-    """Wait for all workers, then see with ever more jobs how fast it is. Raises Absent when it is too slow."""
+def _await_workers(peer: Peer, request: Request) -> None:
     deadline_s = time.monotonic() + _READY_S
     seen: set[int] = set()
     while len(seen) < request.workers and time.monotonic() < deadline_s:
         seen |= set(peer.map(nap, range(2 * request.workers), 1))
-    run(range(_PACE_JOBS))
-    jobs, took_s = 1, 0.0
-    while took_s < _PACE_S and jobs < len(request.items):
-        jobs = min(jobs * _PACE_JOBS, len(request.items))
+
+
+def _fitted(peer: Peer, request: Request, run: Run) -> Sequence[Any]:
+    """As many of the items as the budget allows. Raises Absent when these take longer than the cap.
+
+    How fast it is shows with ever more of them, once all workers are up.
+    """
+    _await_workers(peer, request)
+    run(request.task, request.items[: 2 * request.workers])  # Imports what it needs.
+    items, jobs, took_s = request.items, 1, 0.0
+    while took_s < _PACE_S and jobs < len(items):
+        jobs = min(jobs * _PACE_JOBS, len(items))
         since = time.perf_counter()
-        run(range(jobs))
+        run(request.task, items[:jobs])
         took_s = time.perf_counter() - since
-    needed_s = took_s / jobs * len(request.items)
-    if needed_s > request.cap_s:
-        raise Absent(
-            f"not run: would take {needed_s:,.0f} s at {jobs / took_s:,.0f} jobs/s; {request.cap_s:.0f} s is the cap"
-        )
+    if (fitting := request.budget_s / took_s * jobs) < len(items):
+        items = items[: max(_JOBS_MIN, _even(int(fitting), peer.grain * request.workers if request.gathers else 1))]
+    if (needed_s := took_s / jobs * len(items)) > request.cap_s:
+        raise Absent(f"not within {request.cap_s:.0f} s: would take {needed_s:,.0f} s at {jobs / took_s:,.0f} jobs/s")
+    return items
+
+
+def _not_too_slow(peer: Peer, request: Request) -> None:
+    """Warm up. Raises Absent when even jobs that do nothing would take too long."""
+    idle = request._replace(task=noop, items=range(len(request.items)), budget_s=inf)
+    _fitted(peer, idle, lambda task, items: list(peer.map(task, items, 1)))
+
+
+def _even(jobs: int, together: int) -> int:
+    """As many, but so that every worker gets as many as the others, where they travel together."""
+    return jobs - jobs % together if jobs > together else jobs

@@ -3,6 +3,7 @@
 import multiprocessing
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from math import inf
 from pathlib import Path
 from threading import Event
 from types import ModuleType
@@ -11,14 +12,14 @@ from typing import Any, TypeVar
 import psutil
 import pytest
 
-from benchmarks import n7_death, n10_start, n11_kills, n12_restart
-from benchmarks.contest import Absent, Setting
+from benchmarks import n7_death, n10_start, n11_kills, n12_restart, page
+from benchmarks.contest import Absent, Contender, Contest, Sample, Setting, Work
 from benchmarks.figures import restart_figures, runs_in
 from benchmarks.jobs import added, logged, mortal, noop
 from benchmarks.peers import asking, roster, ways
 from benchmarks.peers.peer import Peer, Request, Restartable, Task
 from benchmarks.peers.place import FOLDER
-from benchmarks.rounds import measure
+from benchmarks.rounds import measure, stored
 
 Thing = TypeVar("Thing")
 
@@ -28,7 +29,7 @@ def setting_in(folder: Path, *peers: str, scale: float = 0.05) -> Setting:
 
 
 def asked(way: str, folder: Path, *, task: Task = noop, items: Sequence[Any] = range(100), home: str = "") -> Request:
-    return Request(home, way, task, items, added, workers=1, folder=folder, cap_s=30.0, gathers=True)
+    return Request(home, way, task, items, added, workers=1, folder=folder, cap_s=30.0, budget_s=1.0, gathers=True)
 
 
 def only(things: Iterable[Thing]) -> Thing:
@@ -150,7 +151,7 @@ class Remembering(Restartable, Scripted):
 
 def test_lost_jobs_are_told_apart(tmp_path: Path) -> None:
     request = asked("deaths", tmp_path, task=mattering, items=range(20))
-    told = "not all came back: 18 results, 1 errors, ValueError, 1 without an answer"
+    told = "lost 2 of 20 results: 1 errors, ValueError, 1 without an answer"
     with Scripted(1, tmp_path) as peer, pytest.raises(Absent, match=told):
         ways.deaths(peer, request)
 
@@ -158,16 +159,72 @@ def test_lost_jobs_are_told_apart(tmp_path: Path) -> None:
 def test_without_handles_whatever_follows_the_first_error_is_lost(tmp_path: Path) -> None:
     with Bulky(1, tmp_path) as peer:
         with pytest.raises(Absent, match="no handles"):
-            ways.singles(peer, asked("singles", tmp_path))
+            ways.refuse("singles", peer)
         request = asked("deaths", tmp_path, task=mattering, items=range(20))
-        with pytest.raises(Absent, match="not all came back: 13 results, 7 errors, ValueError, 0 without"):
+        with pytest.raises(Absent, match="lost 7 of 20 results: 7 errors, ValueError, 0 without"):
             ways.deaths(peer, request)
 
 
 def test_who_is_too_slow_is_not_waited_for(tmp_path: Path) -> None:
     request = asked("bulk", tmp_path, task=mattering, items=range(12))._replace(cap_s=1e-9)
-    with Bulky(1, tmp_path) as peer, pytest.raises(Absent, match=r"would take .* at .* jobs/s; 0 s is the cap"):
+    with Bulky(1, tmp_path) as peer, pytest.raises(Absent, match=r"not within 0 s: would take .* s at .* jobs/s"):
         ways.bulk(peer, request)
+
+
+class Slow(Bulky):
+    """Takes a millisecond for a job, by a clock of its own."""
+
+    now_s = 0.0
+
+    def map(self, task: Task, items: Sequence[Any], grain: int) -> Iterable[Any]:
+        self.now_s += 0.001 * len(items)
+        return super().map(task, items, grain)
+
+
+def test_a_slow_peer_gets_as_many_jobs_as_the_budget_allows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    request = asked("bulk", tmp_path, items=range(100_000))._replace(budget_s=0.25, gathers=False)
+    with Slow(1, tmp_path) as peer:
+        monkeypatch.setattr("benchmarks.peers.ways.time.perf_counter", lambda: peer.now_s)
+        sample = ways.bulk(peer, request)
+    assert sample.work is not None
+    assert sample.results == sample.work.jobs == pytest.approx(250, abs=1)
+    assert sample.checksum == sum(range(sample.results))
+    assert sample.seconds == pytest.approx(0.001 * sample.results)
+
+
+def test_jobs_that_travel_together_are_shared_out_evenly() -> None:
+    assert [ways._even(jobs, 100) for jobs in (7, 100, 101, 399)] == [7, 100, 100, 300]
+
+
+def test_in_its_next_round_a_peer_gets_as_many_jobs_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked_for: list[Request] = []
+
+    def answer(request: Request, _: object) -> Sample:
+        asked_for.append(request)
+        jobs = min(7, len(request.items))
+        return Sample(2.0, jobs, 21, work=Work(jobs, None))
+
+    monkeypatch.setattr(roster, "ask", answer)
+    contender = only(roster.contenders(setting_in(tmp_path, "pool"), "bulk", noop, lambda: range(100), added))
+    subject = Contender("batchd", "disk", lambda: Sample(1.0, 100, sum(range(100))))
+    outcome = measure(
+        Contest("N1", "things", 100, sum(range(100)), (subject, contender), (), "all"), 5, lambda _: None
+    )
+
+    assert [len(request.items) for request in asked_for] == [100, 7], "in the first rounds only"
+    assert asked_for[1].budget_s == inf
+    assert outcome.refused == {}
+    assert (outcome.rate("batchd"), outcome.rate("pool")) == (100.0, 3.5)
+    kept = stored(outcome)
+    assert page.ahead(kept, kept["contenders"][1]) == pytest.approx([100 / 3.5] * 2)
+    assert page.times(kept)[2][0] == "pool (7 jobs, 2 rounds)"
+
+
+def test_a_peer_that_does_a_part_wrong_has_no_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(roster, "ask", lambda *_: Sample(2.0, 7, 20, work=Work(7, 20)))
+    contender = only(roster.contenders(setting_in(tmp_path, "pool"), "bulk", noop, lambda: range(100), added))
+    outcome = measure(Contest("N1", "things", 100, 0, (contender,), (), "all"), 1, lambda _: None)
+    assert outcome.refused == {"pool": "WrongResults: the results add up to 20 instead of 21"}
 
 
 def test_a_peer_that_hangs_is_ended_with_all_it_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,14 +254,14 @@ def test_a_restart_is_told_from_what_the_jobs_wrote(
     request = asked("restart", tmp_path, task=logged, items=items)._replace(cap_s=0.5)
     with Remembering(1, tmp_path) as peer:
         if forgets:
-            with pytest.raises(Absent, match="not all done: 18 of 20 done"):
+            with pytest.raises(Absent, match=r"2 of 20 jobs not done 0 s after the kill: none ended"):
                 ways.restart(peer, request)
         else:
             sample = ways.restart(peer, request)
             assert (sample.results, sample.checksum) == (20, sum(range(20)))
             assert sample.figures["finished, and ran again"] == 0
-    with Scripted(1, tmp_path) as other, pytest.raises(Absent, match="no queue that outlives"):
-        ways.restart(other, request)
+    with pytest.raises(Absent, match="no queue that outlives"):
+        ways.refuse("restart", Scripted(1, tmp_path))
 
 
 def test_what_ran_again_is_counted_by_what_it_was() -> None:
@@ -237,7 +294,7 @@ def absent_of(number: ModuleType, folder: Path, *names: str) -> dict[str, str]:
 
 
 def test_n7_finds_out_when_a_job_runs_again(tmp_path: Path) -> None:
-    assert "BrokenProcessPool" in absent_of(n7_death, tmp_path, "batchd", "executor")["executor"]
+    assert absent_of(n7_death, tmp_path, "batchd") == {}
 
 
 def test_n10_starts_processes(tmp_path: Path) -> None:
@@ -247,7 +304,8 @@ def test_n10_starts_processes(tmp_path: Path) -> None:
 
 def test_n11_gets_every_result(tmp_path: Path) -> None:
     absent = absent_of(n11_kills, tmp_path, "batchd", "batchd, nobody killed", "executor")
-    assert absent["executor"].startswith("not all came back:")
+    assert absent["executor"].startswith("lost ")
+    assert "BrokenProcessPool" in absent["executor"]
 
 
 def test_n12_gets_every_result(tmp_path: Path) -> None:

@@ -47,7 +47,6 @@ def contest(*contenders: Contender, goals: tuple[Goal, ...] = ()) -> Contest:
         number="N1",
         title="things",
         jobs=10,
-        expected_count=10,
         expected_checksum=45,
         contenders=contenders,
         goals=goals,
@@ -188,6 +187,31 @@ def test_the_page_says_what_was_reached_and_what_was_missed(tmp_path: Path) -> N
     assert "| batchd: efficiency >= 0.95 | 0.5 | 0.5, 0.5 | **missed** |" in text
     assert "the machine was not idle" in text
     assert "lmdb 3.0.0" in text
+
+
+def test_the_page_has_a_table_of_peers(tmp_path: Path) -> None:
+    def lost() -> Sample:
+        raise Absent("lost 3 of 10 results: 3 errors, 1.0 s")
+
+    ways = [replace(contender(f"map, {size}", good(size), good(size)), peer="executor") for size in (3.0, 2.0)]
+    made = measure(
+        contest(
+            contender("batchd", good(0.1), good(0.1)),
+            *ways,
+            replace(contender("celery", good(0.25)), peer="celery", rounds_max=1),
+            Contender("rq", "process", lost, peer="rq"),
+        ),
+        2,
+        silent,
+    )
+    here = MACHINE | {"versions": {"celery": "5.5", "redis-server": "7.0"}}
+    _, written = page.write({"machine": here, "contests": [stored(made) | {"made": MADE}]}, tmp_path)
+    text = written.read_text()
+    assert "| peer | version | survives | N1: things |" in text
+    assert "| executor | Python 3.11.7 | none | 20x |" in text, "its fastest way"
+    assert "| celery | celery 5.5, redis-server 7.0 | process | 2.5x |" in text
+    assert "| rq | - | process | lost 3 of 10 results |" in text
+    assert "| celery (1 round) | none | 0.250" in text
 
 
 def test_the_page_keeps_what_this_run_did_not_measure(tmp_path: Path) -> None:

@@ -41,7 +41,6 @@ def growth() -> Contest:
         number="N5",
         title="things",
         jobs=100,
-        expected_count=100,
         expected_checksum=7,
         contenders=(
             Contender(
