@@ -16,7 +16,7 @@ _CALM: Final = "batchd, nobody killed"
 
 def contests(setting: Setting) -> list[Contest]:
     """The table of N11."""
-    count = setting.jobs(2_000, 2_000)
+    count = setting.jobs(2_000, 1_000)
 
     def items(dying: tuple[float, ...] = _DYING) -> list[Item]:
         return mortals(setting.scratch, count, _MS, [int(share * count) for share in dying])

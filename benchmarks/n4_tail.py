@@ -39,7 +39,7 @@ def contests(setting: Setting) -> list[Contest]:
     tail = tail_ms(setting.jobs(600, 150), _SEED)
     warm = [int(_EVEN_MS * pace)] * _WARM_JOBS
     crew = setting.workers * _WAITERS
-    waits = crew * setting.jobs(300, 75)
+    waits = crew * setting.jobs(300, 25)
     return [
         _contest(setting, "CPU jobs of 10 ms", [int(ms * pace) for ms in even], warm, even),
         _contest(setting, "heavy-tailed CPU jobs, 1 to 400 ms", [int(ms * pace) for ms in tail], warm, tail),
