@@ -10,15 +10,9 @@ import pytest
 import batchd
 from batchd.edge.journal import BatchJournal
 from tests.commands import Desk, summary_of
-from tests.contract.calls import WAIT_S, fail, note, notes, square
+from tests.contract.calls import WAIT_S, fail, notes, square
+from tests.faces.jobs import fail_until
 from tests.faces.programs import Programs
-
-
-def fail_until(path: str, x: int) -> int:
-    note(f"{path}.ran", x)
-    if x % 2 and not Path(path).exists():
-        raise ValueError(f"odd: {x}")
-    return x * 10
 
 
 def make_by_map(desk: Desk, path: str, name: str | None) -> None:

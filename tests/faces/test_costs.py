@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from threading import Thread
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 
@@ -14,26 +14,14 @@ from batchd.edge.journal import BatchJournal
 from batchd.edge.shelf import list_batches
 from batchd.errors import InputError
 from tests.commands import Desk, until
-from tests.contract.calls import Door, nap, note, notes
+from tests.contract.calls import Door, notes
+from tests.faces.jobs import Item, work
 
 COSTS = [10, 4, 6, 5, 9, 7]
 """The first job waits until everything was handed over, and costs most: it is the first in any case."""
 
 
-class Item(NamedTuple):
-    number: int
-    cost: float | None
-
-
 ITEMS = [Item(number, cost) for number, cost in enumerate(COSTS)]
-
-
-def work(door: Door, path: str, item: Item) -> int:
-    note(path, item.number)
-    if item.number == 0:
-        door.pass_through()
-    nap(0.01 * (item.cost or 0.0))  # Long enough to be put in order.
-    return item.number
 
 
 class Work:

@@ -25,21 +25,9 @@ from batchd.errors import CodeChanged, InputChanged, SupervisorError, UsageError
 from batchd.formats.segment import Encoding
 from tests.bench import await_death
 from tests.commands import Desk, until
-from tests.contract.calls import Door, nap, note, notes, square
+from tests.contract.calls import Door, note, notes, square
+from tests.faces.jobs import fail_until, identity, note_and_square, slow_square
 from tests.faces.programs import Programs
-
-
-def note_and_square(path: str, x: Any) -> Any:
-    note(path, x)
-    return x * x
-
-
-def fail_until(folder: str, x: int) -> int:
-    """Fail for odd numbers until the fault is mended."""
-    note(f"{folder}/ran", x)
-    if x % 2 and not Path(folder, "mended").exists():
-        raise ValueError(f"odd: {x}")
-    return x
 
 
 def spec_of(desk: Desk, name: str) -> dict[str, Any]:
@@ -116,11 +104,6 @@ ITEMS: dict[str, list[Any]] = {
 }
 
 
-def identity(path: str, item: Any) -> Any:
-    note(path)
-    return item
-
-
 def test_input_that_grew_at_its_end(desk: Desk, ran: str) -> None:
     for kind, items in ITEMS.items():
         go = partial(batchd.map, partial(identity, ran), journal=desk.journal, name=kind, workers=1)
@@ -187,13 +170,14 @@ def test_an_item_that_does_not_pickle_is_the_same_again(desk: Desk) -> None:
 
 
 def test_failed_jobs_run_again_at_the_next_call(desk: Desk, tmp_path: Path) -> None:
-    go = partial(batchd.map, partial(fail_until, str(tmp_path)), range(6), journal=desk.journal, name="n", workers=2)
-    assert list(go(on_error="skip")) == [0, 2, 4]
+    mended = tmp_path / "mended"
+    go = partial(batchd.map, partial(fail_until, str(mended)), range(6), journal=desk.journal, name="n", workers=2)
+    assert list(go(on_error="skip")) == [0, 20, 40]
     returned: list[Any] = list(go(on_error="return"))
     assert [type(x) for x in returned][1::2] == [batchd.JobFailed] * 3
-    (tmp_path / "mended").touch()
-    assert list(go()) == list(range(6))
-    assert Counter(map(int, notes(tmp_path / "ran"))) == {0: 1, 1: 3, 2: 1, 3: 3, 4: 1, 5: 3}
+    mended.touch()
+    assert list(go()) == list(range(0, 60, 10))
+    assert Counter(map(int, notes(tmp_path / "mended.ran"))) == {0: 1, 1: 3, 2: 1, 3: 3, 4: 1, 5: 3}
 
 
 def test_a_batch_that_was_cancelled_goes_on(desk: Desk, ran: str) -> None:
@@ -419,12 +403,6 @@ def test_a_killed_supervisor_is_outlived(desk: Desk, ran: str) -> None:
     times = Counter(notes(ran))
     assert len(times) == 300
     assert max(times.values()) <= 3  # What was reported and not yet durable has run once more.
-
-
-def slow_square(path: str, x: int) -> int:
-    note(path, x)
-    nap(0.003)
-    return x * x
 
 
 @pytest.mark.fault

@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 from signal import SIGKILL
 from threading import Thread
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 
@@ -13,22 +13,8 @@ import batchd
 from batchd.errors import InputError, UsageError
 from tests.commands import Desk, until
 from tests.contract.calls import Door, note, notes
+from tests.faces.jobs import Row, Thing, value_of
 from tests.faces.programs import Programs
-
-
-class Row(NamedTuple):
-    id: str
-    value: int
-
-
-class Thing:
-    def __init__(self, name: str, value: Any) -> None:
-        self.name, self.value = name, value
-
-
-def value_of(path: str, row: Any) -> Any:
-    note(path, row["id"])
-    return row["value"]
 
 
 def rows(*values: int, start: int = 0) -> list[dict[str, Any]]:

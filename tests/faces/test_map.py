@@ -18,7 +18,8 @@ from batchd.edge.folder import journal_id
 from batchd.edge.orphans import tagged
 from batchd.errors import UsageError
 from tests.commands import Desk, dead, is_template, until
-from tests.contract.calls import WAIT_S, Counter, Door, fail, kill_myself, nap, note, notes, square, survive_from
+from tests.contract.calls import WAIT_S, Counter, Door, fail, kill_myself, nap, notes, square, survive_from
+from tests.faces.jobs import note_and_nap
 
 
 class Pulled:
@@ -46,11 +47,6 @@ def half(x: int) -> float:
 def spread_map(n: int) -> list[int]:
     """A map within a job of a map."""
     return list(batchd.map(square, range(n), workers=1))
-
-
-def note_and_nap(path: str, x: int) -> int:
-    note(path, x)
-    return int(nap(0.2, x))
 
 
 def workers_of_this_process() -> list[int]:
