@@ -307,7 +307,8 @@ def test_a_job_is_shown_while_it_runs(desk: Desk) -> None:
 def test_status_and_scale_of_a_live_run(desk: Desk) -> None:
     process = desk.start("run", desk.task("slow_square"), "--range", "0:400", "-j", "1")
     until(lambda: len(desk.executions()) > 3, "some jobs ran", process)
-    told = status_of(desk)
+    told = summary_of(desk.run("status", "--json").stdout)
+    assert told["running"]
     assert len(told["workers"]) == 1
     assert told["workers"][0]["pid"] in desk.processes()
     assert desk.run("scale", "3").returncode == 0

@@ -18,12 +18,20 @@ SHOWN = {
 """Where people are told a time of day. Nothing here decides anything by it."""
 
 
+def named(node: ast.expr) -> str:
+    """Return the last two parts of a dotted name, '' for anything else."""
+    match node:
+        case ast.Attribute(ast.Name(id=of) | ast.Attribute(attr=of), attr):
+            return f"{of}.{attr}"
+    return ""
+
+
 def calls(names: set[str]) -> set[str]:
     """Return the files that call one of these."""
     found = set()
     for file in PACKAGE.rglob("*.py"):
         for node in ast.walk(parsed(file.read_text("utf-8"))):
-            if isinstance(node, ast.Call) and ast.unparse(node.func) in names:
+            if isinstance(node, ast.Call) and named(node.func) in names:
                 found.add(file.relative_to(PACKAGE).as_posix())
     return found
 
