@@ -41,7 +41,6 @@ def door(tmp_path: Path) -> Iterator[Door]:
 
 def run(function: Callable[..., Any], items: Any, n_jobs: int = 2, **options: Any) -> Any:
     """Call the function with each item, in a `Parallel` call of two workers unless told otherwise."""
-    os.environ.pop("PYTEST_CURRENT_TEST", None)  # Another environment means other workers.
     options.setdefault("backend", "batchd")
     return joblib.Parallel(n_jobs=n_jobs, **options)(joblib.delayed(function)(item) for item in items)
 

@@ -27,7 +27,6 @@ def data() -> Any:
 
 
 def workers() -> Any:
-    os.environ.pop("PYTEST_CURRENT_TEST", None)  # Another environment means other workers.
     return joblib.parallel_config(backend="batchd", n_jobs=2)
 
 
