@@ -71,6 +71,8 @@ class BatchJournal:
             raise JournalError(f"there is no batch in {folder}")
         self._is_writer = is_writer
         self._files: ValueFiles | None = None
+        self._map_lock = Lock()
+        self._is_closed = False
         self._env = open_environment(folder) if is_writer else readers.acquire(folder)
         try:
             self._dbs = self._open_tables()
@@ -121,6 +123,19 @@ class BatchJournal:
             self._env.set_mapsize(0)
             return self._env.begin()
 
+    @contextmanager
+    def held(self) -> "Iterator[lmdb.Transaction[memoryview] | None]":
+        """Let a thread read for a moment beside the one that writes; gives None when the batch is closed.
+
+        Meanwhile the environment is not closed and its map not moved: LMDB would do both under a transaction.
+        """
+        with self._map_lock:
+            if self._is_closed:
+                yield None
+                return
+            with self._env.begin(buffers=True) as txn:
+                yield txn
+
     def table(self, name: bytes) -> Any:
         """Return the handle of a table of formats/tables.py."""
         return self._dbs[name]
@@ -156,7 +171,7 @@ class BatchJournal:
     def keep(self, parts: Sequence[Buffer]) -> Reference | None:
         """Write a large input to a file of its own, which stays until this is closed or a record names it."""
         if self._files is None:
-            self._files = ValueFiles(self.folder, is_synced=self.is_synced, is_locked=True)
+            self._files = ValueFiles(self.folder, is_synced=self.is_synced)
         return self._files.keep(parts)
 
     def _open_tables(self) -> dict[bytes, Any]:
@@ -224,7 +239,8 @@ class BatchJournal:
             try:
                 self._write(entries)
             except lmdb.MapFullError:
-                self._env.set_mapsize(2 * self._env.info()["map_size"])
+                with self._map_lock:
+                    self._env.set_mapsize(2 * self._env.info()["map_size"])
             else:
                 break
         with self._lock:
@@ -287,10 +303,12 @@ class BatchJournal:
     def _shut(self) -> None:
         if self._files is not None:
             self._files.close()
-        if self._is_writer:
-            self._env.close()
-        else:
-            readers.release(self.folder)
+        with self._map_lock:
+            self._is_closed = True
+            if self._is_writer:
+                self._env.close()
+            else:
+                readers.release(self.folder)
 
     @contextmanager
     def _writing(self) -> Iterator[lmdb.Transaction]:

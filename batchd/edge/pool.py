@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from fcntl import F_GETFL, F_SETFL, F_SETPIPE_SZ, fcntl
+from functools import partial
 from selectors import EVENT_READ, BaseSelector, EpollSelector
 from time import monotonic, monotonic_ns
 from typing import Any
@@ -21,15 +22,17 @@ from batchd.edge.exits import describe
 from batchd.edge.gauges import WorkerGauge
 from batchd.edge.grace import when_ended
 from batchd.edge.orphans import kill_tagged, reap_adopted
-from batchd.edge.reports import event_of
+from batchd.edge.reports import acknowledged, event_of, files_of
 from batchd.edge.stacks import condense
+from batchd.edge.strays import delete_unreported
 from batchd.edge.template import Home, KeySpec, TemplateProcess, spawn
 from batchd.errors import FormatError
 from batchd.formats.frame import Frame, FrameReader
+from batchd.formats.reference import OF_WORKER
 from batchd.formats.report import LEASE, Failure, fingerprint
 from batchd.settings import CUT_WAIT_S, READ_BYTES, STACK_DUMP_S
 from batchd.worker import output
-from batchd.worker.recorder import OUTPUT, STARTED, Lane, Recorder, Slot
+from batchd.worker.recorder import OUTPUT, STARTED, WRITER, Lane, Recorder, Slot
 from batchd.worker.template import tag
 
 _PIPE_BYTES = 1 << 20
@@ -37,6 +40,8 @@ _PIPE_BYTES = 1 << 20
 
 Emit = Callable[[ev.Event], None]
 Later = Callable[[float, Callable[[], None]], None]
+DoAside = Callable[[Callable[[], object]], object]
+"""Has work done that may wait for the disk."""
 
 
 @dataclass(slots=True)
@@ -50,6 +55,10 @@ class WorkerProcess:
     leases_fd: int
     reports_fd: int
     output_fd: int
+    writer: int
+    """What it has as a writer of value files."""
+    reported: set[int] = field(default_factory=set)
+    """The numbers of those it named."""
     reader: FrameReader = field(default_factory=FrameReader)
     is_wordy: bool = False
     """Whether its reports have been larger than its pipe: it stands still while they are not read."""
@@ -70,7 +79,14 @@ class Pool:
     """The worker processes and templates of one supervisor."""
 
     def __init__(
-        self, selector: BaseSelector, home: Home, recorder: Recorder, emit: Emit, later: Later, log_fd: int
+        self,
+        selector: BaseSelector,
+        home: Home,
+        recorder: Recorder,
+        emit: Emit,
+        later: Later,
+        log_fd: int,
+        do_aside: DoAside = lambda work: work(),
     ) -> None:
         self._selector = selector
         self._home = home
@@ -78,6 +94,7 @@ class Pool:
         self._emit = emit
         self._later = later
         self._log_fd = log_fd
+        self._do_aside = do_aside
         self._keys: dict[str, KeySpec] = {}
         self._templates: dict[str, TemplateProcess] = {}
         self._fresh: set[str] = set()
@@ -226,7 +243,8 @@ class Pool:
             return
         slot_number = self._free_slots.pop(0)
         slot = self._recorder.clear(slot_number)
-        worker = WorkerProcess(number, key, slot_number, slot, leases_fd, reports_fd, output_fd)
+        writer = slot.words[WRITER] = int.from_bytes(os.urandom(8), "big") | OF_WORKER
+        worker = WorkerProcess(number, key, slot_number, slot, leases_fd, reports_fd, output_fd, writer)
         self.workers[number] = worker
         fds = (leases, reports, output_fd)
         try:
@@ -355,7 +373,9 @@ class Pool:
     def _take_in(self, worker: WorkerProcess, frames: Iterable[Frame]) -> None:
         try:
             for frame in frames:
-                self._emit(event_of(worker.number, worker.key, frame))
+                event = event_of(worker.number, worker.key, frame)
+                worker.reported.update([reference.number for reference in files_of(event)])
+                self._emit(event)
         except FormatError as error:
             worker.reader = FrameReader()
             self._kill(worker, f"sent garbage on its report pipe ({error})")
@@ -390,6 +410,7 @@ class Pool:
         position = worker.slot.position()
         cause = worker.why or describe(status)
         failure = self._failure_of(worker, position, cause, status, usage)
+        self._delete_unreported(worker, position)
         self._close(worker)
         self._emit(ev.WorkerGone(worker.number, position, cause, failure.encode()))
         self._reap()
@@ -399,6 +420,18 @@ class Pool:
         with suppress(BlockingIOError):
             while data := os.read(worker.reports_fd, READ_BYTES):
                 self._take_in(worker, worker.reader.feed(data))
+
+    def _delete_unreported(self, worker: WorkerProcess, position: ev.Position | None) -> None:
+        """Have the results deleted that it wrote to files and did not tell of, or its deaths would fill the disk."""
+        if position is None or position.phase is ev.Phase.IDLE:
+            return
+        transcript = self._recorder.transcript(worker.slot_number)
+        for said in acknowledged(worker.number, transcript) if transcript is not None else ():
+            # If the supervisor dies as well, the next one records this.
+            worker.reported.update([reference.number for reference in files_of(said)])
+        for batch in {lane.batch for lane in worker.slot.lanes() if lane.lease == position.lease}:
+            folder = self._home.batches / batch
+            self._do_aside(partial(delete_unreported, folder, worker.writer, worker.reported))
 
     def _failure_of(
         self, worker: WorkerProcess, position: ev.Position | None, cause: str, status: int, usage: Any

@@ -11,8 +11,9 @@ from batchd.core import events as ev
 from batchd.core.job import JobState
 from batchd.errors import FormatError
 from batchd.formats.frame import Frame, FrameReader
+from batchd.formats.reference import Reference
 from batchd.formats.report import ACK, ENDED, NO_FINGERPRINT, Report
-from batchd.formats.segment import unpack
+from batchd.formats.segment import Encoding, references_in, unpack
 from batchd.worker.transcript import Transcript
 
 _REPORTED: Final = frozenset({JobState.SUCCEEDED, JobState.FAILED})
@@ -57,9 +58,17 @@ def acknowledged(worker: int, transcript: Transcript) -> Iterator[ev.JobsAcked]:
             continue  # Its worker died while it wrote this, or wrote over it since.
 
 
+def files_of(report: ev.Event) -> list[Reference]:
+    """Return the references to value files in what a worker said."""
+    is_alone = isinstance(report, ev.JobsAcked) and report.count == 1  # What has a reference stands alone.
+    return list(references_in(report.block)) if is_alone else []
+
+
 def _acked(worker: int, frame: Frame) -> ev.JobsAcked:
     lease, busy_ns, mark = ACK.unpack(frame.meta)
     (block,) = (each for each in unpack(frame.body) if each.count and each.state in _REPORTED)
+    if block.encoding is Encoding.FILED:
+        block.reference()  # Or it is none.
     return ev.JobsAcked(
         worker=worker,
         lease=lease,

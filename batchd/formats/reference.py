@@ -4,7 +4,8 @@
                 length, and the topmost bit when it may not be changed
     file        the parts one behind the other: the pickle without its large buffers, then these
 
-The one idea: a file's name is made of numbers, so that no reference leads anywhere but into its batch's folder.
+The one idea: a file's name is made of numbers, so that no reference leads anywhere but into its batch's folder. And a
+result's tells its job, so that whether a record names it is found in that job's record.
 """
 
 import pickle
@@ -20,6 +21,10 @@ from batchd.settings import VALUE_BYTES_MAX
 
 _HEAD: Final = struct.Struct("<QII")
 _FIXED: Final = 1 << 63
+OF_WORKER: Final = 1 << 63
+"""A worker has this bit in its number as a writer; what it writes is numbered by the job."""
+NUMBERS: Final = 1 << 32
+"""So many there are: jobs beyond take theirs once more."""
 
 
 class Part(NamedTuple):
@@ -40,7 +45,7 @@ class Reference:
     """
 
     writer: int
-    """Drawn by each process anew, for each batch."""
+    """Drawn anew for each worker, and by each client for each batch."""
     number: int
     crc: int
     parts: tuple[Part, ...]

@@ -1,11 +1,12 @@
 """What waits for the disk and is no commit: done in a thread of its own, so that the loop never waits for it.
 
-Nothing is decided here, and nothing of the loop's is touched by the thread. The one idea: the work is about files
-alone, and that it is over comes back as an event like any other.
+Nothing is decided here, and nothing of the loop's is touched by the thread. The one idea: the work is about files,
+and that it is over comes back as an event like any other.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from queue import SimpleQueue
 from selectors import EVENT_READ, BaseSelector
 from threading import Thread
@@ -26,9 +27,21 @@ class Aside:
         # Now, for later the system may allow no more threads.
         Thread(target=self._run, name="aside", daemon=True).start()
 
-    def do(self, work: Callable[[], object], then: Then) -> None:
+    def do(self, work: Callable[[], object], then: Then | None = None) -> None:
         """Do the work after what was asked before, then call back with what it raised, None when all is well."""
-        self._work.put((work, then))
+        self._work.put((work, then or _check))
+
+    def do_parts(self, parts: Iterator[object]) -> None:
+        """Do work that nobody waits for, and between its parts what else was asked."""
+
+        def then(raised: Exception | None) -> None:
+            if raised is None:
+                self.do(part, then)
+            elif not isinstance(raised, StopIteration):
+                raise raised
+
+        part = partial(next, parts)
+        self.do(part, then)
 
     def _run(self) -> None:
         while True:
@@ -46,3 +59,9 @@ class Aside:
         while not self._over.empty():
             then, raised = self._over.get()
             call_each([then], raised)
+
+
+def _check(raised: Exception | None) -> None:
+    """Raise what nobody expected."""
+    if raised is not None:
+        raise raised

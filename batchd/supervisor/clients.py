@@ -20,6 +20,7 @@ from batchd.edge.journal import BatchJournal, Progress
 from batchd.edge.pool import Pool
 from batchd.errors import BatchdError, FormatError
 from batchd.settings import DOOR_REST_S
+from batchd.supervisor.aside import Aside
 from batchd.supervisor.recovery import Ground
 
 
@@ -30,6 +31,7 @@ class Host(Protocol):
     selector: BaseSelector
     scheduler: Scheduler
     pool: Pool
+    aside: Aside
     journals: dict[str, BatchJournal]
     progress: dict[str, Progress]
     usage: dict[str, dict[str, float]]

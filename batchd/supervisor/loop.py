@@ -40,6 +40,7 @@ from batchd.settings import (
     REST_S_MIN,
     START_WAIT_S,
 )
+from batchd.supervisor.aside import Aside
 from batchd.supervisor.clients import Clients
 from batchd.supervisor.lead import Lead
 from batchd.supervisor.recovery import Ground
@@ -105,7 +106,8 @@ class Supervisor:
             lifeline_fd=lifeline_read,
             echo=echo,
         )
-        self.pool = pool(self.selector, home, ground.recorder, self.emit, self.later, log_fd=2)
+        self.aside = Aside(self.selector)
+        self.pool = pool(self.selector, home, ground.recorder, self.emit, self.later, 2, self.aside.do)
         self._is_resting = False
         self.clients = Clients(self)
         self.requests = Requests(self, self.clients)

@@ -35,7 +35,6 @@ from batchd.errors import (
 )
 from batchd.formats import tables
 from batchd.settings import DISK_RESERVE_BYTES, OPEN_BATCHES_MAX, WORKERS_MAX
-from batchd.supervisor.aside import Aside
 from batchd.supervisor.clients import Client, Clients, Host
 
 _NO_KEY = KeySpec(("", ""), (), "", {}, "")
@@ -81,7 +80,6 @@ class Openings:
     def __init__(self, supervisor: Host, clients: Clients) -> None:
         self._supervisor = supervisor
         self._clients = clients
-        self._aside = Aside(supervisor.selector)
         self._being_made: dict[str, list[Callable[[], None]]] = {}
         """New batches, and who waits for each."""
 
@@ -194,7 +192,7 @@ class Openings:
             finally:
                 call_each(waiting)
 
-        self._aside.do(lambda: make_batch(folder, spec, request.key_spec.payload), then)
+        self._supervisor.aside.do(lambda: make_batch(folder, spec, request.key_spec.payload), then)
 
     def attach(self, request: Opening, *, is_new: bool = False) -> None:
         """Take a batch up that nobody runs; raises BatchNotFound or JournalError."""
@@ -204,10 +202,9 @@ class Openings:
             raise BatchNotFound(f"there is no batch {name}: `batchd ls` lists them")
         journal = BatchJournal(folder, is_writer=True)
         try:
-            if not is_new:
-                strays.sweep(journal)
-                if request.key_spec.payload:
-                    journal.replace_function(tables.TASK_MARK, request.key_spec.payload)
+            suspects = strays.suspects(journal)
+            if request.key_spec.payload and not is_new:
+                journal.replace_function(tables.TASK_MARK, request.key_spec.payload)
             if made := all_interrupted(copy(journal.facts)):
                 journal.commit(made)  # The machine died while the batch ran: the recorder that knew more is lost.
             usage = journal.read_usage()
@@ -219,6 +216,8 @@ class Openings:
             if isinstance(error, lmdb.Error):
                 raise JournalError(f"cannot write to the batch in {folder}: {error}") from None
             raise
+        if suspects is not None:
+            supervisor.aside.do_parts(strays.sweep(journal, suspects))
         supervisor.journals[name] = journal
         supervisor.progress[name] = progress
         supervisor.usage[name] = {**supervisor.batch_usage(name), **usage}

@@ -21,11 +21,12 @@ from batchd.edge.folder import BATCHES_NAME, journal_id, raise_epoch
 from batchd.edge.journal import BatchJournal, remove_drafts
 from batchd.edge.lock import SupervisorLock, boot_id
 from batchd.edge.orphans import become_subreaper, sweep
-from batchd.edge.reports import acknowledged
+from batchd.edge.reports import acknowledged, files_of
 from batchd.errors import BatchdError
 from batchd.formats.report import Failure, fingerprint
 from batchd.settings import INTERRUPTIONS_MAX, SLOTS
 from batchd.worker.recorder import Recorder
+from batchd.worker.valuefiles import VALUES_NAME
 
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  (the file in it is opened with O_EXCL and O_NOFOLLOW, mode 0600)
 
@@ -76,7 +77,8 @@ def _charge_begun(folder: Path, path: Path, name: str) -> int:
             if journal.facts.is_attached:
                 text = f"was running at {INTERRUPTIONS_MAX} deaths of the supervisor in a row"
                 failure = Failure("JobInterrupted", text, fingerprint("JobInterrupted"))
-                made = interrupted(copy(journal.facts), traces, DEFAULT_ALLOWANCES, failure.encode())
+                known = [_without_lost(journal.folder, trace) for trace in traces]
+                made = interrupted(copy(journal.facts), known, DEFAULT_ALLOWANCES, failure.encode())
                 charged += sum(entry.count for entry in made if isinstance(entry, e.Charged))
                 journal.commit(made)
         except (lmdb.CorruptedError, lmdb.PageNotFoundError):
@@ -84,6 +86,13 @@ def _charge_begun(folder: Path, path: Path, name: str) -> int:
         finally:
             journal.close()
     return charged
+
+
+def _without_lost(place: Path, trace: LeaseTrace) -> LeaseTrace:
+    """Leave out what names a value file that is gone: it was nobody's by then, and the job is to run again."""
+    folder = place / VALUES_NAME
+    there = [said for said in trace.reports if all((folder / each.name).exists() for each in files_of(said))]
+    return trace._replace(reports=tuple(there))
 
 
 def _traces(path: Path, name: str) -> dict[str, list[LeaseTrace]]:

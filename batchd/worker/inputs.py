@@ -25,7 +25,8 @@ _OPEN_MAX = 4
 class BatchInputs:
     """One batch's inputs and its specification."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, writer: int = 0) -> None:
+        """`writer`: what a worker has as a writer of value files."""
         self._env = lmdb.open(
             str(folder),
             readonly=True,
@@ -42,7 +43,7 @@ class BatchInputs:
         with self._env.begin() as txn:
             self.spec: dict[str, Any] = json.loads(txn.get(tables.META_SPEC, db=meta) or b"{}")
         self._read_value = partial(read_value, folder)
-        self.files = ValueFiles(folder, is_synced=self.spec.get("durability") != "process")
+        self.files = ValueFiles(folder, is_synced=self.spec.get("durability") != "process", worker=writer)
         self._block: tuple[int, Block] | None = None
         self._values: Sequence[Any] | None = None
 
@@ -104,8 +105,9 @@ class BatchInputs:
 class JournalInputs:
     """The batches a worker reads, the last few kept open."""
 
-    def __init__(self, batches: Path) -> None:
+    def __init__(self, batches: Path, writer: int) -> None:
         self._folder = batches
+        self._writer = writer
         self._open: OrderedDict[str, BatchInputs] = OrderedDict()
 
     def batch(self, name: str) -> BatchInputs:
@@ -113,11 +115,11 @@ class JournalInputs:
         if name in self._open:
             self._open.move_to_end(name)
         else:
-            self._open[name] = BatchInputs(self._folder / name)
+            self._open[name] = BatchInputs(self._folder / name, self._writer)
             if len(self._open) > _OPEN_MAX:
                 self._open.popitem(last=False)[1].close()
         return self._open[name]
 
-    def keep(self, name: str, parts: Sequence[Buffer]) -> Reference | None:
-        """Write a large result of a batch to a file of its own."""
-        return self.batch(name).files.keep(parts)
+    def keep(self, name: str, index: int, parts: Sequence[Buffer]) -> Reference | None:
+        """Write a job's large result to a file of its own."""
+        return self.batch(name).files.keep(parts, index)

@@ -38,6 +38,7 @@ from batchd.worker.recorder import (
     PID,
     POSITION,
     STARTED,
+    WRITER,
     Lane,
     Slot,
     phase_word,
@@ -81,7 +82,7 @@ class Worker:
         self._fds = fds
         self._slot = slot
         self._words = slot.words
-        self._inputs = JournalInputs(batches)
+        self._inputs = JournalInputs(batches, slot.words[WRITER])
         self._service = Service(slot, batches, self._inputs, self._send)
         self._sending = Lock()
         """A thread of a job may send a checkpoint while the loop reports."""
@@ -227,12 +228,12 @@ class Worker:
             self._transcript.note(parts[0])  # First: from here on it is as good as said.
         send_all(self._fds.reports, parts)
 
-    def _keep(self, batch: str, parts: Sequence[Buffer]) -> Reference | None:
-        """Write a large result to a file. The job is over by then: a slow disk is not its fault, nor a death."""
+    def _keep(self, batch: str, index: int, parts: Sequence[Buffer]) -> Reference | None:
+        """Write a large result to a file. Its job is over by then: a slow disk is not its fault, nor a death."""
         words, word = self._words, self._words[POSITION]
         words[POSITION] = phase_word(Phase.REPORTING, 0) | word & ((1 << PHASE_SHIFT) - 1)
         try:
-            return self._inputs.keep(batch, parts)
+            return self._inputs.keep(batch, index, parts)
         finally:
             if self._lane.is_timed:
                 words[STARTED] = monotonic_ns()

@@ -6,7 +6,6 @@ import struct
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from functools import partial
 from resource import RUSAGE_SELF, getrusage
 from time import process_time
 from types import TracebackType
@@ -14,7 +13,7 @@ from typing import Any
 
 from batchd.core.job import JobState
 from batchd.formats import frame
-from batchd.formats.reference import Buffer, Keep, Reference, keep_nothing
+from batchd.formats.reference import Buffer, Keep, Reference
 from batchd.formats.report import ACK, ENDED, NO_FINGERPRINT, Failure, Report, fingerprint
 from batchd.formats.segment import pack_pickled, pack_plain, runs
 from batchd.formats.values import PLAIN_TYPES, dump, dump_kept_checked, is_plain
@@ -38,17 +37,17 @@ class Outcomes:
         self,
         send: Callable[[list[bytes]], None],
         last_output: Callable[[int], str],
-        keep: Callable[[str, Sequence[Buffer]], Reference | None] = lambda *_: None,
+        keep: Callable[[str, int, Sequence[Buffer]], Reference | None] = lambda *_: None,
     ) -> None:
-        """`keep` writes a large result of a batch to a file, if it can."""
+        """`keep` writes a large result of a batch's job to a file, if it can."""
         self.values: list[Any] = []
         self.is_pickled = False
         """Whether `values` holds pickles, because the lease returned something that is not plain."""
         self._send = send
         self._last_output = last_output
         self._keep_of = keep
-        self._keep: Keep = keep_nothing
-        """Of the lease's batch."""
+        self._kept = 0
+        """The job whose result is encoded."""
         self._lease = 0
         self._attempt = 1
         self._cpu_mark = 0.0
@@ -65,7 +64,6 @@ class Outcomes:
     def begin(self, lease: int, batch: str, attempt: int) -> None:
         """Start a lease."""
         self._lease, self._batch, self._attempt = lease, batch, attempt
-        self._keep = partial(self._keep_of, batch)
         self.is_pickled = False
         self._cpu_mark = process_time()
 
@@ -80,6 +78,7 @@ class Outcomes:
         return (kind if kind in PLAIN_TYPES else None), value  # A tuple is looked into each time.
 
     def _pickle_from(self, index: int, value: Any) -> bytes | Reference:
+        self._kept = index
         payload = dump_kept_checked(value, self._keep)
         if isinstance(payload, bytes) and len(payload) > VALUE_BYTES_MAX:
             raise ValueTooLarge(_too_large(f"takes {len(payload):,} bytes"))
@@ -142,6 +141,9 @@ class Outcomes:
             self._blocks.clear()
         self._cpu_mark = process_time()
 
+    def _keep(self, parts: Sequence[Buffer]) -> Reference | None:
+        return self._keep_of(self._batch, self._kept, parts)
+
     def _explain(self, mark: bytes, error: BaseException, trace: TracebackType | None) -> None:
         lines = "".join(traceback.format_exception(type(error), error, trace))
         if (
@@ -168,6 +170,7 @@ class Outcomes:
 
     def _close_vector(self, first: int, values: list[Any]) -> None:
         """Encode plain values, whose size nobody looked at before: one that is too large fails alone."""
+        self._kept = first
         block = _vector(first, values, self._keep)
         if block is not None:
             self._blocks.append((len(values), NO_FINGERPRINT, block))

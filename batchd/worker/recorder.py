@@ -9,9 +9,10 @@ sees the other.
 
     file   page of 4,096 bytes: magic, boot id, journal id, epoch, how many slots; then the slots; then, from the next
            page on, a transcript for each slot whose worker has one
-    slot   8 words: position, start of the job (monotonic ns), pid, size of the capture file at the start of the
+    slot   16 words: position, start of the job (monotonic ns), pid, size of the capture file at the start of the
            lease, how far the job says it is, lease that is to end, whether the job watches for that, size of the
-           transcript (0: none); then the lanes
+           transcript (0: none), what the worker has as a writer of value files, 7 spare;
+           then the lanes
     lane   8 words: lease, first, limit, attempt, is_timed, batch id (2 words), reach
 """
 
@@ -31,9 +32,10 @@ from batchd.worker.transcript import Transcript
 
 _HEADER: Final = struct.Struct("<8s36s36sQQ")
 _LANE: Final = struct.Struct("<QQQQQ16sQ")
-_MAGIC: Final = b"batchdR2"
+_MAGIC: Final = b"batchdR3"
 _HEADER_BYTES: Final = 4096
-_SLOT_WORDS: Final = 8 + 8 * LANES
+_HEAD_WORDS: Final = 16
+_SLOT_WORDS: Final = _HEAD_WORDS + 8 * LANES
 SLOT_BYTES: Final = 8 * _SLOT_WORDS
 BATCH_ID_BYTES: Final = 16
 
@@ -45,6 +47,7 @@ PROGRESS: Final = 4
 ENDING: Final = 5
 WATCHED: Final = 6
 TRANSCRIPT: Final = 7
+WRITER: Final = 8
 PHASE_SHIFT: Final = 56
 LANE_SHIFT: Final = 48
 OFFSET_MASK: Final = (1 << LANE_SHIFT) - 1
@@ -184,7 +187,7 @@ def _stamped(lease: int, index: int, said: int) -> int:
 
 def lane_at(number: int) -> int:
     """Return the word at which lane `number` starts."""
-    return 8 + 8 * (number % LANES)
+    return _HEAD_WORDS + 8 * (number % LANES)
 
 
 def _transcripts_at(slots: int) -> int:

@@ -1,6 +1,7 @@
 """Value files: large values, each in a file of its own in the batch's folder, written and read by whoever has them.
 
-    BATCH/values/<writer>-<number>   a value (formats/reference.py); never written again, never overwritten
+    BATCH/values/<writer>-<number>   a value (formats/reference.py); never written again, never overwritten.
+                                     Workers number by the job, clients as they go
     BATCH/values/<writer>            locked by a client for as long as it may yet send what it wrote
 
 What a file holds is copied twice on its way, into the page cache and out of it, and passes no other process. The one
@@ -14,46 +15,48 @@ import re
 import stat
 from collections.abc import Sequence
 from contextlib import suppress
+from itertools import count
 from pathlib import Path
 from typing import Final
 from zlib import crc32
 
 from batchd.errors import FormatError
-from batchd.formats.reference import Buffer, Part, Reference
+from batchd.formats.reference import NUMBERS, OF_WORKER, Buffer, Part, Reference
 from batchd.settings import VALUE_BYTES_MAX, VALUE_FILE_BYTES_MIN
 
 VALUES_NAME: Final = "values"
-_NAME: Final = re.compile(r"([0-9a-f]{16})(-[0-9]+)?")
+_NAME: Final = re.compile(r"([0-9a-f]{16})(?:-([0-9]{1,10}))?")
 _NEW: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class ValueFiles:
     """The value files that this process writes for one batch."""
 
-    def __init__(self, batch: Path, *, is_synced: bool, is_locked: bool = False) -> None:
-        """`is_synced`: a file is on the disk when it is referred to; `is_locked`: none is swept before `close`.
+    def __init__(self, batch: Path, *, is_synced: bool, worker: int = 0) -> None:
+        """`is_synced`: a file is on the disk when it is referred to; `worker`: what a worker has as a writer.
 
-        Workers need no lock: nobody takes a batch up while one of its workers lives.
+        What others write is not swept before `close`. Workers need no lock for that: a batch is taken up when all
+        that its workers were given is over.
         """
         self._folder = batch / VALUES_NAME
-        self._is_synced, self._is_locked = is_synced, is_locked
-        self._writer = int.from_bytes(os.urandom(8), "big")
-        self._number = 0
+        self._is_synced, self._is_locked = is_synced, not worker
+        self._writer = worker or int.from_bytes(os.urandom(8), "big") & ~OF_WORKER
+        self._numbers = count(1)
         self._lock_fd = -1
 
-    def keep(self, parts: Sequence[Buffer]) -> Reference | None:
-        """Write a value; return None for one that is small, too large, or cannot be written here."""
+    def keep(self, parts: Sequence[Buffer], job: int = 0) -> Reference | None:
+        """Write a value, a worker for a job; return None for one that is small, too large, or cannot be written."""
         if not VALUE_FILE_BYTES_MIN <= sum(map(len, parts)) <= VALUE_BYTES_MAX:
             return None
         described = tuple(Part(len(part), memoryview(part).readonly) for part in parts)
-        self._number += 1
+        number = next(self._numbers) if self._is_locked else job % NUMBERS
         try:
             if self._is_locked and self._lock_fd < 0:
                 self._lock_fd = self._lock()
-            crc = self._write(Reference(self._writer, self._number, 0, described).name, parts)
+            crc = self._write(Reference(self._writer, number, 0, described).name, parts)
         except OSError:
             return None
-        return Reference(self._writer, self._number, crc, described)
+        return Reference(self._writer, number, crc, described)
 
     def close(self) -> None:
         """Let go: what no record names by now is nobody's."""
@@ -104,20 +107,20 @@ class ValueFiles:
             os.close(fd)
 
 
-def writer_of(name: str) -> str:
-    """Return which writer a file in the folder is of, '' for what is none of ours.
+def named(name: str) -> tuple[int, int | None] | None:
+    """Return (writer, number) of a file in the folder, without a number of a lock, None for what is none of ours.
 
-    >>> writer_of("000000000000000a-7"), writer_of("000000000000000a"), writer_of("notes.txt")
-    ('000000000000000a', '000000000000000a', '')
+    >>> named("000000000000000a-7"), named("000000000000000a"), named("notes.txt")
+    ((10, 7), (10, None), None)
     """
     found = _NAME.fullmatch(name)
-    return found[1] if found else ""
+    return (int(found[1], 16), int(found[2]) if found[2] else None) if found else None
 
 
 def is_value(name: str) -> bool:
     """Whether a file in the folder is a value's."""
-    found = _NAME.fullmatch(name)
-    return bool(found and found[2])
+    found = named(name)
+    return found is not None and found[1] is not None
 
 
 def read_value(batch: Path, reference: Reference) -> list[Buffer]:

@@ -1,10 +1,17 @@
 """What is done aside comes back to the loop in order, whatever it raises, and harms nobody else."""
 
+from collections.abc import Iterator
 from selectors import DefaultSelector
 
 import pytest
 
 from batchd.supervisor.aside import Aside
+
+
+def until(selector: DefaultSelector, told: list[object], count: int) -> None:
+    while len(told) < count:
+        for key, _ in selector.select(10):
+            key.data()
 
 
 def test_work_comes_back_in_order_and_an_error_of_one_call_harms_no_other(capsys: pytest.CaptureFixture[str]) -> None:
@@ -18,8 +25,30 @@ def test_work_comes_back_in_order_and_an_error_of_one_call_harms_no_other(capsys
         aside = Aside(selector)
         aside.do(lambda: 1 // 0, fail)
         aside.do(lambda: told.append("done"), told.append)
-        while len(told) < 3:
-            for key, _ in selector.select(10):
-                key.data()
+        until(selector, told, 3)
     assert sorted(map(str, told)) == ["<class 'ZeroDivisionError'>", "None", "done"]
     assert "KeyError: 'a bug'" in capsys.readouterr().err
+
+
+def test_between_the_parts_of_long_work_other_work_is_done(capsys: pytest.CaptureFixture[str]) -> None:
+    told: list[object] = []
+    with DefaultSelector() as selector:
+        aside = Aside(selector)
+
+        def parts() -> Iterator[None]:
+            for part in range(3):
+                told.append(part)
+                if part == 0:
+                    aside.do(lambda: told.append("other"))
+                yield
+            raise KeyError("a bug")
+
+        aside.do_parts(parts())
+        until(selector, told, 4)
+        aside.do(lambda: 1 // 0)
+        aside.do(lambda: None, told.append)
+        until(selector, told, 5)
+    assert told == [0, "other", 1, 2, None]
+    err = capsys.readouterr().err
+    assert "KeyError: 'a bug'" in err
+    assert "ZeroDivisionError" in err

@@ -6,6 +6,7 @@ import stat
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ import batchd
 from batchd.client import batch_id, request
 from batchd.core import entries as e
 from batchd.core.job import JobState
-from batchd.edge import removal, strays
+from batchd.edge import outcomes, removal, strays
 from batchd.edge.backup import back_up
 from batchd.edge.damage import check_batch
 from batchd.edge.folder import disk_bytes, open_folder
@@ -24,17 +25,19 @@ from batchd.edge.outcomes import Outcomes
 from batchd.edge.salvage import Salvage
 from batchd.errors import InputChanged
 from batchd.formats import tables
-from batchd.formats.segment import input_blocks, pack_plain, references_in
+from batchd.formats.reference import OF_WORKER, keep_nothing
+from batchd.formats.segment import input_blocks, pack_plain, references_in, unpack
 from batchd.settings import VALUE_FILE_BYTES_MIN
 from batchd.worker import valuefiles
 from batchd.worker.valuefiles import VALUES_NAME, ValueFiles, is_value
 from tests.bench import await_death
-from tests.commands import Desk, dead, until
+from tests.commands import WAIT_S, Desk, dead, until
 from tests.contract.calls import note, notes
 from tests.fault.ledger import Tally
 from tests.ruin import SPEC, brought_out
 
 JOBS = 4
+WORKER = OF_WORKER | 1
 _NUMBERS = VALUE_FILE_BYTES_MIN // 8 + 1
 
 
@@ -48,9 +51,10 @@ def author(place: Path, **spec: Any) -> BatchJournal:
     journal = BatchJournal.create(place, {**SPEC, **spec})
     blocks = tuple(block for _, block in input_blocks([large(index) for index in range(JOBS)], journal.keep))
     journal.commit([e.Attached(name, 1), e.Submitted(name, 0, JOBS, blocks, "c", 1, "4")])
-    results = ValueFiles(place, is_synced=True)
+    results = ValueFiles(place, is_synced=True, worker=WORKER)
     for index in range(2):
-        block = pack_plain(index, JobState.SUCCEEDED, [large(index, "out")], results.keep)
+        keep = partial(results.keep, job=index)
+        block = pack_plain(index, JobState.SUCCEEDED, [large(index, "out")], keep)
         journal.commit([e.Recorded(name, index, 1, JobState.SUCCEEDED, block)])
     journal.commit([e.Detached(name)])
     return journal
@@ -171,40 +175,110 @@ def test_values_go_with_a_batch_that_is_pruned(tmp_path: Path) -> None:
 # --- What nobody names ------------------------------------------------------------------------------------------
 
 
+def sweep(journal: BatchJournal) -> None:
+    """Do what is done when a batch is taken up, to the end."""
+    if found := strays.suspects(journal):
+        for _ in strays.sweep(journal, found):
+            pass
+
+
+def die(files: ValueFiles) -> None:
+    """Let go of the lock, as a death does."""
+    os.close(files._lock_fd)
+    files._lock_fd = -1
+
+
 @pytest.mark.covers("J8")
 def test_only_what_no_record_names_and_nobody_may_yet_send_is_swept(tmp_path: Path) -> None:
     place = tmp_path / "b"
     author(place).close()
-    named = files_of(place)
-    worker, living, dead = (ValueFiles(place, is_synced=True, is_locked=locked) for locked in (False, True, True))
-    kept = [files.keep([large(9)]) for files in (worker, living, dead)]
-    assert all(kept)
-    held = {file for file in files_of(place) - named if file.startswith(f"{living._writer:016x}")}
+    expected = files_of(place)
+    other = ValueFiles(place, is_synced=True, worker=WORKER + 1)
+    assert all(other.keep([large(9)], job) for job in (0, 1, 3, 9))  # Of jobs that others recorded, and of none.
+    living, dead = (ValueFiles(place, is_synced=True) for _ in range(2))
+    assert dead.keep([large(9)])
+    held = files_of(place)
+    assert living.keep([large(9)])
+    held = files_of(place) - held
     assert len(held) == 2
-    os.close(dead._lock_fd)  # As its death does.
-    dead._lock_fd = -1
+    die(dead)
     (place / VALUES_NAME / "not ours").write_text("x")
     journal = BatchJournal(place, is_writer=True)
-    strays.sweep(journal)
-    assert files_of(place) == named | held | {"not ours"}
-    living.close()
-    strays.sweep(journal)
-    assert files_of(place) == named | {"not ours"}
+    sweep(journal)
+    assert files_of(place) == expected | held | {"not ours"}
+    die(living)
+    sweep(journal)
+    assert files_of(place) == expected | {"not ours"}
     journal.close()
     assert check_batch(place).is_well
 
 
 @pytest.mark.covers("J8")
-def test_a_file_is_kept_while_any_record_is_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It may be the one that names it."""
+def test_what_a_dead_client_sent_is_kept(tmp_path: Path) -> None:
     place = tmp_path / "b"
     author(place).close()
-    before = files_of(place)
-    monkeypatch.setattr(strays, "references_in", lambda record: references_in(b"x" + record))
-    journal = BatchJournal(place, is_writer=True)
-    strays.sweep(journal)
+    journal, client = BatchJournal(place, is_writer=True), ValueFiles(place, is_synced=True)
+    for job in range(JOBS, JOBS + 150):  # More records than are looked at in one part.
+        keep = client.keep if job % 50 == 0 else keep_nothing
+        blocks = tuple(block for _, block in input_blocks([large(job) if keep is not keep_nothing else job], keep))
+        journal.commit([e.Submitted("b", job, 1, blocks, "d", job, "")])
+    expected = files_of(place)
+    assert client.keep([large(9)])
+    die(client)
+    sweep(journal)
     journal.close()
+    assert files_of(place) == {name for name in expected if is_value(name)}
+    assert len(named_in(place, tables.INPUTS)) == JOBS + 3
+    assert check_batch(place).is_well
+
+
+@pytest.mark.covers("J8")
+def test_a_file_is_kept_while_the_record_that_may_name_it_is_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "b"
+    author(place).close()
+    worker, client = ValueFiles(place, is_synced=True, worker=WORKER + 1), ValueFiles(place, is_synced=True)
+    assert worker.keep([large(9)], 1)
+    assert client.keep([large(9)])
+    die(client)
+    before = files_of(place)
+    journal = BatchJournal(place, is_writer=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(strays, "references_in", lambda record: references_in(b"x" + record))
+        patch.setattr(outcomes, "unpack", lambda record, read: unpack(b"x" + record, read))
+        sweep(journal)
     assert files_of(place) == before
+    sweep(journal)
+    journal.close()
+    assert len(files_of(place)) == len(before) - 3
+
+
+@pytest.mark.covers("J8")
+def test_a_batch_that_is_put_down_is_not_searched_on(tmp_path: Path) -> None:
+    """Nor is it closed within a part of the search."""
+    place = tmp_path / "b"
+    author(place).close()
+    expected, files = files_of(place), ValueFiles(place, is_synced=True, worker=WORKER + 1)
+    assert all(files.keep([large(9)], job) for job in range(65))
+    before = files_of(place)
+    journal = BatchJournal(place, is_writer=True)
+    found = strays.suspects(journal)
+    assert found
+    parts = strays.sweep(journal, found)
+    next(parts)
+    after = files_of(place)
+    assert expected < after < before
+    with journal.held() as txn:
+        assert txn is not None
+        closing = Thread(target=journal.close)
+        closing.start()
+        closing.join(0.05)
+        assert closing.is_alive()
+        assert txn.stat(db=journal.table(tables.INPUTS))["entries"] == JOBS
+    closing.join(WAIT_S)
+    assert list(parts) == []
+    assert files_of(place) == after
 
 
 # --- With processes ---------------------------------------------------------------------------------------------
@@ -248,9 +322,13 @@ def batch_of(desk: Desk) -> Path:
 
 def check_clean(desk: Desk, place: Path) -> None:
     """Have the batch taken up once more, and see that every file is named by a record, and that all is well."""
-    request(desk.journal, "reopen", batch=place.name, states=[int(JobState.FAILED)])
     named = named_in(place, tables.INPUTS, tables.OUTCOMES)
-    assert files_of(place) == set(named)
+
+    def is_swept() -> bool:
+        request(desk.journal, "reopen", batch=place.name, states=[int(JobState.FAILED)])
+        return files_of(place) == set(named)
+
+    until(is_swept, "nothing is there that no record names")
     assert len(named) == len(set(named))
     assert check_batch(place).findings == []
 
@@ -282,9 +360,40 @@ def test_a_worker_that_dies_within_a_file_leaves_nothing_that_counts(desk: Desk)
     assert all(np.array_equal(array, array_of(number)) for number, array in enumerate(found))
     until(lambda: not desk.supervisor(), "the supervisor is gone")
     place = batch_of(desk)
-    assert len(files_of(place)) == 6
+    assert len(files_of(place)) == 5  # What it left went while the batch ran.
     check_clean(desk, place)
-    assert len(files_of(place)) == 5
+
+
+class UntoldFile:
+    """Stands for `os` in a worker: it dies when a value is whole and nobody knows."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(os, name)
+
+    def close(self, _: int) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def untold_at_first(number: int) -> Any:
+    if batchd.current_job().attempt <= 2:
+        vars(valuefiles)["os"] = UntoldFile()
+    return array_of(number)
+
+
+@pytest.mark.covers("W2", "J8")
+def test_workers_that_die_all_the_time_do_not_fill_the_disk(desk: Desk, tally: Tally) -> None:
+    jobs = 6
+    with batchd.Client(journal=desk.journal) as client:
+        batch = client.submit_batch(untold_at_first, range(jobs), name="untold", workers=1, seal=False)
+        for number, array in zip(range(jobs), batch.results(), strict=False):
+            assert np.array_equal(array, array_of(number))
+        tally.injected(2 * jobs)
+        place, pid = batch_of(desk), desk.supervisor()
+        assert len(named_in(place, tables.OUTCOMES)) == jobs
+        # Not when it is taken up again: while it runs.
+        until(lambda: files_of(place) == set(named_in(place, tables.OUTCOMES)), "what nobody was told of is gone")
+        assert desk.supervisor() == pid
+    assert check_batch(place).is_well
 
 
 def test_a_throwaway_journal_gives_the_disk_back(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from batchd.errors import FormatError
-from batchd.formats.reference import Reference
+from batchd.formats.reference import NUMBERS, OF_WORKER, Reference
 from batchd.settings import VALUE_BYTES_MAX, VALUE_FILE_BYTES_MIN
 from batchd.worker import valuefiles
-from batchd.worker.valuefiles import VALUES_NAME, ValueFiles, is_value, read_value, writer_of
+from batchd.worker.valuefiles import VALUES_NAME, ValueFiles, is_value, named, read_value
 
 HEAD, WRITABLE, FIXED = b"head", bytearray(b"w" * VALUE_FILE_BYTES_MIN), b"f" * 1_000
 
@@ -24,8 +24,13 @@ def batch(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def kept(batch: Path, **given: bool) -> tuple[Reference, Path]:
-    made = ValueFiles(batch, **{"is_synced": False, **given}).keep([HEAD, memoryview(WRITABLE), FIXED])
+WORKER = OF_WORKER | 5
+
+
+def kept(batch: Path, **given: Any) -> tuple[Reference, Path]:
+    made = ValueFiles(batch, **{"is_synced": False, "worker": WORKER, **given}).keep(
+        [HEAD, memoryview(WRITABLE), FIXED]
+    )
     assert made is not None
     return made, batch / VALUES_NAME / made.name
 
@@ -53,9 +58,21 @@ def test_what_is_small_or_too_large_is_not_written(batch: Path, monkeypatch: pyt
 
 def test_no_name_is_given_twice(batch: Path) -> None:
     files, others = ValueFiles(batch, is_synced=False), ValueFiles(batch, is_synced=False)
-    names = {made.name for each in (files, others) for _ in range(3) if (made := each.keep([WRITABLE]))}
-    assert len(names) == 6
-    assert all(is_value(name) and writer_of(name) for name in names)
+    made = [each.keep([WRITABLE]) for each in (files, others) for _ in range(3)]
+    references = [reference for reference in made if reference]
+    assert len({reference.name for reference in references}) == 6
+    for reference in references:
+        assert not reference.writer & OF_WORKER
+        assert is_value(reference.name)
+        assert named(reference.name) == (reference.writer, reference.number)
+
+
+def test_a_worker_numbers_its_files_by_the_job(batch: Path) -> None:
+    files = ValueFiles(batch, is_synced=False, worker=WORKER)
+    made = [files.keep([WRITABLE], job) for job in (0, 7, NUMBERS + 8)]
+    assert [named(each.name) for each in made if each] == [(WORKER, 0), (WORKER, 7), (WORKER, 8)]
+    assert files.keep([WRITABLE], 7) is None  # What lies there may be named by a record.
+    assert len(files_of(batch)) == 3
 
 
 def test_what_lies_at_a_name_is_left_alone(batch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,13 +115,13 @@ def test_a_file_that_cannot_be_written_leaves_nothing_behind(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, failing, fail)
-        assert ValueFiles(batch, is_synced=True).keep([HEAD, WRITABLE]) is None
+        assert ValueFiles(batch, is_synced=True, worker=WORKER).keep([HEAD, WRITABLE]) is None
     assert files_of(batch) == []
 
 
 def test_a_batch_without_the_folder_keeps_values_in_its_records(tmp_path: Path) -> None:
-    for is_locked in (True, False):
-        assert ValueFiles(tmp_path, is_synced=True, is_locked=is_locked).keep([WRITABLE]) is None
+    for worker in (0, WORKER):
+        assert ValueFiles(tmp_path, is_synced=True, worker=worker).keep([WRITABLE]) is None
 
 
 def test_a_torn_write_is_gone_on(batch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,10 +169,10 @@ def test_a_lock_that_was_swept_before_it_was_held_is_taken_again(
         real(fd, how)
 
     monkeypatch.setattr(fcntl, "flock", flock)
-    files = ValueFiles(batch, is_synced=False, is_locked=True)
+    files = ValueFiles(batch, is_synced=False)
     reference = files.keep([WRITABLE])
     assert reference is not None
-    assert files_of(batch) == [writer_of(reference.name), reference.name]
+    assert files_of(batch) == [reference.name.partition("-")[0], reference.name]
     files.close()
     files.close()
     assert files_of(batch) == [reference.name]
