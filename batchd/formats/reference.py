@@ -88,7 +88,10 @@ Keep = Callable[[Sequence[Buffer]], Reference | None]
 
 
 def keep_nothing(_: Sequence[Buffer]) -> None:
-    """Keep a value in its record, however large it is."""
+    """Keep a value in its record, however large it is.
+
+    >>> keep_nothing([bytes(1 << 20)])
+    """
 
 
 class Filed:

@@ -22,8 +22,8 @@ from zlib import crc32
 
 from batchd.errors import FormatError
 from batchd.formats.reference import Filed, Keep, Payload, Read, Reference, keep_nothing
-from batchd.formats.values import are_plain, dump_kept, load
-from batchd.settings import LEASE_JOBS_MAX, RECORD_BYTES_MAX, VALUE_BYTES_MAX, VALUE_FILE_BYTES_MIN
+from batchd.formats.values import are_plain, dump_kept, load, may_be_large
+from batchd.settings import LEASE_JOBS_MAX, RECORD_BYTES_MAX
 
 MAGIC: Final = b"bd"
 _HEADER: Final = struct.Struct("<2sBBIQI")
@@ -32,6 +32,8 @@ _RANGE: Final = struct.Struct("<qq")
 HEADER_BYTES: Final = _HEADER.size + _CRC.size
 INPUT_STATE: Final = 0
 _VECTOR_JOBS_MAX: Final = 16_384
+_LOOKED_AT_MAX: Final = 32
+_NUMBERS: Final = frozenset({int, float, bool, type(None)})
 
 
 class Encoding(IntEnum):
@@ -143,11 +145,28 @@ def pack_vector(first: int, state: int, values: Sequence[Any]) -> bytes:
 
 def pack_plain(first: int, state: int, values: Sequence[Any], keep: Keep) -> bytes:
     """Return a block of plain values; `keep` may write one that is large, and stands alone, to a file."""
-    block = pack_vector(first, state, values)
-    if len(values) == 1 and VALUE_FILE_BYTES_MIN <= len(block) <= VALUE_BYTES_MAX:
+    if len(values) == 1 and keep is not keep_nothing and may_be_large(values[0]):
         reference = keep([pickle.dumps(values[0], 5)])
-        return block if reference is None else pack_pickled(first, state, [reference])
-    return block
+        if reference is not None:
+            return pack_pickled(first, state, [reference])
+    return pack_vector(first, state, values)
+
+
+def runs_of_plain(values: Sequence[Any]) -> Iterator[Sequence[Any]]:
+    """Cut plain values into runs, in which a large one stands alone.
+
+    Many are not looked at one by one: they were reported together, within the time that making a large one takes.
+    """
+    at = 0
+    if 1 < len(values) <= _LOOKED_AT_MAX and not _NUMBERS.issuperset(map(type, values)):
+        for place, value in enumerate(values):
+            if may_be_large(value):
+                if at < place:
+                    yield values[at:place]
+                yield values[place : place + 1]
+                at = place + 1
+    if at < len(values):
+        yield values[at:] if at else values
 
 
 def _packed(numbers: range) -> bytes:

@@ -42,6 +42,20 @@ def are_plain(values: Iterable[object]) -> bool:
     )
 
 
+def may_be_large(value: Any) -> bool:
+    """Whether the pickle of a plain value may be large enough for a file, as far as a look tells.
+
+    >>> may_be_large("x" * VALUE_FILE_BYTES_MIN), may_be_large((b"x" * VALUE_FILE_BYTES_MIN, 1)), may_be_large(1)
+    (True, True, False)
+    """
+    kind = type(value)
+    if kind is str:
+        return len(value) >= (VALUE_FILE_BYTES_MIN if value.isascii() else VALUE_FILE_BYTES_MIN // 4)
+    if kind is bytes:
+        return len(value) >= VALUE_FILE_BYTES_MIN
+    return kind is tuple and (len(value) >= VALUE_FILE_BYTES_MIN // 8 or any(map(may_be_large, value)))
+
+
 def dump(value: Any) -> bytes:
     """Pickle one value, through cloudpickle what the standard pickle cannot name. Raises what pickling raises."""
     return _joined(value, *_apart(value))

@@ -15,7 +15,7 @@ from batchd.core.job import JobState
 from batchd.formats import frame
 from batchd.formats.reference import Buffer, Keep, Reference
 from batchd.formats.report import ACK, ENDED, NO_FINGERPRINT, Failure, Report, fingerprint
-from batchd.formats.segment import pack_pickled, pack_plain, runs
+from batchd.formats.segment import pack_pickled, pack_plain, runs, runs_of_plain
 from batchd.formats.values import PLAIN_TYPES, dump, dump_kept_checked, is_plain
 from batchd.settings import TRACEBACK_CHARS_MAX, VALUE_BYTES_MAX
 
@@ -164,11 +164,13 @@ class Outcomes:
         made = values.copy()
         values.clear()
         if not self.is_pickled:
-            self._close_vector(first, made)
+            for run in runs_of_plain(made):
+                self._close_vector(first, run)
+                first += len(run)
             return
         self._close_pickled(first, JobState.SUCCEEDED, made, NO_FINGERPRINT)
 
-    def _close_vector(self, first: int, values: list[Any]) -> None:
+    def _close_vector(self, first: int, values: Sequence[Any]) -> None:
         """Encode plain values, whose size nobody looked at before: one that is too large fails alone."""
         self._kept = first
         block = _vector(first, values, self._keep)
@@ -201,7 +203,7 @@ def _too_large(what: str) -> str:
     return f"the result {what}; at most {VALUE_BYTES_MAX:,} bytes are kept: write it to a file and return its path"
 
 
-def _vector(first: int, values: list[Any], keep: Keep) -> bytes | None:
+def _vector(first: int, values: Sequence[Any], keep: Keep) -> bytes | None:
     """Return the block of plain values, None when it is larger than a value may be."""
     try:
         block = pack_plain(first, JobState.SUCCEEDED, values, keep)

@@ -1,8 +1,10 @@
 """References: what names a file can be read back, and is refused when it is no reference."""
 
 import pickle
+from collections.abc import Sequence
 from dataclasses import replace
 from pickle import PickleBuffer
+from typing import Any
 
 import pytest
 
@@ -18,14 +20,18 @@ from batchd.formats.segment import (
     pack,
     pack_items,
     pack_pickled,
+    pack_plain,
+    pack_vector,
     pickled_blocks,
     references_in,
+    runs_of_plain,
     unpack,
 )
 from batchd.formats.values import dump, load
 from batchd.settings import VALUE_BYTES_MAX, VALUE_FILE_BYTES_MIN
 
 MADE = Reference(1 << 63, 7, 0xFFFFFFFF, (Part(5, True), Part(1 << 20, False), Part(0, True)))
+LARGE = "x" * VALUE_FILE_BYTES_MIN
 
 
 def test_a_reference_comes_back_as_it_went() -> None:
@@ -106,3 +112,37 @@ def test_large_plain_values_are_kept_and_small_ones_are_not() -> None:
 
 def test_pickles_without_references_are_packed_as_ever() -> None:
     assert pack_pickled(0, INPUT_STATE, [b"a", b"b"]) == pack_items(0, INPUT_STATE, [b"a", b"b"])
+
+
+def test_only_what_may_be_large_is_encoded_by_itself() -> None:
+    asked: list[int] = []
+
+    def keep(parts: Sequence[Buffer]) -> None:
+        asked.append(sum(map(len, parts)))
+
+    small = pack_vector(0, INPUT_STATE, ["é" * (VALUE_FILE_BYTES_MIN // 4)])
+    assert pack_plain(0, INPUT_STATE, ["é" * (VALUE_FILE_BYTES_MIN // 4)], keep) == small
+    assert asked == [len(dump("é" * (VALUE_FILE_BYTES_MIN // 4)))]  # UTF-8 may take four times as much.
+    for value in ("é" * 1_000, "x" * (VALUE_FILE_BYTES_MIN - 1), 1, (1, "x"), None):
+        pack_plain(0, INPUT_STATE, [value], keep)
+    assert len(asked) == 1
+    pack_plain(0, INPUT_STATE, [tuple(range(VALUE_FILE_BYTES_MIN // 8))], keep)
+    assert len(asked) == 2
+
+
+@pytest.mark.parametrize(
+    ("values", "lengths"),
+    [
+        ([LARGE], [1]),
+        ([LARGE, LARGE], [1, 1]),
+        ([1, 2, LARGE, 3, (LARGE,), None], [2, 1, 1, 1, 1]),
+        (["a", "b"], [2]),
+        ([1, 2.0, None, True], [4]),
+        ([LARGE, *range(40)], [41]),
+        ([], []),
+    ],
+)
+def test_large_values_stand_alone_among_few(values: list[Any], lengths: list[int]) -> None:
+    runs = list(runs_of_plain(values))
+    assert [len(run) for run in runs] == lengths
+    assert [value for run in runs for value in run] == values

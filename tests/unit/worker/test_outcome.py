@@ -3,17 +3,18 @@
 import os
 import pickle
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 
 from batchd.core.job import JobState
 from batchd.formats.frame import FrameReader
+from batchd.formats.reference import Buffer, Part, Reference
 from batchd.formats.report import ACK, ENDED, NO_FINGERPRINT, Failure, Report
 from batchd.formats.segment import Block, Encoding, unpack
 from batchd.formats.values import load
-from batchd.settings import RECORD_BYTES_MAX, TRACEBACK_CHARS_MAX
+from batchd.settings import RECORD_BYTES_MAX, TRACEBACK_CHARS_MAX, VALUE_FILE_BYTES_MIN
 from batchd.worker import outcome
 from batchd.worker.outcome import Outcomes, ValueTooLarge, send_all
 
@@ -295,3 +296,26 @@ def test_every_byte_is_sent(parts: list[bytes]) -> None:
     reader.join(timeout=30)
     os.close(mine)
     assert b"".join(received) == b"".join(parts)
+
+
+def test_large_results_go_to_files_of_their_jobs_whoever_shares_the_report(wire: Wire) -> None:
+    kept: list[tuple[str, int, int]] = []
+
+    def keep(batch: str, job: int, parts: Sequence[Buffer]) -> Reference:
+        kept.append((batch, job, sum(map(len, parts))))
+        return Reference(1, job, 0, (Part(kept[-1][2], True),))
+
+    outcomes = Outcomes(wire.send, lambda _: "", keep)
+    outcomes.begin(7, "b", 1)
+    large = "x" * VALUE_FILE_BYTES_MIN
+    values = ["small", (1, large), 2, large, large, 3, [4], bytearray(VALUE_FILE_BYTES_MIN), 5]
+    for index, value in enumerate(values, 10):
+        take(outcomes, index, lambda: value)  # noqa: B023  (called at once)
+    outcomes.flush(19, 0.0)
+    filed = [block.first for block, _, _ in wire.acks if block.encoding is Encoding.FILED]
+    assert filed == [11, 13, 14, 17]
+    assert sorted(job for _, job, _ in kept) == filed
+    assert all(batch == "b" and nbytes > VALUE_FILE_BYTES_MIN for batch, _, nbytes in kept)
+    assert [(block.first, block.count) for block, _, _ in wire.acks if block.first not in filed] == [
+        *((10, 1), (12, 1), (15, 1), (16, 1), (18, 1))
+    ]
