@@ -22,6 +22,7 @@ from batchd.errors import BatchdError
 from batchd.sources import Block, Checkpoint, Source
 from batchd.units import counted
 from batchd.view import ProgressNews, View, make_view
+from batchd.worker.valuefiles import ValueFiles
 
 _PUMP_S = 0.25
 
@@ -65,6 +66,8 @@ class Runner:
     ) -> int:
         """Run the batch to its end, or to an interruption; return the exit code. `blocks` begin `behind` that."""
         self._open_stream()
+        is_synced = spec.get("durability") != "process"
+        files = ValueFiles(self._folder / "batches" / self._batch, is_synced=is_synced)
         session = Session(
             self._folder,
             self._batch,
@@ -87,13 +90,14 @@ class Runner:
                     now = session.progress["checkpoint"]
                     if now != behind:  # A command that was killed had more on its way than could be seen until now.
                         blocks = source.blocks(checkpoint_of(now))
-                    session.feed(blocks)
+                    session.feed(blocks, files.keep)
                 self._follow(session, wake_fd)
         except BaseException:
             self._keep_partial()
             raise
         finally:
             session.close()
+            files.close()
             if self._view is not None:
                 self._view.close()
                 self._view = None

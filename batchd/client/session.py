@@ -24,6 +24,7 @@ from batchd.core.ranges import Range, RangeSet
 from batchd.edge import control, lock
 from batchd.edge.readiness import readable
 from batchd.edge.template import KeySpec
+from batchd.formats.reference import Keep, keep_nothing
 from batchd.formats.segment import input_blocks
 from batchd.settings import RECORD_BYTES_MAX, SUBMIT_WINDOW_BYTES, SUPERVISOR_RESTARTS_MAX
 
@@ -78,13 +79,14 @@ class Pending(NamedTuple):
 class Feed:
     """Reads and encodes input in a thread of its own, so that a slow source never delays anything else."""
 
-    def __init__(self, blocks: Iterator[Checkpointed]) -> None:
+    def __init__(self, blocks: Iterator[Checkpointed], keep: Keep) -> None:
         self.wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self.error: BaseException | None = None
         self.is_over = False
         self._queue: deque[tuple[str, bytes, Sequence[Cost]]] = deque()
         self._room = threading.BoundedSemaphore(4)
         self._is_closed = False
+        self._keep = keep
         self._thread = threading.Thread(target=self._run, args=(blocks,), name="feed", daemon=True)
         self._thread.start()
 
@@ -107,7 +109,7 @@ class Feed:
     def _run(self, blocks: Iterator[Checkpointed]) -> None:
         try:
             for block in blocks:
-                body = b"".join(segment for _, segment in input_blocks(block.items))
+                body = b"".join(segment for _, segment in input_blocks(block.items, self._keep))
                 self._room.acquire()
                 self._queue.append((json.dumps(block.checkpoint.to_json()), body, block.costs))
                 os.eventfd_write(self.wake_fd, 1)
@@ -195,10 +197,10 @@ class Session:
                 self._take_recorded(self.progress)
                 return self.progress
 
-    def feed(self, blocks: Iterator[Checkpointed]) -> None:
-        """Send input as it comes, and seal the batch behind it."""
+    def feed(self, blocks: Iterator[Checkpointed], keep: Keep = keep_nothing) -> None:
+        """Send input as it comes, and seal the batch behind it; `keep` writes large items to files."""
         self.unseal()
-        self._feed = Feed(blocks)
+        self._feed = Feed(blocks, keep)
 
     def unseal(self) -> None:
         """Let more input come behind what was the end."""

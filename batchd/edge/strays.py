@@ -1,8 +1,8 @@
 """Value files that no record names: what deaths between writing a value and recording it have left.
 
 The one idea: nothing is guessed. What lies there when a batch is taken up is listed while none of its jobs runs. A
-worker's file is looked up at its job; a client's is looked for among the inputs, if the client's lock says that it is
-dead. No later record can name any of these, so the search goes on beside the batch, part by part.
+worker's file is looked up at its job; a client's is looked for among the inputs, once, when its lock says that it has
+left. No later record can name any of these, so the search goes on beside the batch, part by part.
 """
 
 import fcntl
@@ -41,7 +41,7 @@ class Suspects(NamedTuple):
     """(number, name)"""
     of_clients: list[str]
     locks: list[str]
-    """Of the clients these are of, all dead."""
+    """Of the clients these are of, who have all left."""
 
 
 def suspects(journal: BatchJournal) -> Suspects | None:
@@ -62,8 +62,8 @@ def suspects(journal: BatchJournal) -> Suspects | None:
             found.of_workers.append((number, name))
         else:
             of_clients.append((writer, name))
-    dead = {int(name, 16) for name in found.locks}
-    found.of_clients.extend(name for writer, name in of_clients if writer in dead)
+    left = {int(name, 16) for name in found.locks}
+    found.of_clients.extend(name for writer, name in of_clients if writer in left)
     return found
 
 

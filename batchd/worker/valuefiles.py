@@ -2,7 +2,8 @@
 
     BATCH/values/<writer>-<number>   a value (formats/reference.py); never written again, never overwritten.
                                      Workers number by the job, clients as they go
-    BATCH/values/<writer>            locked by a client for as long as it may yet send what it wrote
+    BATCH/values/<writer>            locked by a client for as long as it may yet send what it wrote, and deleted
+                                     with what it did not send
 
 What a file holds is copied twice on its way, into the page cache and out of it, and passes no other process. The one
 idea: a file is there before the record that names it, and one that no record names is nothing. So a file that cannot
@@ -59,10 +60,8 @@ class ValueFiles:
         return Reference(self._writer, number, crc, described)
 
     def close(self) -> None:
-        """Let go: what no record names by now is nobody's."""
+        """Let go: what no record names by now is nobody's, and is looked for when the batch is next taken up."""
         if self._lock_fd >= 0:
-            with suppress(OSError):
-                (self._folder / f"{self._writer:016x}").unlink()
             os.close(self._lock_fd)
             self._lock_fd = -1
 

@@ -11,7 +11,6 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from select import select
-from threading import Thread
 from typing import Any
 
 import lmdb
@@ -322,33 +321,6 @@ def test_one_commit_larger_than_the_map_makes_it_grow_until_it_fits(
     journal.commit([submission(journal.facts, items), e.Sealed("b")])
     assert journal.refresh().size == 2_000
     assert Outcomes(journal).input_value(1_999) == items[-1]
-    journal.close()
-
-
-@pytest.mark.covers("J4")
-def test_the_map_stays_and_the_batch_open_while_another_thread_reads(
-    place: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(environment, "MAP_BYTES", 1 << 17)
-    journal = BatchJournal.create(place, {"durability": "process"})
-    items = [f"{index:01000}" for index in range(2_000)]
-
-    def write() -> None:
-        journal.commit([submission(journal.facts, items), e.Sealed("b")])
-        journal.close()
-
-    writing = Thread(target=write)
-    with journal.held() as txn:
-        assert txn is not None
-        writing.start()
-        writing.join(0.2)
-        assert writing.is_alive()
-        assert txn.stat(db=journal.table(tables.INPUTS))["entries"] == 0
-    writing.join(WAIT_S)
-    with journal.held() as txn:
-        assert txn is None
-    journal = BatchJournal(place)
-    assert journal.facts.size == 2_000
     journal.close()
 
 

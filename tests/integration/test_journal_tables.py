@@ -3,12 +3,14 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from threading import Thread
 
 import lmdb
 import pytest
 
 from batchd.core import entries as e
 from batchd.core.facts import BatchFacts, apply
+from batchd.edge import environment
 from batchd.edge import journal as journal_module
 from batchd.edge.journal import BatchJournal, join, remove_drafts
 from batchd.edge.outcomes import Outcomes
@@ -16,6 +18,7 @@ from batchd.errors import JournalDamaged, JournalError, JournalNewer
 from batchd.formats import tables
 from batchd.settings import FORMAT_VERSION
 from tests.author import submission, success
+from tests.commands import WAIT_S
 
 
 @pytest.fixture
@@ -218,3 +221,30 @@ def test_damage_that_lmdb_finds_while_results_are_read_is_told_in_words(
     monkeypatch.setattr(journal, "begin", broken)
     with pytest.raises(JournalDamaged, match=r"wrong type.*journal salvage"):
         Outcomes(journal).input_block(0)
+
+
+@pytest.mark.covers("J4")
+def test_the_map_stays_and_the_batch_open_while_another_thread_reads(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(environment, "MAP_BYTES", 1 << 17)
+    journal = BatchJournal.create(place, {"durability": "process"})
+    items = [f"{index:01000}" for index in range(2_000)]
+
+    def write() -> None:
+        journal.commit([submission(journal.facts, items), e.Sealed("b")])
+        journal.close()
+
+    writing = Thread(target=write)
+    with journal.held() as txn:
+        assert txn is not None
+        writing.start()
+        writing.join(0.2)
+        assert writing.is_alive()
+        assert txn.stat(db=journal.table(tables.INPUTS))["entries"] == 0
+    writing.join(WAIT_S)
+    with journal.held() as txn:
+        assert txn is None
+    journal = BatchJournal(place)
+    assert journal.facts.size == 2_000
+    journal.close()

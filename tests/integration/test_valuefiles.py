@@ -1,5 +1,6 @@
 """Large values in files of their own: read by everybody, named by one record, gone with it, and missed when gone."""
 
+import json
 import os
 import signal
 import stat
@@ -29,7 +30,7 @@ from batchd.formats.reference import OF_WORKER, keep_nothing
 from batchd.formats.segment import input_blocks, pack_plain, references_in, unpack
 from batchd.settings import VALUE_FILE_BYTES_MIN
 from batchd.worker import valuefiles
-from batchd.worker.valuefiles import VALUES_NAME, ValueFiles, is_value
+from batchd.worker.valuefiles import VALUES_NAME, ValueFiles, is_value, named
 from tests.bench import await_death
 from tests.commands import WAIT_S, Desk, dead, until
 from tests.contract.calls import note, notes
@@ -61,7 +62,12 @@ def author(place: Path, **spec: Any) -> BatchJournal:
 
 
 def files_of(place: Path) -> set[str]:
-    return {file.name for file in (place / VALUES_NAME).iterdir()}
+    return {file.name for file in (place / VALUES_NAME).iterdir()} - locks_of(place)
+
+
+def locks_of(place: Path) -> set[str]:
+    names = [file.name for file in (place / VALUES_NAME).iterdir()]
+    return {name for name in names if named(name) and not is_value(name)}
 
 
 def named_in(place: Path, *names: bytes) -> list[str]:
@@ -200,15 +206,17 @@ def test_only_what_no_record_names_and_nobody_may_yet_send_is_swept(tmp_path: Pa
     held = files_of(place)
     assert living.keep([large(9)])
     held = files_of(place) - held
-    assert len(held) == 2
+    assert len(held) == 1
     die(dead)
     (place / VALUES_NAME / "not ours").write_text("x")
     journal = BatchJournal(place, is_writer=True)
     sweep(journal)
     assert files_of(place) == expected | held | {"not ours"}
-    die(living)
+    assert locks_of(place) == {f"{living._writer:016x}"}
+    living.close()
     sweep(journal)
     assert files_of(place) == expected | {"not ours"}
+    assert not locks_of(place)
     journal.close()
     assert check_batch(place).is_well
 
@@ -227,7 +235,8 @@ def test_what_a_dead_client_sent_is_kept(tmp_path: Path) -> None:
     die(client)
     sweep(journal)
     journal.close()
-    assert files_of(place) == {name for name in expected if is_value(name)}
+    assert files_of(place) == expected
+    assert not locks_of(place)
     assert len(named_in(place, tables.INPUTS)) == JOBS + 3
     assert check_batch(place).is_well
 
@@ -249,9 +258,11 @@ def test_a_file_is_kept_while_the_record_that_may_name_it_is_damaged(
         patch.setattr(outcomes, "unpack", lambda record, read: unpack(b"x" + record, read))
         sweep(journal)
     assert files_of(place) == before
+    assert locks_of(place)
     sweep(journal)
     journal.close()
-    assert len(files_of(place)) == len(before) - 3
+    assert len(files_of(place)) == len(before) - 2
+    assert not locks_of(place)
 
 
 @pytest.mark.covers("J8")
@@ -322,14 +333,14 @@ def batch_of(desk: Desk) -> Path:
 
 def check_clean(desk: Desk, place: Path) -> None:
     """Have the batch taken up once more, and see that every file is named by a record, and that all is well."""
-    named = named_in(place, tables.INPUTS, tables.OUTCOMES)
+    needed = named_in(place, tables.INPUTS, tables.OUTCOMES)
 
     def is_swept() -> bool:
         request(desk.journal, "reopen", batch=place.name, states=[int(JobState.FAILED)])
-        return files_of(place) == set(named)
+        return files_of(place) == set(needed) and not locks_of(place)
 
     until(is_swept, "nothing is there that no record names")
-    assert len(named) == len(set(named))
+    assert len(needed) == len(set(needed))
     assert check_batch(place).findings == []
 
 
@@ -478,3 +489,29 @@ def test_commands_read_large_results(desk: Desk) -> None:
 
 def long_text(index: int) -> str:
     return f"{index} " * VALUE_FILE_BYTES_MIN
+
+
+def length_of(row: dict[str, str]) -> int:
+    return len(row["text"])
+
+
+@pytest.mark.covers("J8")
+def test_large_lines_that_a_command_reads_are_files_and_a_killed_command_leaves_none(desk: Desk) -> None:
+    rows = [{"text": str(number) * (VALUE_FILE_BYTES_MIN if number % 2 else 5)} for number in range(6)]
+    (desk.folder / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    command = ("run", f"{Path(__file__)}:length_of", "rows.jsonl", "--name", "b", "-j", "1", "--out", "out.jsonl")
+    ran = desk.run(*command)
+    assert ran.returncode == 0, ran.stderr
+    assert [line["result"] for line in desk.results()] == [len(row["text"]) for row in rows]
+    place = batch_of(desk)
+    assert len(named_in(place, tables.INPUTS)) == 3
+    unsent = ValueFiles(place, is_synced=True)
+    assert unsent.keep([large(1)])
+    die(unsent)  # As a command does that is killed.
+    with (desk.folder / "rows.jsonl").open("a") as file:
+        file.write(json.dumps({"text": "x" * VALUE_FILE_BYTES_MIN}) + "\n")
+    ran = desk.run(*command)
+    assert ran.returncode == 0, ran.stderr
+    assert len(desk.results()) == 7
+    assert len(named_in(place, tables.INPUTS)) == 4
+    check_clean(desk, place)
