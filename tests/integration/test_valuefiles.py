@@ -7,7 +7,6 @@ import stat
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ import batchd
 from batchd.client import batch_id, request
 from batchd.core import entries as e
 from batchd.core.job import JobState
-from batchd.edge import outcomes, removal, strays
+from batchd.edge import removal
 from batchd.edge.backup import back_up
 from batchd.edge.damage import check_batch
 from batchd.edge.folder import disk_bytes, open_folder
@@ -26,57 +25,17 @@ from batchd.edge.outcomes import Outcomes
 from batchd.edge.salvage import Salvage
 from batchd.errors import InputChanged
 from batchd.formats import tables
-from batchd.formats.reference import OF_WORKER, keep_nothing
-from batchd.formats.segment import input_blocks, pack_plain, references_in, unpack
 from batchd.settings import VALUE_FILE_BYTES_MIN
 from batchd.worker import valuefiles
-from batchd.worker.valuefiles import VALUES_NAME, ValueFiles, is_value, named
+from batchd.worker.valuefiles import VALUES_NAME, ValueFiles, is_value
 from tests.bench import await_death
-from tests.commands import WAIT_S, Desk, dead, until
+from tests.commands import Desk, dead, until
 from tests.contract.calls import note, notes
 from tests.fault.ledger import Tally
-from tests.ruin import SPEC, brought_out
+from tests.ruin import brought_out
+from tests.values import JOBS, author, files_of, large, locks_of, named_in
 
-JOBS = 4
-WORKER = OF_WORKER | 1
 _NUMBERS = VALUE_FILE_BYTES_MIN // 8 + 1
-
-
-def large(index: int, mark: str = "in") -> bytes:
-    return f"{mark} {index} ".encode() * (VALUE_FILE_BYTES_MIN // 5 + 1)
-
-
-def author(place: Path, **spec: Any) -> BatchJournal:
-    """Write a batch whose inputs are large, of which the first two have large results, and leave it open."""
-    name = place.name
-    journal = BatchJournal.create(place, {**SPEC, **spec})
-    blocks = tuple(block for _, block in input_blocks([large(index) for index in range(JOBS)], journal.keep))
-    journal.commit([e.Attached(name, 1), e.Submitted(name, 0, JOBS, blocks, "c", 1, "4")])
-    results = ValueFiles(place, is_synced=True, worker=WORKER)
-    for index in range(2):
-        keep = partial(results.keep, job=index)
-        block = pack_plain(index, JobState.SUCCEEDED, [large(index, "out")], keep)
-        journal.commit([e.Recorded(name, index, 1, JobState.SUCCEEDED, block)])
-    journal.commit([e.Detached(name)])
-    return journal
-
-
-def files_of(place: Path) -> set[str]:
-    return {file.name for file in (place / VALUES_NAME).iterdir()} - locks_of(place)
-
-
-def locks_of(place: Path) -> set[str]:
-    names = [file.name for file in (place / VALUES_NAME).iterdir()]
-    return {name for name in names if named(name) and not is_value(name)}
-
-
-def named_in(place: Path, *names: bytes) -> list[str]:
-    """Return the files that the records of tables name, in the order of the jobs."""
-    journal = BatchJournal(place)
-    with journal.begin() as txn:
-        records = [bytes(record) for name in names for _, record in txn.cursor(db=journal.table(name))]
-    journal.close()
-    return [reference.name for record in records for reference in references_in(record)]
 
 
 def results_of(place: Path) -> list[Any]:
@@ -176,120 +135,6 @@ def test_values_go_with_a_batch_that_is_pruned(tmp_path: Path) -> None:
     removal.set_aside(folder, "b")
     assert removal.sweep(folder) == []
     assert list((folder / "batches").iterdir()) == []
-
-
-# --- What nobody names ------------------------------------------------------------------------------------------
-
-
-def sweep(journal: BatchJournal) -> None:
-    """Do what is done when a batch is taken up, to the end."""
-    if found := strays.suspects(journal):
-        for _ in strays.sweep(journal, found):
-            pass
-
-
-def die(files: ValueFiles) -> None:
-    """Let go of the lock, as a death does."""
-    os.close(files._lock_fd)
-    files._lock_fd = -1
-
-
-@pytest.mark.covers("J8")
-def test_only_what_no_record_names_and_nobody_may_yet_send_is_swept(tmp_path: Path) -> None:
-    place = tmp_path / "b"
-    author(place).close()
-    expected = files_of(place)
-    other = ValueFiles(place, is_synced=True, worker=WORKER + 1)
-    assert all(other.keep([large(9)], job) for job in (0, 1, 3, 9))  # Of jobs that others recorded, and of none.
-    living, dead = (ValueFiles(place, is_synced=True) for _ in range(2))
-    assert dead.keep([large(9)])
-    held = files_of(place)
-    assert living.keep([large(9)])
-    held = files_of(place) - held
-    assert len(held) == 1
-    die(dead)
-    (place / VALUES_NAME / "not ours").write_text("x")
-    journal = BatchJournal(place, is_writer=True)
-    sweep(journal)
-    assert files_of(place) == expected | held | {"not ours"}
-    assert locks_of(place) == {f"{living._writer:016x}"}
-    living.close()
-    sweep(journal)
-    assert files_of(place) == expected | {"not ours"}
-    assert not locks_of(place)
-    journal.close()
-    assert check_batch(place).is_well
-
-
-@pytest.mark.covers("J8")
-def test_what_a_dead_client_sent_is_kept(tmp_path: Path) -> None:
-    place = tmp_path / "b"
-    author(place).close()
-    journal, client = BatchJournal(place, is_writer=True), ValueFiles(place, is_synced=True)
-    for job in range(JOBS, JOBS + 150):  # More records than are looked at in one part.
-        keep = client.keep if job % 50 == 0 else keep_nothing
-        blocks = tuple(block for _, block in input_blocks([large(job) if keep is not keep_nothing else job], keep))
-        journal.commit([e.Submitted("b", job, 1, blocks, "d", job, "")])
-    expected = files_of(place)
-    assert client.keep([large(9)])
-    die(client)
-    sweep(journal)
-    journal.close()
-    assert files_of(place) == expected
-    assert not locks_of(place)
-    assert len(named_in(place, tables.INPUTS)) == JOBS + 3
-    assert check_batch(place).is_well
-
-
-@pytest.mark.covers("J8")
-def test_a_file_is_kept_while_the_record_that_may_name_it_is_damaged(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    place = tmp_path / "b"
-    author(place).close()
-    worker, client = ValueFiles(place, is_synced=True, worker=WORKER + 1), ValueFiles(place, is_synced=True)
-    assert worker.keep([large(9)], 1)
-    assert client.keep([large(9)])
-    die(client)
-    before = files_of(place)
-    journal = BatchJournal(place, is_writer=True)
-    with monkeypatch.context() as patch:
-        patch.setattr(strays, "references_in", lambda record: references_in(b"x" + record))
-        patch.setattr(outcomes, "unpack", lambda record, read: unpack(b"x" + record, read))
-        sweep(journal)
-    assert files_of(place) == before
-    assert locks_of(place)
-    sweep(journal)
-    journal.close()
-    assert len(files_of(place)) == len(before) - 2
-    assert not locks_of(place)
-
-
-@pytest.mark.covers("J8")
-def test_a_batch_that_is_put_down_is_not_searched_on(tmp_path: Path) -> None:
-    """Nor is it closed within a part of the search."""
-    place = tmp_path / "b"
-    author(place).close()
-    expected, files = files_of(place), ValueFiles(place, is_synced=True, worker=WORKER + 1)
-    assert all(files.keep([large(9)], job) for job in range(65))
-    before = files_of(place)
-    journal = BatchJournal(place, is_writer=True)
-    found = strays.suspects(journal)
-    assert found
-    parts = strays.sweep(journal, found)
-    next(parts)
-    after = files_of(place)
-    assert expected < after < before
-    with journal.held() as txn:
-        assert txn is not None
-        closing = Thread(target=journal.close)
-        closing.start()
-        closing.join(0.05)
-        assert closing.is_alive()
-        assert txn.stat(db=journal.table(tables.INPUTS))["entries"] == JOBS
-    closing.join(WAIT_S)
-    assert list(parts) == []
-    assert files_of(place) == after
 
 
 # --- With processes ---------------------------------------------------------------------------------------------
@@ -507,7 +352,7 @@ def test_large_lines_that_a_command_reads_are_files_and_a_killed_command_leaves_
     assert len(named_in(place, tables.INPUTS)) == 3
     unsent = ValueFiles(place, is_synced=True)
     assert unsent.keep([large(1)])
-    die(unsent)  # As a command does that is killed.
+    unsent.close()  # As a death does.
     with (desk.folder / "rows.jsonl").open("a") as file:
         file.write(json.dumps({"text": "x" * VALUE_FILE_BYTES_MIN}) + "\n")
     ran = desk.run(*command)
