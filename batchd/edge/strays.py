@@ -25,7 +25,7 @@ from batchd.formats.segment import Encoding, references_in
 from batchd.settings import RECORD_BYTES_MAX
 from batchd.worker.valuefiles import VALUES_NAME, named
 
-_PART: Final = 64
+_PART: Final = 16
 """So many files or records are looked at in one part: the batch cannot be put down within it."""
 _UNREADABLE: Final = (FormatError, JournalDamaged, lmdb.Error)
 """What says that a record cannot be read: then it may name any file."""
@@ -75,8 +75,8 @@ def sweep(journal: BatchJournal, found: Suspects) -> Iterator[None]:
         with journal.held() as txn:
             if txn is None:
                 return
-            strays = [name for number, name in part if not _may_be_result(outcomes, found, number, name)]
-        _delete(folder, strays)
+            # Deleted before the batch can be put down and listed again: a worker that lives may then use a name anew.
+            _delete(folder, [name for number, name in part if not _may_be_result(outcomes, found, number, name)])
         yield
     left, start = set(found.of_clients), 0
     while left and start >= 0:
