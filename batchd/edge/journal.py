@@ -71,8 +71,7 @@ class BatchJournal:
             raise JournalError(f"there is no batch in {folder}")
         self._is_writer = is_writer
         self._files: ValueFiles | None = None
-        self._map_lock = Lock()
-        self._is_closed = False
+        self._map_lock, self._is_closed = Lock(), False
         self._env = open_environment(folder) if is_writer else readers.acquire(folder)
         try:
             self._dbs = self._open_tables()
@@ -82,10 +81,10 @@ class BatchJournal:
             self._version = version = int(found["format"])
             self._made_by: dict[str, Any] = found
         except (lmdb.Error, ValueError, KeyError, TypeError) as error:
-            self._shut()
+            self.close()
             raise JournalDamaged(f"{folder} does not read as a batch: {error}") from None
         if version > FORMAT_VERSION:
-            self._shut()
+            self.close()
             raise JournalNewer(
                 f"{folder} has format {version}, this batchd reads up to {FORMAT_VERSION}: update batchd"
             )
@@ -97,14 +96,13 @@ class BatchJournal:
             self._dbs = self._open_tables()
         self.usage: dict[str, Any] = {}
         self._lock = Lock()
-        self._commits = 0
-        self._sequence = 0
+        self._commits = self._sequence = 0
         self._entries_since = 0
         """How many entries the checkpoint does not cover: what a restart has to read again."""
         try:
             self.facts = self._load()
         except BatchdError:
-            self._shut()  # Or nobody could open it again in this process.
+            self.close()  # Or nobody could open it again in this process.
             raise
 
     @classmethod
@@ -132,9 +130,9 @@ class BatchJournal:
         with self._map_lock:
             if self._is_closed:
                 yield None
-                return
-            with self._env.begin(buffers=True) as txn:
-                yield txn
+            else:
+                with self._env.begin(buffers=True) as txn:
+                    yield txn
 
     def table(self, name: bytes) -> Any:
         """Return the handle of a table of formats/tables.py."""
@@ -298,9 +296,6 @@ class BatchJournal:
 
     def close(self) -> None:
         """Close the environment, or let go of one that others in this process read as well."""
-        self._shut()
-
-    def _shut(self) -> None:
         if self._files is not None:
             self._files.close()
         with self._map_lock:

@@ -60,8 +60,9 @@ def acknowledged(worker: int, transcript: Transcript) -> Iterator[ev.JobsAcked]:
 
 def files_of(report: ev.Event) -> list[Reference]:
     """Return the references to value files in what a worker said."""
-    is_alone = isinstance(report, ev.JobsAcked) and report.count == 1  # What has a reference stands alone.
-    return list(references_in(report.block)) if is_alone else []
+    if not isinstance(report, ev.JobsAcked) or report.count > 1:
+        return []  # What has a reference stands alone.
+    return list(references_in(report.block))
 
 
 def _acked(worker: int, frame: Frame) -> ev.JobsAcked:

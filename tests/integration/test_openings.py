@@ -24,6 +24,7 @@ from batchd.edge.journal import BatchJournal, make_batch
 from batchd.edge.template import KeySpec
 from batchd.formats import frame
 from batchd.supervisor import openings
+from batchd.supervisor.aside import Aside
 from batchd.supervisor.clients import Clients
 from batchd.supervisor.requests import Requests
 from tests.bench import ROOT, WAIT_S, House, key_spec
@@ -44,6 +45,7 @@ class Host:
         self.events: list[ev.Event] = []
         self.import_error: Exception | None = None
         self._after: list[Callable[[], None]] = []
+        self.aside = Aside(self.selector)
         self.clients = Clients(self)
         self.requests = Requests(self, self.clients)
         self.clients.answer = self.requests.answer

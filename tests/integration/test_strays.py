@@ -1,17 +1,23 @@
 """Value files that no record names: deleted when nobody lives who may yet name them, and no others."""
 
+from functools import partial
 from pathlib import Path
 from threading import Thread
 
 import pytest
 
 from batchd.core import entries as e
+from batchd.core import events as ev
+from batchd.core.job import JobState
+from batchd.core.replay import LeaseTrace
 from batchd.edge import outcomes, strays
 from batchd.edge.damage import check_batch
 from batchd.edge.journal import BatchJournal
+from batchd.edge.reports import files_of as files_of_report
 from batchd.formats import tables
 from batchd.formats.reference import keep_nothing
-from batchd.formats.segment import input_blocks, references_in, unpack
+from batchd.formats.segment import input_blocks, pack_plain, references_in, unpack
+from batchd.supervisor import recovery
 from batchd.worker.valuefiles import VALUES_NAME, ValueFiles
 from tests.commands import WAIT_S
 from tests.values import JOBS, WORKER, author, files_of, large, locks_of, named_in
@@ -120,3 +126,21 @@ def test_a_batch_that_is_put_down_is_not_searched_on(tmp_path: Path) -> None:
     closing.join(WAIT_S)
     assert list(parts) == []
     assert files_of(place) == after
+
+
+@pytest.mark.covers("J8", "S1")
+def test_a_transcript_is_not_believed_about_a_file_that_is_gone(tmp_path: Path) -> None:
+    place = tmp_path / "b"
+    author(place).close()
+    files = ValueFiles(place, is_synced=True, worker=WORKER + 1)
+    said = []
+    for job in (2, 3):
+        block = pack_plain(job, JobState.SUCCEEDED, [large(job)], partial(files.keep, job=job))
+        said.append(ev.JobsAcked(1, 7, job, 1, JobState.SUCCEEDED, block, 0.0, b""))
+    small = ev.JobsAcked(
+        1, 7, 4, 2, JobState.SUCCEEDED, pack_plain(4, JobState.SUCCEEDED, [1, 2], files.keep), 0.0, b""
+    )
+    trace = LeaseTrace("b", 7, 2, 6, None, (*said, small))
+    assert recovery._without_lost(place, trace) == trace
+    (place / VALUES_NAME / files_of_report(said[0])[0].name).unlink()
+    assert recovery._without_lost(place, trace).reports == (said[1], small)

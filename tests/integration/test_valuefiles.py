@@ -26,7 +26,7 @@ from batchd.edge.salvage import Salvage
 from batchd.errors import InputChanged
 from batchd.formats import tables
 from batchd.settings import VALUE_FILE_BYTES_MIN
-from batchd.worker import valuefiles
+from batchd.worker import main, valuefiles
 from batchd.worker.valuefiles import VALUES_NAME, ValueFiles, is_value
 from tests.bench import await_death
 from tests.commands import Desk, dead, until
@@ -218,6 +218,24 @@ def test_a_worker_that_dies_within_a_file_leaves_nothing_that_counts(desk: Desk)
     place = batch_of(desk)
     assert len(files_of(place)) == 5  # What it left went while the batch ran.
     check_clean(desk, place)
+
+
+def noted_at_first(number: int) -> Any:
+    """Have the worker die when its report is in the transcript, and the pipe has nothing of it."""
+    if batchd.current_job().attempt == 1 and number == 2:
+        vars(main)["send_all"] = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+    return array_of(number)
+
+
+@pytest.mark.covers("W2", "J8")
+def test_what_a_transcript_names_is_kept_for_the_next_supervisor(desk: Desk) -> None:
+    found = list(batchd.map(noted_at_first, range(5), journal=desk.journal, name="noted", workers=1))
+    assert all(np.array_equal(array, array_of(number)) for number, array in enumerate(found))
+    until(lambda: not desk.supervisor(), "the supervisor is gone")
+    place = batch_of(desk)
+    assert len(files_of(place)) == 6
+    check_clean(desk, place)
+    assert len(files_of(place)) == 5
 
 
 class UntoldFile:
