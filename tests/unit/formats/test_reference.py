@@ -27,7 +27,7 @@ from batchd.formats.segment import (
     runs_of_plain,
     unpack,
 )
-from batchd.formats.values import dump, load
+from batchd.formats.values import dump, dump_kept_checked, load
 from batchd.settings import VALUE_BYTES_MAX, VALUE_FILE_BYTES_MIN
 
 MADE = Reference(1 << 63, 7, 0xFFFFFFFF, (Part(5, True), Part(1 << 20, False), Part(0, True)))
@@ -81,6 +81,7 @@ def test_a_value_is_loaded_without_copying_what_it_holds() -> None:
     head, buffers = dump_apart(value)
     parts: list[Buffer] = [head, bytearray(buffers[0]), bytes(buffers[1])]
     filed = Filed(MADE, lambda _: parts)
+    assert len(filed) == MADE.nbytes
     writable, fixed, text = filed.load()
     assert writable is parts[1]
     assert fixed is parts[2]
@@ -128,6 +129,9 @@ def test_only_what_may_be_large_is_encoded_by_itself() -> None:
     assert len(asked) == 1
     pack_plain(0, INPUT_STATE, [tuple(range(VALUE_FILE_BYTES_MIN // 8))], keep)
     assert len(asked) == 2
+    assert dump_kept_checked([1], keep) == dump([1])
+    assert dump_kept_checked([LARGE], keep) == dump([LARGE])
+    assert len(asked) == 3
 
 
 @pytest.mark.parametrize(
