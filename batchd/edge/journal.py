@@ -169,7 +169,9 @@ class BatchJournal:
     def keep(self, parts: Sequence[Buffer]) -> Reference | None:
         """Write a large input to a file of its own, which stays until this is closed or a record names it."""
         if self._files is None:
-            self._files = ValueFiles(self.folder, is_synced=self.is_synced)
+            self._files = ValueFiles(
+                self.folder, is_synced=self.is_synced, is_checked=not self.spec.get("is_throwaway")
+            )
         return self._files.keep(parts)
 
     def _open_tables(self) -> dict[bytes, Any]:

@@ -1,7 +1,8 @@
 """References: what a record holds of a large value, which lies in a file of its own beside the records.
 
     reference   little endian: writer (u64), number (u32), CRC32 of the file (u32), then a u64 for each part: its
-                length, and the topmost bit when it may not be changed
+                length, and the topmost bit when it may not be changed; of the first one the next bit when the file
+                has no checksum
     file        the parts one behind the other: the pickle without its large buffers, then these
 
 The one idea: a file's name is made of numbers, so that no reference leads anywhere but into its batch's folder. And a
@@ -21,6 +22,7 @@ from batchd.settings import VALUE_BYTES_MAX
 
 _HEAD: Final = struct.Struct("<QII")
 _FIXED: Final = 1 << 63
+_UNCHECKED: Final = 1 << 62
 OF_WORKER: Final = 1 << 63
 """A worker has this bit in its number as a writer; what it writes is numbered by the job."""
 NUMBERS: Final = 1 << 32
@@ -47,7 +49,8 @@ class Reference:
     writer: int
     """Drawn anew for each worker, and by each client for each batch."""
     number: int
-    crc: int
+    crc: int | None
+    """None in a throw-away journal, whose files live no longer than what is in memory, and are not checked either."""
     parts: tuple[Part, ...]
 
     @property
@@ -63,7 +66,8 @@ class Reference:
     def encode(self) -> bytes:
         """Return the bytes that `decode` takes."""
         words = [part.nbytes | (_FIXED if part.is_fixed else 0) for part in self.parts]
-        return _HEAD.pack(self.writer, self.number, self.crc) + struct.pack(f"<{len(words)}Q", *words)
+        words[0] |= _UNCHECKED if self.crc is None else 0
+        return _HEAD.pack(self.writer, self.number, self.crc or 0) + struct.pack(f"<{len(words)}Q", *words)
 
     @classmethod
     def decode(cls, data: bytes | memoryview) -> "Reference":
@@ -72,9 +76,11 @@ class Reference:
         if count < 1 or rest:
             raise FormatError(f"a reference of {len(data)} bytes")
         words = struct.unpack_from(f"<{count}Q", data, _HEAD.size)
-        parts = tuple(starmap(Part, ((word & ~_FIXED, bool(word & _FIXED)) for word in words)))
         writer, number, crc = _HEAD.unpack_from(data)
-        made = cls(writer, number, crc, parts)
+        if is_unchecked := words[0] & _UNCHECKED:
+            words = (words[0] ^ _UNCHECKED, *words[1:])
+        parts = tuple(starmap(Part, ((word & ~_FIXED, bool(word & _FIXED)) for word in words)))
+        made = cls(writer, number, None if is_unchecked else crc, parts)
         if made.nbytes > VALUE_BYTES_MAX:
             raise FormatError(f"a reference to {made.nbytes:,} bytes, which is more than a value may take")
         return made

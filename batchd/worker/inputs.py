@@ -43,7 +43,12 @@ class BatchInputs:
         with self._env.begin() as txn:
             self.spec: dict[str, Any] = json.loads(txn.get(tables.META_SPEC, db=meta) or b"{}")
         self._read_value = partial(read_value, folder)
-        self.files = ValueFiles(folder, is_synced=self.spec.get("durability") != "process", worker=writer)
+        self.files = ValueFiles(
+            folder,
+            is_synced=self.spec.get("durability") != "process",
+            is_checked=not self.spec.get("is_throwaway"),
+            worker=writer,
+        )
         self._block: tuple[int, Block] | None = None
         self._values: Sequence[Any] | None = None
 

@@ -33,14 +33,16 @@ _NEW: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXE
 class ValueFiles:
     """The value files that this process writes for one batch."""
 
-    def __init__(self, batch: Path, *, is_synced: bool, worker: int = 0) -> None:
-        """`is_synced`: a file is on the disk when it is referred to; `worker`: what a worker has as a writer.
+    def __init__(self, batch: Path, *, is_synced: bool, is_checked: bool = True, worker: int = 0) -> None:
+        """`is_synced`: a file is on the disk when it is referred to; `is_checked`: it has a checksum.
+
+        `worker`: what a worker has as a writer.
 
         What others write is not swept before `close`. Workers need no lock for that: a batch is taken up when all
         that its workers were given is over.
         """
         self._folder = batch / VALUES_NAME
-        self._is_synced, self._is_locked = is_synced, not worker
+        self._is_synced, self._is_checked, self._is_locked = is_synced, is_checked, not worker
         self._writer = worker or int.from_bytes(os.urandom(8), "big") & ~OF_WORKER
         self._numbers = count(1)
         self._lock_fd = -1
@@ -65,12 +67,12 @@ class ValueFiles:
             os.close(self._lock_fd)
             self._lock_fd = -1
 
-    def _write(self, name: str, parts: Sequence[Buffer]) -> int:
+    def _write(self, name: str, parts: Sequence[Buffer]) -> int | None:
         path, crc = self._folder / name, 0
         fd = os.open(path, _NEW, 0o600)
         try:
             for part in parts:
-                crc = crc32(part, crc)
+                crc = crc32(part, crc) if self._is_checked else 0
                 view = memoryview(part)
                 while view:
                     view = view[os.write(fd, view) :]
@@ -83,7 +85,7 @@ class ValueFiles:
             raise
         finally:
             os.close(fd)
-        return crc
+        return crc if self._is_checked else None
 
     def _sync_folder(self) -> None:
         fd = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -143,12 +145,12 @@ def read_value(batch: Path, reference: Reference) -> list[Buffer]:
         made, crc = [], 0
         for part in reference.parts:
             made.append(_read(fd, part))
-            crc = crc32(made[-1], crc)
+            crc = crc32(made[-1], crc) if reference.crc is not None else 0
     except OSError as error:
         raise FormatError(f"the file of the value cannot be read: {path}: {error.strerror}") from None
     finally:
         os.close(fd)
-    if crc != reference.crc or list(map(len, made)) != [part.nbytes for part in reference.parts]:
+    if crc != (reference.crc or 0) or list(map(len, made)) != [part.nbytes for part in reference.parts]:
         raise FormatError(f"the file of the value was changed, its checksum does not match: {path}")
     return made
 

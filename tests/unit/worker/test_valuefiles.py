@@ -156,6 +156,18 @@ def test_a_file_that_is_not_as_it_was_is_told_of(batch: Path) -> None:
         read_value(batch, reference)
 
 
+def test_the_file_of_a_throw_away_journal_has_no_checksum_and_its_length_is_looked_at(batch: Path) -> None:
+    reference, path = kept(batch, is_checked=False)
+    data = path.read_bytes()
+    assert reference.crc is None
+    assert read_value(batch, reference) == [HEAD, WRITABLE, FIXED]
+    path.write_bytes(bytes([data[0] ^ 4]) + data[1:])
+    assert read_value(batch, reference) != [HEAD, WRITABLE, FIXED]
+    path.write_bytes(data[:-1])
+    with pytest.raises(FormatError, match="not as it was"):
+        read_value(batch, reference)
+
+
 def test_a_lock_that_was_swept_before_it_was_held_is_taken_again(
     batch: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
