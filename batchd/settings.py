@@ -37,7 +37,7 @@ Not after so many records: one may hold the outcomes of 1,500 jobs that were rep
 COMMIT_GAP_S: Final = 0.005
 """Outcomes nobody waits for gather this long after a commit; each commit costs about 0.3 ms of CPU."""
 DISK_RESERVE_BYTES: Final = 32 << 20
-"""Below this much free space the journal counts as full and pauses."""
+"""Large values and commits leave so much free, and no batch is made with less: to cancel, leave and start again."""
 RESERVE_BYTES: Final = 16 << 20
 """Held by a file beside the batches, and freed for whoever cancels or stops while the disk is full."""
 DISK_RETRY_S: Final = 1.0

@@ -293,4 +293,4 @@ class LiveView(NotesView):
         line.add_row(*cells, words)
         if news is None or not news.trouble:
             return line
-        return Group(line, Text(news.trouble, style="bold yellow", no_wrap=True, overflow="ellipsis"))
+        return Group(line, Text(news.trouble, style="bold yellow", overflow="fold"))

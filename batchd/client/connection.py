@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
@@ -31,6 +31,11 @@ THROWAWAY: Final = "throw-away"
 LOG_NAME: Final = "supervisor.log"
 _LOG_BYTES_MAX = 1 << 20
 _JOINED_BYTES_MAX = 1 << 16
+Note = Callable[[str], None]
+
+
+def _say_nothing(_: str) -> None:
+    pass
 
 
 class SupervisorGone(Exception):
@@ -61,15 +66,22 @@ class Connection:
             raise SupervisorGone(str(error)) from None
         return self._number
 
-    def ask(self, do: str, body: bytes = b"", /, **fields: Any) -> dict[str, Any]:
-        """Send a request and wait for its reply. Raises SupervisorGone, or the error the supervisor answered."""
+    def ask(self, do: str, body: bytes = b"", /, *, note: Note = _say_nothing, **fields: Any) -> dict[str, Any]:
+        """Send a request and wait for its reply; `note` hears of what it waits for, when that is a full disk.
+
+        Raises SupervisorGone, or the error the supervisor answered.
+        """
         number = self.tell(do, body, **fields)
         later: list[control.Message] = []
+        told = ""
         while True:
             for message in self._receive():
                 if message.kind == control.REPLY and message.fields.get("number") == number:
                     self._inbox.extendleft(reversed(later))
                     return checked(message.fields)
+                if message.kind == control.NEWS and (trouble := str(message.fields.get("trouble", ""))) != told:
+                    told = trouble
+                    note(trouble or "going on")
                 later.append(message)
 
     def messages(self) -> list[control.Message]:
@@ -230,12 +242,12 @@ def _watch(process: "subprocess.Popen[bytes]") -> None:
     threading.Thread(target=process.wait, name="supervisor-exit", daemon=True).start()
 
 
-def request(folder: Path, do: str, **fields: Any) -> dict[str, Any]:
+def request(folder: Path, do: str, *, note: Note = _say_nothing, **fields: Any) -> dict[str, Any]:
     """Ask the journal's supervisor one thing, starting it when there is none. Raises BatchdError."""
     for _ in range(SUPERVISOR_RESTARTS_MAX):
         connection = connect(folder)
         try:
-            return connection.ask(do, **fields)
+            return connection.ask(do, note=note, **fields)
         except SupervisorGone:
             continue  # It was just leaving.
         finally:

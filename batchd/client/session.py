@@ -190,7 +190,7 @@ class Session:
         while True:
             try:
                 self._connection = connect(self.folder, is_throwaway=self._is_throwaway)
-                self.progress = self._connection.ask("open", self._payload, **self._open_fields)
+                self.progress = self._connection.ask("open", self._payload, note=self._note, **self._open_fields)
             except SupervisorGone:
                 self._count_restart()
             else:

@@ -244,6 +244,11 @@ class Committed:
     turn: int
 
 
+@dataclass(frozen=True, slots=True)
+class DiskFilled:
+    """What is to be durable has no room; once it has, `Committed` tells."""
+
+
 Event = (
     BatchAttached
     | SegmentsReceived
@@ -266,4 +271,5 @@ Event = (
     | WorkerGone
     | KeyFailed
     | Committed
+    | DiskFilled
 )

@@ -74,6 +74,16 @@ def all_interrupted(facts: BatchFacts) -> list[e.Entry]:
     return [*entries, _put_down(facts)]
 
 
+def cancelled(facts: BatchFacts, reason: str) -> list[e.Entry]:
+    """Apply and return the entries for a batch that is given up while none of its jobs runs any more."""
+    order = e.CancelOrdered(facts.batch, reason)
+    left = list(facts.done.gaps(0, facts.size))
+    outcomes = [e.Recorded(facts.batch, start, stop - start, JobState.CANCELLED) for start, stop in left]
+    for entry in (order, *outcomes):
+        apply(facts, entry)
+    return [order, *outcomes, _put_down(facts)]
+
+
 def _put_down(facts: BatchFacts) -> e.Entry:
     entry = e.Detached(facts.batch)
     apply(facts, entry)

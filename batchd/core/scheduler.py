@@ -50,6 +50,8 @@ class Scheduler:
         self._entry_turn = 0
         """The last turn that had entries: what waits for durability waits for this one."""
         self._committed = 0
+        self._is_paused = False
+        """Whether the disk is full: nothing more begins, for its outcome could only wait in memory."""
         self._retired: list[tuple[int, int]] = []
         """(turn, worker): gone workers to forget once the turn is durable."""
         self._entries: list[e.Entry] = []
@@ -65,7 +67,7 @@ class Scheduler:
         """Take in what happened by `now` (monotonic seconds) and return what follows."""
         self._turn += 1
         self._entries, self.crew.orders = [], []
-        changes_assignment = False
+        changes_assignment = self._is_paused  # It may be over with this step.
         for event in events:
             changes_assignment |= not isinstance(event, _CHANGES_NOTHING)
             self._on(event, now)
@@ -77,6 +79,7 @@ class Scheduler:
         changes_assignment |= self.crew.wake(now)
         if changes_assignment:
             self.crew.balance(now)
+        if changes_assignment and not self._is_paused:
             self.crew.grant_leases(now)
         self.crew.steal(now)  # A lease may turn out slow at any report.
         return Turn(self._turn, self._entries, self.crew.orders)
@@ -112,7 +115,9 @@ class Scheduler:
             case ev.CheckpointReceived():
                 self._on_checkpoint(event)
             case ev.Committed(turn=turn):
-                self._committed = turn
+                self._committed, self._is_paused = turn, False
+            case ev.DiskFilled():
+                self._is_paused = True
             case ev.ScaleRequested(workers=workers):
                 self.crew.scaled = workers
                 for batch in self.batches.values():

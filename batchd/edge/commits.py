@@ -3,23 +3,30 @@
 A slow fdatasync delays answers, never signals or timeouts: who makes a small one lets somebody stand in for him
 (supervisor/lead.py). Handing it over would take longer than making it.
 
-A full disk pauses; the same entries are written again when there is space. Any other error means that the outcome of
-the commit is unknown: the supervisor must exit and replay, which is the one recovery path.
+A full disk pauses; the same entries are written again when there is space. For a large commit it is full earlier than
+for a small one, so that values never take the room that cancelling and leaving need. Any other error means that the
+outcome of the commit is unknown: the supervisor must exit and replay, which is the one recovery path.
 """
 
-import errno
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from queue import SimpleQueue
 from threading import Event, Thread
 from typing import NamedTuple
 
 import lmdb
 
-from batchd.core.entries import Entry, Recorded, Submitted
-from batchd.edge.folder import free_bytes
+from batchd.core.entries import Defined, Entry, Noted, Recorded, Submitted
+from batchd.edge.folder import free_bytes, is_full
 from batchd.edge.journal import BatchJournal, Progress
-from batchd.settings import DISK_RESERVE_BYTES, DISK_RETRY_S, LIGHT_COMMIT_BYTES, LIGHT_COMMIT_ENTRIES
+from batchd.settings import (
+    DISK_RESERVE_BYTES,
+    DISK_RETRY_S,
+    LIGHT_COMMIT_BYTES,
+    LIGHT_COMMIT_ENTRIES,
+    VALUE_FILE_BYTES_MIN,
+)
 
 Work = Sequence[tuple[BatchJournal, Sequence[Entry]]]
 
@@ -63,11 +70,11 @@ class CommitThread:
 
     def make(self, turn: int, work: Work) -> Outcome | None:
         """Make a light commit here and now; None when the disk is full: then it is the thread's."""
-        ((journal, entries),) = work
+        ((journal, entries),) = work  # None is large.
         try:
             return Done(turn, {journal.facts.batch: journal.commit(entries)})
         except BaseException as error:
-            if not (isinstance(error, lmdb.Error | OSError) and is_full(error, journal)):
+            if not (isinstance(error, lmdb.Error | OSError) and is_full(error, journal.folder)):
                 return Broken(error)
         self.commit(turn, work)
         return None
@@ -112,35 +119,40 @@ class CommitThread:
 
     def _write(self, journal: BatchJournal, entries: Sequence[Entry]) -> Progress | None:
         while True:
-            try:
-                return journal.commit(entries)
-            except (lmdb.Error, OSError) as error:
-                if not is_full(error, journal):
-                    raise
-                self.tell(Stalled(f"the disk under {journal.folder} is full ({error}): paused until there is space"))
-                if self._is_stopping.wait(DISK_RETRY_S):
-                    return None
+            if has_room(entries, journal.folder):
+                try:
+                    return journal.commit(entries)
+                except (lmdb.Error, OSError) as error:
+                    if not is_full(error, journal.folder):
+                        raise
+            self.tell(Stalled(f"disk full: paused until {journal.folder.parents[1]} has space"))
+            if self._is_stopping.wait(DISK_RETRY_S):
+                return None
 
 
 def is_light(work: Work) -> bool:
     """Whether a commit is the inputs or outcomes of a few small jobs, in one journal."""
     if len(work) != 1 or len(work[0][1]) > LIGHT_COMMIT_ENTRIES:
         return False
+    if not all(isinstance(entry, Submitted | Recorded) for entry in work[0][1]):
+        return False
+    return _bytes_in(work[0][1]) <= LIGHT_COMMIT_BYTES
+
+
+def has_room(entries: Sequence[Entry], folder: Path) -> bool:
+    """Whether a commit leaves DISK_RESERVE_BYTES free, if it is large; a small one is always tried."""
+    nbytes = _bytes_in(entries)
+    return nbytes < VALUE_FILE_BYTES_MIN or free_bytes(folder) >= DISK_RESERVE_BYTES + nbytes
+
+
+def _bytes_in(entries: Sequence[Entry]) -> int:
     nbytes = 0
-    for entry in work[0][1]:
+    for entry in entries:
         match entry:
             case Submitted(segments=segments):
                 nbytes += sum(map(len, segments))
             case Recorded(block=block):
                 nbytes += len(block)
-            case _:
-                return False
-    return nbytes <= LIGHT_COMMIT_BYTES
-
-
-def is_full(error: BaseException, journal: BatchJournal) -> bool:
-    """Whether a failed write means that the disk is full. LMDB reports a short write as EIO: the disk is asked."""
-    text = str(error)
-    if os.strerror(errno.ENOSPC) in text or os.strerror(errno.EDQUOT) in text:
-        return True
-    return os.strerror(errno.EIO) in text and free_bytes(journal.folder) < DISK_RESERVE_BYTES
+            case Noted(payload=payload) | Defined(payload=payload):
+                nbytes += len(payload)
+    return nbytes

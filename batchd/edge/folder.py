@@ -122,6 +122,21 @@ def free_bytes(path: Path) -> int:
     return usage.f_bavail * usage.f_frsize
 
 
+def is_full(error: BaseException, folder: Path) -> bool:
+    """Whether a failed write means that the disk is full. LMDB reports a short write as EIO: the disk is asked."""
+    text = str(error)
+    if os.strerror(errno.ENOSPC) in text or os.strerror(errno.EDQUOT) in text:
+        return True
+    return os.strerror(errno.EIO) in text and free_bytes(folder) < settings.DISK_RESERVE_BYTES
+
+
+def unwritten(error: BaseException, folder: Path, what: str) -> JournalError:
+    """Return the error for what was not written below `folder`: that the disk is full, if that is why."""
+    if is_full(error, folder):
+        return JournalFull(f"{what}: the disk under {folder} is full: free some space there")
+    return JournalError(f"{what}: {error}")
+
+
 def disk_bytes(folder: Path) -> int:
     """Return what the files below `folder` occupy. It may be changed meanwhile."""
     found = 0

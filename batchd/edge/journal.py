@@ -24,7 +24,7 @@ from batchd.core.job import JobState
 from batchd.core.ranges import RangeSet
 from batchd.core.stored import copy, entry_of, facts_of, fields_of, stored_of
 from batchd.edge.environment import open_environment, readers
-from batchd.edge.folder import disk_bytes
+from batchd.edge.folder import disk_bytes, unwritten
 from batchd.errors import BatchdError, FormatError, IllegalTransition, JournalDamaged, JournalError, JournalNewer
 from batchd.formats import tables
 from batchd.formats.joblog import LOG_NAME
@@ -269,7 +269,7 @@ class BatchJournal:
             with self._writing() as txn:
                 txn.put(tables.META_SPEC, json.dumps(spec).encode(), db=self._dbs[tables.META])
         except lmdb.Error as error:
-            raise JournalError(f"cannot write to the batch in {self.folder}: {error}") from None
+            raise unwritten(error, self.folder, f"cannot write to the batch in {self.folder}") from None
         self.spec = spec
 
     def replace_function(self, mark: bytes, payload: bytes) -> None:
@@ -279,7 +279,7 @@ class BatchJournal:
                 if txn.get(mark, db=self._dbs[tables.FUNCTIONS]) != payload:
                     txn.put(mark, payload, db=self._dbs[tables.FUNCTIONS])
         except lmdb.Error as error:
-            raise JournalError(f"cannot write to the batch in {self.folder}: {error}") from None
+            raise unwritten(error, self.folder, f"cannot write to the batch in {self.folder}") from None
 
     def progress(self) -> Progress:
         """Return what is durable now."""
@@ -455,7 +455,7 @@ def make_batch(folder: Path, spec: dict[str, Any], payload: bytes = b"") -> None
         draft.rename(folder)
         sync_folder(folder.parent)
     except (lmdb.Error, OSError) as error:
-        raise JournalError(f"cannot make a batch in {folder.parent}: {error}") from None
+        raise unwritten(error, folder.parent, f"cannot make a batch in {folder.parent}") from None
 
 
 def remove_drafts(batches: Path) -> None:

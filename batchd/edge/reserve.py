@@ -1,7 +1,7 @@
 """The reserve: a file that holds a little of the disk, so that a batch can be given up when there is nothing left.
 
 It is made when a supervisor starts and there is space to spare, and deleted when somebody cancels or stops while the
-disk is full. It is no promise: others may take the space first.
+disk is full. It is no promise, for others may take the space first; large commits do not (`has_room`).
 """
 
 import os
@@ -30,7 +30,10 @@ def hold(folder: Path) -> None:
             os.close(fd)
 
 
-def release(folder: Path) -> None:
-    """Give its space to whoever writes next; the next start of a supervisor makes it again."""
-    with suppress(OSError):
+def release(folder: Path) -> bool:
+    """Give its space to whoever writes next; return whether it was there. The next start makes it again."""
+    try:
         (folder / _NAME).unlink()
+    except OSError:
+        return False
+    return True

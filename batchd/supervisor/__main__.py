@@ -12,6 +12,7 @@ from pathlib import Path
 import lmdb
 
 from batchd.edge import reserve
+from batchd.edge.folder import is_full
 from batchd.errors import BatchdError, JournalError, JournalFull
 from batchd.settings import LINGER_S, WORKERS_MAX
 from batchd.supervisor.loop import Supervisor
@@ -42,13 +43,14 @@ def main() -> int:
     code = supervisor.run()
     if is_throwaway:
         shutil.rmtree(folder, ignore_errors=True)
+        supervisor.ground.recorder_path.unlink(missing_ok=True)
     return code
 
 
 def in_words(error: Exception, folder: Path) -> BatchdError:
     """Return what an error of the system at the start means for the journal."""
     text = str(error)
-    if "No space left" in text or "quota" in text:
+    if is_full(error, folder):
         full = Path(error.filename).parent if isinstance(error, OSError) and error.filename else folder
         return JournalFull(f"the disk under {full} is full: free some space there, or use --journal ({text})")
     return JournalError(f"{folder} cannot be used: {text}")

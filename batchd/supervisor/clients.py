@@ -37,9 +37,6 @@ class Host(Protocol):
     usage: dict[str, dict[str, float]]
     trouble: str
 
-    def use_reserve(self) -> None:
-        """Make room to give batches up or put them down, where the disk is full."""
-
     def emit(self, event: ev.Event) -> None:
         """Tell the scheduler something at the next step."""
 
@@ -142,6 +139,12 @@ class Clients:
         if made is not None and made.state not in {"open", "sealed"}:
             self.is_news_urgent = True
 
+    def tell_trouble(self) -> None:
+        """Tell everybody why nothing is answered: also who has no batch open, as whoever cancels one."""
+        for client in self._clients:
+            if not client.line.has_unsent:
+                client.line.send(NEWS, {"trouble": self._supervisor.trouble})
+
     def tell_news(self) -> None:
         """Tell every client the progress of its batches."""
         news, self._news, self.is_news_urgent = self._news, set(), False
@@ -185,7 +188,6 @@ class Clients:
             self.leave(client, batch, at_once=at_once)
             then()
             return
-        self._supervisor.use_reserve()
         self._put_down.setdefault(batch, []).append(then)  # It stays bound until then, to hear of the end.
         self._supervisor.emit(ev.DetachRequested(batch, at_once=at_once))
 

@@ -18,11 +18,15 @@ from selectors import EVENT_READ, BaseSelector, DefaultSelector
 from time import monotonic
 from typing import Any
 
+import lmdb
+
 from batchd.core import commands as c
 from batchd.core import events as ev
 from batchd.core.assignment import rest_s
 from batchd.core.entries import Entry, Explained, Noted, Recorded
+from batchd.core.replay import cancelled
 from batchd.core.scheduler import Scheduler
+from batchd.core.stored import copy
 from batchd.edge import reserve
 from batchd.edge.commits import Broken, CommitThread, Done, Outcome, Stalled, is_light
 from batchd.edge.control import SOCKET_NAME
@@ -69,6 +73,8 @@ class Supervisor:
         self.gauges = Gauges()
         self.trouble = ""
         """Why nothing is being committed, '' when all is well."""
+        self._has_stalled = False
+        """Whether a commit found the disk full in this turn."""
         self._events: list[ev.Event] = []
         self._is_pressed = False
         """Whether one of the events is not to wait for the end of a rest."""
@@ -130,11 +136,6 @@ class Supervisor:
         """Call back when everything that was emitted so far is durable."""
         self._after.append((self._turn + 1, call))
 
-    def use_reserve(self) -> None:
-        """Make room to give batches up or put them down, where the disk is full."""
-        if self.trouble:
-            reserve.release(self.ground.folder)
-
     def batch_usage(self, batch: str) -> dict[str, float]:
         """Return the running sums of a batch."""
         return self.usage.setdefault(batch, {"busy_s": 0.0, "cpu_s": 0.0, "memory_peak_bytes": 0.0})
@@ -166,6 +167,7 @@ class Supervisor:
             self.clients.watch_slow()
             self._rest()
             self._leave_when_idle()
+            self._leave_when_full()
             if not self._commit():
                 return False  # The other thread is in the middle of a turn by now.
         return True
@@ -260,7 +262,10 @@ class Supervisor:
                 is_quiet = self._is_resting and self._is_free and not (self._after or self.clients.is_news_urgent)
                 self._is_pressed |= not is_quiet  # Else it is taken in when the rest ends: a turn fewer.
             case Stalled(reason=reason):
+                self._has_stalled = True
                 self._set_trouble(reason)
+                self._events.append(ev.DiskFilled())
+                self.clients.tell_trouble()
             case Broken(error=error):
                 # What is on the disk is unknown. Memory is thrown away; the next start replays.
                 say(f"a commit failed, leaving: {type(error).__name__}: {error}")
@@ -387,6 +392,43 @@ class Supervisor:
         elif monotonic() - self._idle_since >= self._linger_s or self._is_draining:
             self._exit_code = 0
 
+    def _leave_when_full(self) -> None:
+        """Where the disk is full, give whoever waits to leave or cancel the reserve; if that is not enough, stop.
+
+        What is in memory alone is forgotten then, and its jobs run again: the next start goes on from the journal.
+        """
+        has_stalled, self._has_stalled = self._has_stalled, False
+        if not has_stalled or not any(map(self._waits_to_end, self.journals)):
+            return
+        if not reserve.release(self.ground.folder):
+            say("leaving without what the disk has no room for: it is done again")
+            self._exit_code = 3
+
+    def _waits_to_end(self, name: str) -> bool:
+        """Whether a batch is put down or cancelled but for the disk."""
+        batch = self.scheduler.batches.get(name)
+        return batch is not None and (not batch.facts.is_attached or self._is_only_cancelled(name))
+
+    def _is_only_cancelled(self, name: str) -> bool:
+        """Whether a batch is cancelled in memory, and not in its journal."""
+        batch = self.scheduler.batches.get(name)
+        return batch is not None and bool(batch.facts.cancelled) and not self.journals[name].facts.cancelled
+
+    def _forget(self) -> None:
+        """Let go of what has no room: write that batches are cancelled, alone, and tell of those that are put down.
+
+        Nothing runs any more. Of a batch that is put down nothing is written: what was begun stands in the recorder.
+        """
+        for name in filter(self._waits_to_end, self.journals):
+            journal, facts = self.journals[name], self.scheduler.batches[name].facts
+            if self._is_only_cancelled(name):
+                try:
+                    self.progress[name] = journal.commit(cancelled(copy(journal.facts), facts.cancelled))
+                except (lmdb.Error, OSError) as error:
+                    say(f"batch {name} is not cancelled: {error}")
+            if not facts.is_attached:
+                self.clients.on_put_down(name)
+
     def _watch_signals(self) -> None:
         wake, wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
@@ -401,14 +443,15 @@ class Supervisor:
             for batch in self.journals:  # Also those the scheduler has not heard of yet.
                 self.emit(ev.DetachRequested(batch, at_once=self._is_draining))
             self._is_draining = True
-            self.use_reserve()
             self.clients.refuse_new("the supervisor was asked to stop")
 
     def _close(self) -> None:
-        self.clients.close()
         (self.ground.folder / SOCKET_NAME).unlink(missing_ok=True)
         self.pool.close()
         self._commits.stop()
+        if self._exit_code:
+            self._forget()
+        self.clients.close()  # Whoever goes on with the next supervisor can start it now, or very soon.
         for journal in self.journals.values():
             journal.close()
         if self._exit_code == 0:  # In order: nothing is left to charge anybody for.

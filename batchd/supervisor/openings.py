@@ -20,14 +20,13 @@ from batchd.core.stored import copy
 from batchd.edge import strays
 from batchd.edge.callbacks import call_each, log_traceback
 from batchd.edge.control import Message
-from batchd.edge.folder import free_bytes
+from batchd.edge.folder import free_bytes, unwritten
 from batchd.edge.journal import BatchJournal, make_batch
 from batchd.edge.template import KeySpec
 from batchd.errors import (
     BatchBusy,
     BatchdError,
     BatchNotFound,
-    JournalError,
     JournalFull,
     SupervisorError,
     TaskError,
@@ -214,7 +213,7 @@ class Openings:
         except BaseException as error:
             journal.close()  # Or it could not be opened by this process again.
             if isinstance(error, lmdb.Error):
-                raise JournalError(f"cannot write to the batch in {folder}: {error}") from None
+                raise unwritten(error, folder, f"cannot write to the batch in {folder}") from None
             raise
         if suspects is not None:
             supervisor.aside.do_parts(strays.sweep(journal, suspects))

@@ -165,7 +165,6 @@ class Requests:
         client.reply(number, {})
 
     def _cancel(self, client: Client, number: int, message: Message) -> None:
-        self._supervisor.use_reserve()
         self._change(client, number, message, lambda name: ev.CancelRequested(name, str(message.fields["reason"])))
 
     def _reopen(self, client: Client, number: int, message: Message) -> None:
@@ -237,8 +236,10 @@ class Requests:
             else:
                 client.reply(number, {"aside": aside.name})
 
-        # Behind every answer that still reads the batch.
-        self._supervisor.after_commit(remove)
+        if self._supervisor.trouble:
+            remove()  # It may be what makes the room that all others wait for.
+        else:  # Behind every answer that still reads the batch.
+            self._supervisor.after_commit(remove)
 
     def _status(self, client: Client, number: int, _: Message) -> None:
         client.reply(number, self._supervisor.status())

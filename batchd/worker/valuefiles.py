@@ -7,7 +7,8 @@
 
 What a file holds is copied twice on its way, into the page cache and out of it, and passes no other process. The one
 idea: a file is there before the record that names it, and one that no record names is nothing. So a file that cannot
-be written is no trouble: the value then goes into the record, and what is wrong with the disk is told there.
+be written, or would leave too little space, is no trouble: the value then goes into the record, and what is wrong
+with the disk is told there.
 """
 
 import fcntl
@@ -23,7 +24,7 @@ from zlib import crc32
 
 from batchd.errors import FormatError
 from batchd.formats.reference import NUMBERS, OF_WORKER, Buffer, Part, Reference
-from batchd.settings import VALUE_BYTES_MAX, VALUE_FILE_BYTES_MIN
+from batchd.settings import DISK_RESERVE_BYTES, VALUE_BYTES_MAX, VALUE_FILE_BYTES_MIN
 
 VALUES_NAME: Final = "values"
 _NAME: Final = re.compile(r"([0-9a-f]{16})(?:-([0-9]{1,10}))?")
@@ -48,12 +49,15 @@ class ValueFiles:
         self._lock_fd = -1
 
     def keep(self, parts: Sequence[Buffer], job: int = 0) -> Reference | None:
-        """Write a value, a worker for a job; return None for one that is small, too large, or cannot be written."""
-        if not VALUE_FILE_BYTES_MIN <= sum(map(len, parts)) <= VALUE_BYTES_MAX:
+        """Write a value, a worker for a job; return None for one that is small, too large or cannot be written here."""
+        nbytes = sum(map(len, parts))
+        if not VALUE_FILE_BYTES_MIN <= nbytes <= VALUE_BYTES_MAX:
             return None
         described = tuple(Part(len(part), memoryview(part).readonly) for part in parts)
         number = next(self._numbers) if self._is_locked else job % NUMBERS
         try:
+            if not self._has_room(nbytes):
+                return None
             if self._is_locked and self._lock_fd < 0:
                 self._lock_fd = self._lock()
             crc = self._write(Reference(self._writer, number, 0, described).name, parts)
@@ -66,6 +70,11 @@ class ValueFiles:
         if self._lock_fd >= 0:
             os.close(self._lock_fd)
             self._lock_fd = -1
+
+    def _has_room(self, nbytes: int) -> bool:
+        """Whether enough stays free for what the supervisor has to write: a value is never to take the last of it."""
+        disk = os.statvfs(self._folder)
+        return disk.f_bavail * disk.f_frsize >= DISK_RESERVE_BYTES + nbytes
 
     def _write(self, name: str, parts: Sequence[Buffer]) -> int | None:
         path, crc = self._folder / name, 0

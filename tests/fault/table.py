@@ -106,7 +106,11 @@ FAULTS: Final[dict[str, Row]] = {
         "garbage on the socket", "random bytes, changed requests, half a frame", "closed or refused; others served"
     ),
     "C7": Row("another user connects", "process with another uid", "refused by SO_PEERCRED"),
-    "D1": Row("disk full at a commit", "small tmpfs, filled", "paused with a message, goes on when there is space"),
+    "D1": Row(
+        "disk full at a commit",
+        "small tmpfs, filled by others, by results, by both; stopped, cancelled, pruned, client killed meanwhile",
+        "paused with a message, goes on when there is space; whoever gives up is let go, what was durable stays",
+    ),
     "D2": Row("disk full before the first open", "small tmpfs, filled", "refused in words, no SIGBUS"),
     "D3": Row(
         "write error",

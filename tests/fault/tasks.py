@@ -45,6 +45,12 @@ def large_text(x: int) -> str:
     return f"{x:04}" * (2 << 20)
 
 
+def wide_text(x: int) -> str:
+    """A value for a file of its own, half as large; each attempt is written down."""
+    mark_attempt()
+    return f"{x:04}" * (1 << 20)
+
+
 def stops_itself_once(x: int) -> int:
     """The first attempt of one job is stopped."""
     if x == BAD and mark_attempt() == 1:

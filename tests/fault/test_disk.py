@@ -1,15 +1,15 @@
 """Disks that are full, read-only or without shared memory: told in words, never a signal, and well again later."""
 
-import json
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.commands import Desk, dead, status_of, until
+from tests.commands import Desk, dead, status_of, summary_of, until
 from tests.disks import fill, remount
 from tests.fault import tasks
 from tests.fault.ledger import Tally
@@ -206,34 +206,125 @@ def test_on_a_full_disk_prune_makes_room(on_disk: Desk) -> None:
     assert list((on_disk.journal / "batches").iterdir()) == []
 
 
+# --- Giving up -------------------------------------------------------------------------------------------------
+
+SPACE_S = 20.0
+"""Whoever gives up on a full disk is let go within seconds; so long on a machine that has much else to do."""
+JOBS = {"short_work": 600, "wide_text": 30}
+WORK = [
+    pytest.param("short_work", True, id="small"),
+    pytest.param("wide_text", False, id="large"),
+    pytest.param("wide_text", True, id="large and nothing left", marks=SLOW),
+]
+
+
+class Stuck:
+    """A batch that waits for space, and another that is finished."""
+
+    def __init__(self, desk: Desk, work: str, *, is_filled: bool, others: int = 1) -> None:
+        self.desk, self.jobs = desk, JOBS[work]
+        self.command = ("run", f"{TASKS}:{work}", "--range", f"0:{self.jobs}", "--name", "b", "-j", "2")
+        other = desk.run("run", f"{TASKS}:large_text", "--range", f"0:{others}", "--name", "other")
+        assert other.returncode == 0, other.stderr
+        self.process = desk.start(*self.command)
+        desk.wait_for_jobs(3, self.process)
+        self.filler = fill(desk.journal.parent) if is_filled else None
+        until(lambda: status_of(desk).get("trouble"), "it is told", self.process)
+        assert status_of(desk)["trouble"] == f"disk full: paused until {desk.journal} has space"
+        self.done = self.shown()["done"]
+
+    def shown(self) -> dict[str, Any]:
+        """Return how the batch stands, as the journal has it."""
+        return summary_of(self.desk.run("show", "b", "--json").stdout)
+
+    def ended(self) -> str:
+        """Wait until command and supervisor are gone; return what the command told."""
+        _, err = self.process.communicate(timeout=SPACE_S)
+        until(lambda: gone(self.desk), "the supervisor is gone")
+        assert self.shown()["done"] >= self.done, "something durable is lost"
+        return err
+
+    def make_space(self) -> None:
+        """Let everything fit."""
+        if self.filler is not None:
+            self.filler.unlink()
+        remount(self.desk.journal.parent, "size=300m")
+
+    def check(self) -> None:
+        """It is whole now, and no attempt was given twice."""
+        assert self.shown()["succeeded"] == self.jobs
+        assert len(set(self.desk.attempts())) == len(self.desk.attempts())
+        assert self.desk.run("journal", "check").returncode == 0
+
+
 @pytest.mark.covers("D1")
-def test_on_a_full_disk_a_running_batch_can_be_cancelled(on_disk: Desk) -> None:
-    process = on_disk.start(*task(600))
-    on_disk.wait_for_jobs(20, process)
-    filler = fill(on_disk.journal.parent)
-    until(lambda: status_of(on_disk).get("trouble"), "it is told")
+@pytest.mark.parametrize(("work", "is_filled"), WORK)
+def test_on_a_full_disk_a_running_batch_can_be_cancelled(on_disk: Desk, work: str, *, is_filled: bool) -> None:
+    stuck = Stuck(on_disk, work, is_filled=is_filled)
     ran = on_disk.run("cancel", "b")
     assert ran.returncode == 0, ran.stderr
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 1, err
-    until(lambda: gone(on_disk), "the supervisor is gone")
-    filler.unlink()
+    assert f"batchd: disk full: paused until {on_disk.journal} has space\n" in ran.stderr
+    err = stuck.ended()
+    assert stuck.process.returncode == 1, err
+    found = stuck.shown()
+    assert (found["shown_state"], found["done"]) == ("cancelled", stuck.jobs)
+    stuck.make_space()
     assert on_disk.run("retry", "b", "--cancelled").returncode == 0
-    lines = [json.loads(line) for line in on_disk.run("results", "b").stdout.splitlines()]
-    assert [line["result"] for line in lines] == [index * index for index in range(600)]
+    stuck.check()
 
 
 @pytest.mark.covers("D1")
-@pytest.mark.slow
-def test_on_a_full_disk_a_run_can_be_stopped(on_disk: Desk) -> None:
-    process = on_disk.start(*task(600))
-    on_disk.wait_for_jobs(20, process)
-    filler = fill(on_disk.journal.parent)
-    until(lambda: status_of(on_disk).get("trouble"), "it is told")
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 4, err
-    until(lambda: gone(on_disk), "the supervisor is gone")
-    filler.unlink()
-    assert on_disk.run(*task(600)).returncode == 0
-    check_whole(on_disk, 600)
+@pytest.mark.parametrize("code", [4, 130])
+@pytest.mark.parametrize(("work", "is_filled"), WORK)
+def test_on_a_full_disk_a_run_can_be_stopped(on_disk: Desk, work: str, code: int, *, is_filled: bool) -> None:
+    """With one Ctrl-C, and with the second one."""
+    stuck = Stuck(on_disk, work, is_filled=is_filled)
+    stuck.process.send_signal(signal.SIGINT)
+    if code == 130:
+        assert stuck.process.stderr is not None
+        while "stopping" not in stuck.process.stderr.readline():
+            pass
+        stuck.process.send_signal(signal.SIGINT)
+    err = stuck.ended()
+    assert stuck.process.returncode == code, err
+    stuck.make_space()
+    assert on_disk.run(*stuck.command).returncode == 0
+    stuck.check()
+
+
+@pytest.mark.covers("D1")
+@pytest.mark.parametrize(("work", "is_filled"), WORK)
+def test_on_a_full_disk_the_supervisor_can_be_told_to_leave(on_disk: Desk, work: str, *, is_filled: bool) -> None:
+    stuck = Stuck(on_disk, work, is_filled=is_filled)
+    os.kill(on_disk.supervisor(), signal.SIGTERM)
+    err = stuck.ended()
+    assert stuck.process.returncode == 4, err
+    stuck.make_space()
+    assert on_disk.run(*stuck.command).returncode == 0
+    stuck.check()
+
+
+@pytest.mark.covers("D1")
+def test_on_a_full_disk_nobody_stays_behind_a_client_that_was_killed(on_disk: Desk) -> None:
+    stuck = Stuck(on_disk, "wide_text", is_filled=False)
+    stuck.process.kill()
+    stuck.ended()
+    stuck.make_space()
+    assert on_disk.run(*stuck.command).returncode == 0
+    stuck.check()
+
+
+@pytest.mark.covers("D1", "X8")
+@pytest.mark.parametrize(("work", "is_filled"), WORK)
+def test_on_a_full_disk_another_batch_can_be_pruned(on_disk: Desk, work: str, *, is_filled: bool) -> None:
+    """And if that makes enough room, what waits goes on by itself."""
+    stuck = Stuck(on_disk, work, is_filled=is_filled, others=2)
+    ran = on_disk.run("prune", "other", "--yes")
+    assert ran.returncode == 0, ran.stderr
+    if work != "short_work":
+        until(lambda: is_filled or stuck.shown()["done"] > stuck.done, "it goes on with the room there is")
+        stuck.make_space()
+    _, err = stuck.process.communicate(timeout=60)
+    assert stuck.process.returncode == 0, err
+    assert "died" not in err
+    stuck.check()

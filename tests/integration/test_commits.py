@@ -10,11 +10,14 @@ import lmdb
 import pytest
 
 from batchd.core import entries as e
+from batchd.core.job import JobState
 from batchd.edge import commits as commits_module
-from batchd.edge.commits import Broken, CommitThread, Done, Stalled, is_full, is_light
+from batchd.edge import folder as folder_module
+from batchd.edge.commits import Broken, CommitThread, Done, Stalled, has_room, is_light
+from batchd.edge.folder import is_full, unwritten
 from batchd.edge.journal import BatchJournal, Progress
-from batchd.errors import JournalDamaged
-from batchd.settings import LIGHT_COMMIT_BYTES, LIGHT_COMMIT_ENTRIES
+from batchd.errors import JournalDamaged, JournalError, JournalFull
+from batchd.settings import DISK_RESERVE_BYTES, LIGHT_COMMIT_BYTES, LIGHT_COMMIT_ENTRIES, VALUE_FILE_BYTES_MIN
 from tests.author import submission, success
 
 WAIT_S = 30.0
@@ -75,7 +78,7 @@ def test_a_full_disk_stalls_and_the_same_entries_are_written_in_the_end(written:
     while len(outcomes) < 3:
         outcomes += outcome_of(thread)
     assert [type(outcome) for outcome in outcomes] == [Stalled, Stalled, Done]
-    assert "is full" in outcomes[0].reason
+    assert outcomes[0].reason == f"disk full: paused until {written.parents[1]} has space"
     assert list(journal.refresh().done) == [(2, 3)]
     journal.close()
 
@@ -168,9 +171,51 @@ def test_a_thread_that_waits_for_the_disk_can_be_stopped(written: Path, monkeypa
 )
 @pytest.mark.covers("D1", "D3")
 def test_a_short_write_is_a_full_disk_only_if_the_disk_is_full(
-    written: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, free_bytes: int, *, is_it: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, free_bytes: int, *, is_it: bool
 ) -> None:
-    monkeypatch.setattr(commits_module, "free_bytes", lambda _: free_bytes)
-    journal = BatchJournal(written)
-    assert is_full(error, journal) is is_it
+    monkeypatch.setattr(folder_module, "free_bytes", lambda _: free_bytes)
+    assert is_full(error, tmp_path) is is_it
+    told = unwritten(error, tmp_path, "cannot do it")
+    assert type(told) is (JournalFull if is_it else JournalError)
+    assert (str(error) in str(told)) is not is_it
+
+
+LARGE = bytes(VALUE_FILE_BYTES_MIN)
+
+
+@pytest.mark.parametrize(
+    ("entry", "nbytes"),
+    [
+        (e.Recorded("b", 0, 1, JobState.SUCCEEDED, LARGE), len(LARGE)),
+        (e.Submitted("b", 0, 2, (LARGE[:-1], b"x"), "client", 1, ""), len(LARGE)),
+        (e.Noted("b", 0, LARGE), len(LARGE)),
+        (e.Defined("b", b"mark", LARGE), len(LARGE)),
+        (e.Recorded("b", 0, 1, JobState.SUCCEEDED, LARGE[:-1]), -DISK_RESERVE_BYTES),
+        (e.Detached("b"), -DISK_RESERVE_BYTES),
+    ],
+)
+@pytest.mark.covers("D1")
+def test_for_a_large_commit_the_disk_is_full_before_it_is_for_a_small_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, entry: e.Entry, nbytes: int
+) -> None:
+    needed = DISK_RESERVE_BYTES + nbytes
+    monkeypatch.setattr(commits_module, "free_bytes", lambda _: needed)
+    assert has_room([entry, e.Sealed("b")], tmp_path)
+    monkeypatch.setattr(commits_module, "free_bytes", lambda _: needed - 1)
+    assert has_room([e.Sealed("b"), entry], tmp_path) is (not needed)
+
+
+@pytest.mark.covers("D1")
+def test_what_is_large_is_not_even_tried_without_room(
+    written: Path, thread: CommitThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = iter([0, 0])
+    monkeypatch.setattr(commits_module, "free_bytes", lambda _: next(free, 1 << 40))
+    journal = BatchJournal(written, is_writer=True)
+    thread.commit(5, [(journal, [success("b", 2, ["x" * VALUE_FILE_BYTES_MIN])])])
+    outcomes: list[Any] = []
+    while len(outcomes) < 3:
+        outcomes += outcome_of(thread)
+    assert [type(outcome) for outcome in outcomes] == [Stalled, Stalled, Done]
+    assert list(journal.refresh().done) == [(2, 3)]
     journal.close()

@@ -55,8 +55,6 @@ class Host:
             raise self.import_error
         on_ready("")
 
-    def use_reserve(self) -> None: ...
-
     def emit(self, event: ev.Event) -> None:
         self.events.append(event)
 

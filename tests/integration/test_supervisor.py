@@ -349,7 +349,7 @@ def test_a_full_disk_pauses_a_batch_and_space_lets_it_go_on(small_disk: Path, du
         pid = house.supervisor
         filler = fill(small_disk)
         pump_until(session, lambda: session.progress["trouble"], "trouble is told")
-        assert re.search(r"the disk under .* is full .*: paused until there is space", session.progress["trouble"])
+        assert session.progress["trouble"] == f"disk full: paused until {house.folder} has space"
         assert session.progress["done"] < jobs
         assert request(house.folder, "status")["trouble"]
         filler.unlink()

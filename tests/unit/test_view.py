@@ -1,6 +1,7 @@
 """What a person sees during a run, on a terminal and elsewhere, with a clock that the test moves."""
 
 import io
+import re
 import subprocess
 import sys
 
@@ -207,6 +208,20 @@ def wide(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "120")
     monkeypatch.delenv("FORCE_COLOR", raising=False)
+
+
+@pytest.mark.usefixtures("wide")
+def test_trouble_is_drawn_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    stream, clock = Terminal(), Clock()
+    shown = view(stream, clock)
+    assert isinstance(shown, LiveView)
+    trouble = f"disk full: paused until {'/a-long-path' * 6} has space"
+    shown.update(news(40, trouble=trouble))
+    shown._live.refresh()
+    drawn = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", stream.getvalue())
+    shown.close()
+    assert "".join(trouble.split()) in "".join(drawn.split())
 
 
 @pytest.mark.usefixtures("wide")

@@ -4,7 +4,7 @@ from batchd.core import entries as e
 from batchd.core.events import JobsAcked, Phase, Position
 from batchd.core.facts import BatchFacts, apply
 from batchd.core.job import Allowances, History, JobState
-from batchd.core.replay import LeaseTrace, all_interrupted, interrupted
+from batchd.core.replay import LeaseTrace, all_interrupted, cancelled, interrupted
 
 ALLOWED = Allowances(interruptions_max=2)
 
@@ -110,3 +110,16 @@ def test_without_a_recorder_every_unfinished_job_may_have_begun() -> None:
         e.Charged("b", 6, 4, History(1)),
         e.Detached("b"),
     ]
+
+
+def test_of_a_batch_that_is_given_up_every_job_without_an_outcome_is_cancelled() -> None:
+    facts = attached(10, e.Recorded("b", 2, 3, JobState.SUCCEEDED), e.Charged("b", 7, 1, History(1)))
+
+    assert cancelled(facts, "why") == [
+        e.CancelOrdered("b", "why"),
+        e.Recorded("b", 0, 2, JobState.CANCELLED),
+        e.Recorded("b", 5, 5, JobState.CANCELLED),
+        e.Detached("b"),
+    ]
+    assert (facts.cancelled, facts.is_attached, facts.is_finished) == ("why", False, True)
+    assert interrupted(facts, [trace(Position(7, 6, Phase.RUNNING))], ALLOWED) == []

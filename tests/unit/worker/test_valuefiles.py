@@ -11,7 +11,7 @@ import pytest
 
 from batchd.errors import FormatError
 from batchd.formats.reference import NUMBERS, OF_WORKER, Reference
-from batchd.settings import VALUE_BYTES_MAX, VALUE_FILE_BYTES_MIN
+from batchd.settings import DISK_RESERVE_BYTES, VALUE_BYTES_MAX, VALUE_FILE_BYTES_MIN
 from batchd.worker import valuefiles
 from batchd.worker.valuefiles import VALUES_NAME, ValueFiles, is_value, named, read_value
 
@@ -54,6 +54,18 @@ def test_what_is_small_or_too_large_is_not_written(batch: Path, monkeypatch: pyt
     assert files.keep([bytes(VALUE_FILE_BYTES_MIN), b"x"]) is None
     assert VALUE_BYTES_MAX > VALUE_FILE_BYTES_MIN
     assert files_of(batch) == []
+
+
+@pytest.mark.covers("D1")
+def test_a_value_leaves_room_for_what_is_small(batch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk = os.statvfs(batch)
+    needed = DISK_RESERVE_BYTES + VALUE_FILE_BYTES_MIN
+    for free, is_kept in ((needed - 1, False), (needed, True)):
+        told = [*disk]
+        told[1], told[4] = 1, free  # f_frsize, f_bavail
+        monkeypatch.setattr(os, "statvfs", lambda _, told=told: os.statvfs_result(told))
+        assert (ValueFiles(batch, is_synced=False).keep([WRITABLE]) is not None) is is_kept
+    assert len(files_of(batch)) == 1
 
 
 def test_no_name_is_given_twice(batch: Path) -> None:

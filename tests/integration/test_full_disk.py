@@ -1,0 +1,207 @@
+"""A full disk, everywhere: a supervisor that is told so for as long as a file is there; nothing is mounted."""
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import pytest
+
+from batchd.client import connect, request
+from batchd.client import connection as client
+from batchd.client.session import Session
+from batchd.core.facts import BatchState
+from batchd.core.job import JobState
+from tests.bench import ROOT, House, await_death, pump_until
+from tests.commands import until
+
+JOBS = 200
+LARGE = [("work", 0.005, "x" * 20_000)] * JOBS
+BOOT = """
+import os, sys
+sys.path.insert(0, {root!r})
+from batchd.edge import commits
+commits.VALUE_FILE_BYTES_MIN = 10_000
+commits.DISK_RETRY_S = 0.05
+commits.free_bytes = lambda _: 0 if os.path.exists({flag!r}) else 1 << 40
+from batchd.supervisor.__main__ import main
+sys.exit(main())
+"""
+
+
+class Disk:
+    """A disk that is full for what is large, or is not."""
+
+    def __init__(self, flag: Path) -> None:
+        self._flag = flag
+
+    def fill(self) -> None:
+        self._flag.touch()
+
+    def make_space(self) -> None:
+        self._flag.unlink()
+
+
+@pytest.fixture
+def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Disk:
+    flag = tmp_path / "full"
+    monkeypatch.setattr(client, "_BOOT", BOOT.format(root=str(ROOT), flag=str(flag)))
+    return Disk(flag)
+
+
+@pytest.fixture
+def stuck(disk: Disk, tmp_path: Path) -> Iterator[tuple[House, Session]]:
+    """A batch that waits for space with some of it done."""
+    house = House(tmp_path / "journal")
+    session = house.start(LARGE)
+    pump_until(session, lambda: session.progress["is_sealed"] and session.progress["done"] >= 5, "some are done")
+    disk.fill()
+    pump_until(session, lambda: session.progress["trouble"], "it is told")
+    yield house, session
+    house.close()
+
+
+def put_down(house: House, session: Session) -> None:
+    session.leave(at_once=False)
+    pump_until(session, lambda: session.is_put_down, "it is put down")
+
+
+def put_down_at_once(house: House, session: Session) -> None:
+    session.leave(at_once=True)
+    pump_until(session, lambda: session.is_put_down, "it is put down")
+
+
+def hang_up(house: House, session: Session) -> None:
+    session.close()
+
+
+def tell_to_leave(house: House, session: Session) -> None:
+    os.kill(house.supervisor, signal.SIGTERM)
+    pump_until(session, lambda: session.is_put_down, "it is put down")
+
+
+@pytest.mark.covers("D1")
+@pytest.mark.parametrize("leave", [put_down, put_down_at_once, hang_up, tell_to_leave])
+def test_whoever_leaves_is_let_go_and_the_next_start_goes_on(
+    stuck: tuple[House, Session], disk: Disk, leave: Callable[[House, Session], None]
+) -> None:
+    house, session = stuck
+    pid, done = house.supervisor, session.progress["done"]
+    leave(house, session)
+    session.close()
+    await_death(pid)
+    assert house.facts().done.size >= done
+    disk.make_space()
+    again = house.session()
+    again.open()
+    house.finish(again)
+    assert house.outcomes() == dict.fromkeys(range(JOBS), "x" * 20_000)
+
+
+@pytest.mark.covers("D1")
+def test_a_batch_is_cancelled_and_its_client_hears_of_it(stuck: tuple[House, Session], disk: Disk) -> None:
+    house, session = stuck
+    pid, done = house.supervisor, session.progress["done"]
+    notes: list[str] = []
+    answers: list[dict[str, Any]] = []
+    asking = Thread(
+        target=lambda: answers.append(request(house.folder, "cancel", note=notes.append, batch="b", reason="why"))
+    )
+    asking.start()
+    pump_until(session, lambda: session.progress["state"] == "cancelled", "it is cancelled")
+    house.finish(session)
+    asking.join()
+    await_death(pid)
+    assert notes[0] == f"disk full: paused until {house.folder} has space"
+    assert answers[0]["state"] == "cancelled"
+    facts = house.facts()
+    assert (facts.state, facts.done.size, facts.is_attached) == (BatchState.CANCELLED, JOBS, False)
+    assert facts.count(JobState.SUCCEEDED) >= done
+
+
+@pytest.mark.covers("D1")
+def test_a_batch_is_cancelled_also_when_whoever_asked_is_gone(stuck: tuple[House, Session]) -> None:
+    """The supervisor leaves with it written down: nobody has to ask the next one again."""
+    house, session = stuck
+    pid = house.supervisor
+    asking = connect(house.folder)
+    asking.tell("cancel", batch="b", reason="why")
+    until(lambda: request(house.folder, "status")["pid"] == pid, "what was asked before this was heard")
+    asking.close()
+    await_death(pid)
+    assert house.facts().state is BatchState.CANCELLED
+    pump_until(session, lambda: session.progress["state"] == "cancelled", "it is told")
+    house.finish(session)
+
+
+@pytest.mark.covers("D1")
+def test_nothing_begins_while_the_disk_is_full_and_space_lets_it_go_on(
+    stuck: tuple[House, Session], disk: Disk
+) -> None:
+    house, session = stuck
+    pid = house.supervisor
+    until(lambda: all(row["job"] is None for row in request(house.folder, "status")["workers"]), "nobody works")
+    assert request(house.folder, "status")["trouble"]
+    disk.make_space()
+    house.finish(session)
+    assert house.outcomes() == dict.fromkeys(range(JOBS), "x" * 20_000)
+    assert house.notes == [], "the supervisor died of it"
+    await_death(pid)
+
+
+@pytest.mark.covers("D1")
+def test_what_waits_in_memory_is_what_had_begun(disk: Disk, tmp_path: Path) -> None:
+    """Else large results would fill the memory while the disk is full."""
+    house = House(tmp_path / "journal")
+    try:
+        session = house.start([("work", 0.2, "x" * 100_000)] * 60)
+        pump_until(session, lambda: session.progress["is_sealed"] and session.progress["done"] >= 2, "some are done")
+        disk.fill()
+        pump_until(session, lambda: session.progress["trouble"], "it is told")
+        done = session.progress["done"]
+        until(lambda: all(row["job"] is None for row in request(house.folder, "status")["workers"]), "nobody works")
+        put_down_at_once(house, session)
+        session.close()
+        again = house.session("c")
+        again.open()  # The next start charges what was begun.
+        put_down_at_once(house, again)
+        facts = house.facts()
+        spans = facts.histories.spans(0, facts.size)
+        begun = facts.done.size + sum(stop - start for start, stop, history in spans if history.attempts)
+        assert begun - done <= 8, "two workers, and a job each that may begin while it is found out"
+    finally:
+        house.close()
+
+
+@pytest.mark.covers("D1")
+def test_whoever_opens_another_batch_hears_what_is_waited_for(stuck: tuple[House, Session], disk: Disk) -> None:
+    house, session = stuck
+    other = house.session("c")
+    opening = Thread(target=other.open)
+    opening.start()
+    until(lambda: house.notes, "it is told")
+    assert house.notes == [f"disk full: paused until {house.folder} has space"]
+    disk.make_space()
+    opening.join()
+    other.leave(at_once=False)
+    pump_until(other, lambda: other.is_put_down, "it is put down")
+    house.finish(session)
+
+
+@pytest.mark.covers("D1")
+def test_another_batch_is_removed_at_once(disk: Disk, tmp_path: Path) -> None:
+    house = House(tmp_path / "journal")
+    try:
+        house.run([("same", 1)], "c")
+        session = house.start(LARGE)
+        disk.fill()
+        pump_until(session, lambda: session.progress["trouble"], "it is told")
+        aside = request(house.folder, "prune", batch="c")["aside"]
+        assert (house.folder / "batches" / aside).is_dir()
+        disk.make_space()
+        house.finish(session)
+        assert house.notes == [], "the supervisor died of it"
+    finally:
+        house.close()
