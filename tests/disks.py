@@ -29,8 +29,9 @@ def mounted(place: Path, options: str) -> Iterator[str]:
 
 
 def remount(place: Path, options: str) -> None:
-    """Change what such a disk allows."""
-    subprocess.run(["/bin/mount", "-o", f"remount,{options}", place], check=True)
+    """Change what such a disk allows, as soon as that is possible: who died on it lets go of it a little later."""
+    command = ["/bin/mount", "-o", f"remount,{options}", str(place)]
+    until(lambda: subprocess.run(command, capture_output=True, check=False).returncode == 0, f"{place}: {options}")
 
 
 def fill(place: Path) -> Path:
