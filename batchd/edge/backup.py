@@ -15,9 +15,8 @@ from typing import Final, NamedTuple
 
 from batchd.edge.damage import judge, open_file
 from batchd.edge.environment import open_environment
-from batchd.edge.folder import BATCHES_NAME, begin_copy, disk_bytes, finish_copy
+from batchd.edge.folder import BATCHES_NAME, begin_copy, disk_bytes, finish_copy, sync_folder
 from batchd.edge.isolation import Isolated, Tell
-from batchd.edge.journal import sync_folder
 from batchd.edge.shelf import batch_folders
 from batchd.edge.survey import Survey
 from batchd.edge.watch import DATA_NAME, LOCK_NAME

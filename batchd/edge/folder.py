@@ -137,6 +137,15 @@ def unwritten(error: BaseException, folder: Path, what: str) -> JournalError:
     return JournalError(f"{what}: {error}")
 
 
+def sync_folder(folder: Path) -> None:
+    """Make a rename in the folder durable."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
 def disk_bytes(folder: Path) -> int:
     """Return what the files below `folder` occupy. It may be changed meanwhile."""
     found = 0

@@ -7,8 +7,6 @@ lie in files beside the environment (worker/valuefiles.py), and a client writes 
 """
 
 import json
-import os
-import shutil
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -23,11 +21,11 @@ from batchd.core.facts import BatchFacts, apply
 from batchd.core.job import JobState
 from batchd.core.ranges import RangeSet
 from batchd.core.stored import copy, entry_of, facts_of, fields_of, stored_of
+from batchd.edge.drafts import make_batch
 from batchd.edge.environment import open_environment, readers
 from batchd.edge.folder import disk_bytes, unwritten
 from batchd.errors import BatchdError, FormatError, IllegalTransition, JournalDamaged, JournalError, JournalNewer
 from batchd.formats import tables
-from batchd.formats.joblog import LOG_NAME
 from batchd.formats.reference import Buffer, Reference
 from batchd.formats.segment import Encoding, header_of, pack, pack_items, references_in
 from batchd.settings import (
@@ -42,8 +40,6 @@ _UNREADABLE = (
     *(lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.InvalidError, FormatError, IllegalTransition, struct.error),
     *(ValueError, KeyError, TypeError, AttributeError),  # Of JSON that says something else than it should.
 )
-
-_DRAFT_PREFIX = ".new-"
 
 
 class Progress(NamedTuple):
@@ -423,54 +419,6 @@ def _jobs_in(record: bytes | memoryview) -> int:
         _, count, _, length = header_of(record, at)
         jobs, at = jobs + count, at + length
     return jobs
-
-
-def make_batch(folder: Path, spec: dict[str, Any], payload: bytes = b"") -> None:
-    """Make a batch durably, whole or not at all. Raises JournalError.
-
-    `payload` is the pickled task, when it is not one that a name stands for. Until it has its name nothing of it
-    need be on the disk, so the disk is waited for at the end, and not for each table.
-    """
-    draft = folder.with_name(f"{_DRAFT_PREFIX}{folder.name}")
-    try:
-        if draft.exists():
-            shutil.rmtree(draft)  # Left by a death in the middle of this function.
-        draft.mkdir(0o700)
-        env = open_environment(draft, sync=False)
-        try:
-            dbs = {name: env.open_db(name) for name in tables.TABLES}
-            with env.begin(write=True, db=dbs[tables.META]) as txn:
-                txn.put(tables.META_SPEC, json.dumps(spec).encode())
-                found = {"format": FORMAT_VERSION, "lmdb": lmdb.version()}
-                txn.put(tables.META_FORMAT, json.dumps(found).encode())
-                if payload:
-                    txn.put(tables.TASK_MARK, payload, db=dbs[tables.FUNCTIONS])
-            env.sync(True)
-        finally:
-            env.close()
-        # Made now, for a batch's folder tells by its time when it was made.
-        (draft / LOG_NAME).touch(0o600)
-        (draft / VALUES_NAME).mkdir(0o700)
-        sync_folder(draft)
-        draft.rename(folder)
-        sync_folder(folder.parent)
-    except (lmdb.Error, OSError) as error:
-        raise unwritten(error, folder.parent, f"cannot make a batch in {folder.parent}") from None
-
-
-def remove_drafts(batches: Path) -> None:
-    """Remove what deaths in the middle of `make_batch` left. Only while nobody makes one."""
-    for draft in batches.glob(f"{_DRAFT_PREFIX}*"):
-        shutil.rmtree(draft, ignore_errors=True)  # One that stays only takes space.
-
-
-def sync_folder(folder: Path) -> None:
-    """Make a rename in the folder durable."""
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def join(entries: Iterable[e.Recorded]) -> Iterator[tuple[int, bytes]]:

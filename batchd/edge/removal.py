@@ -14,8 +14,7 @@ from itertools import count
 from pathlib import Path
 from typing import Final
 
-from batchd.edge.folder import BATCHES_NAME
-from batchd.edge.journal import sync_folder
+from batchd.edge.folder import BATCHES_NAME, sync_folder
 from batchd.errors import BatchNotFound, JournalError
 
 _PREFIX: Final = ".old-"

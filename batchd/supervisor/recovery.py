@@ -17,8 +17,9 @@ from batchd.core import entries as e
 from batchd.core.job import DEFAULT_ALLOWANCES
 from batchd.core.replay import LeaseTrace, interrupted
 from batchd.core.stored import copy
-from batchd.edge.folder import BATCHES_NAME, journal_id, raise_epoch
-from batchd.edge.journal import BatchJournal, remove_drafts
+from batchd.edge.drafts import remove_drafts
+from batchd.edge.folder import BATCHES_NAME, is_full, journal_id, raise_epoch
+from batchd.edge.journal import BatchJournal
 from batchd.edge.lock import SupervisorLock, boot_id
 from batchd.edge.orphans import become_subreaper, sweep
 from batchd.edge.reports import acknowledged, files_of
@@ -74,18 +75,28 @@ def _charge_begun(folder: Path, path: Path, name: str) -> int:
         except BatchdError:
             continue  # Damaged or deleted: whoever opens it is told.
         try:
-            if journal.facts.is_attached:
-                text = f"was running at {INTERRUPTIONS_MAX} deaths of the supervisor in a row"
-                failure = Failure("JobInterrupted", text, fingerprint("JobInterrupted"))
-                known = [_without_lost(journal.folder, trace) for trace in traces]
-                made = interrupted(copy(journal.facts), known, DEFAULT_ALLOWANCES, failure.encode())
-                charged += sum(entry.count for entry in made if isinstance(entry, e.Charged))
-                journal.commit(made)
+            charged += _write(journal, [_without_lost(journal.folder, trace) for trace in traces])
         except (lmdb.CorruptedError, lmdb.PageNotFoundError):
             continue  # It can be read and not be written: a matter of this batch and no other.
         finally:
             journal.close()
     return charged
+
+
+def _write(journal: BatchJournal, traces: list[LeaseTrace]) -> int:
+    """Write what became of the jobs of a batch; return how many were charged."""
+    text = f"was running at {INTERRUPTIONS_MAX} deaths of the supervisor in a row"
+    failure = Failure("JobInterrupted", text, fingerprint("JobInterrupted")).encode()
+    made = interrupted(copy(journal.facts), traces, DEFAULT_ALLOWANCES, failure)
+    if not made:
+        return 0
+    try:
+        journal.commit(made)
+    except (lmdb.Error, OSError) as error:
+        if not is_full(error, journal.folder) or not any(trace.reports for trace in traces):
+            raise
+        return _write(journal, [trace._replace(reports=()) for trace in traces])  # Those run again.
+    return sum(entry.count for entry in made if isinstance(entry, e.Charged))
 
 
 def _without_lost(place: Path, trace: LeaseTrace) -> LeaseTrace:

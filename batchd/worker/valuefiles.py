@@ -49,7 +49,7 @@ class ValueFiles:
         self._lock_fd = -1
 
     def keep(self, parts: Sequence[Buffer], job: int = 0) -> Reference | None:
-        """Write a value, a worker for a job; return None for one that is small, too large or cannot be written here."""
+        """Write a value, a worker for a job; None for one that is small, too large or cannot be written here."""
         nbytes = sum(map(len, parts))
         if not VALUE_FILE_BYTES_MIN <= nbytes <= VALUE_BYTES_MAX:
             return None

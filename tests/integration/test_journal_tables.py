@@ -10,9 +10,10 @@ import pytest
 
 from batchd.core import entries as e
 from batchd.core.facts import BatchFacts, apply
-from batchd.edge import environment
+from batchd.edge import drafts, environment
 from batchd.edge import journal as journal_module
-from batchd.edge.journal import BatchJournal, join, remove_drafts
+from batchd.edge.drafts import remove_drafts
+from batchd.edge.journal import BatchJournal, join
 from batchd.edge.outcomes import Outcomes
 from batchd.errors import JournalDamaged, JournalError, JournalNewer
 from batchd.formats import tables
@@ -73,7 +74,7 @@ def test_a_batch_that_goes_on_takes_the_format_of_who_writes_it(
 ) -> None:
     """Or an older batchd would open it, and meet records it cannot read."""
     with monkeypatch.context() as older:
-        older.setattr(journal_module, "FORMAT_VERSION", FORMAT_VERSION - 1)
+        older.setattr(drafts, "FORMAT_VERSION", FORMAT_VERSION - 1)
         BatchJournal.create(place, {}).close()
     journal = BatchJournal(place, is_writer=True)
     assert format_of(journal) == FORMAT_VERSION - 1, "opening it changes nothing yet"

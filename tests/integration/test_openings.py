@@ -19,8 +19,9 @@ import pytest
 from batchd.client import connect
 from batchd.core import events as ev
 from batchd.edge import control
+from batchd.edge.drafts import make_batch
 from batchd.edge.folder import open_folder
-from batchd.edge.journal import BatchJournal, make_batch
+from batchd.edge.journal import BatchJournal
 from batchd.edge.template import KeySpec
 from batchd.formats import frame
 from batchd.supervisor import openings

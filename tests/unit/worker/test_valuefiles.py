@@ -64,7 +64,7 @@ def test_a_value_leaves_room_for_what_is_small(batch: Path, monkeypatch: pytest.
         told = [*disk]
         told[1], told[4] = 1, free  # f_frsize, f_bavail
         monkeypatch.setattr(os, "statvfs", lambda _, told=told: os.statvfs_result(told))
-        assert (ValueFiles(batch, is_synced=False).keep([WRITABLE]) is not None) is is_kept
+        assert (ValueFiles(batch, is_synced=False, worker=WORKER).keep([WRITABLE]) is not None) is is_kept
     assert len(files_of(batch)) == 1
 
 
