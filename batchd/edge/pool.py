@@ -98,7 +98,8 @@ class Pool:
         self._keys: dict[str, KeySpec] = {}
         self._templates: dict[str, TemplateProcess] = {}
         self._fresh: set[str] = set()
-        self._free_slots = list(range(recorder.slots))
+        self._free_slots = list(reversed(range(recorder.slots)))
+        """The last is used first: a slot that was ever used has memory for its transcript."""
         self.shortage = ""  # Why the last worker that the system refused was refused, for people.
         self._held_slots: dict[int, int] = {}
         """Slots of gone workers whose outcomes are not durable yet."""
@@ -146,7 +147,8 @@ class Pool:
                     self._kill(worker, why, with_stack=with_stack)
             case c.ForgetWorker(worker=number):
                 if number in self._held_slots:  # Or it had none: there was no free one when it was to start.
-                    self._free_slots.append(self._held_slots.pop(number))
+                    self._free_slots.append(slot := self._held_slots.pop(number))
+                    self._recorder.slot(slot).clear()  # What it said and nobody heard is overruled, durably.
 
     def positions(self) -> dict[int, ev.Position | None]:
         """Return where each worker is, to be held against where it is after it was measured."""
@@ -241,7 +243,7 @@ class Pool:
             self.shortage = f"cannot start a worker: {error.strerror}"
             self._emit(ev.WorkerGone(number, None, self.shortage, is_short=True))
             return
-        slot_number = self._free_slots.pop(0)
+        slot_number = self._free_slots.pop()
         slot = self._recorder.clear(slot_number)
         writer = slot.words[WRITER] = int.from_bytes(os.urandom(8), "big") | OF_WORKER
         worker = WorkerProcess(number, key, slot_number, slot, leases_fd, reports_fd, output_fd, writer)

@@ -114,6 +114,20 @@ def test_a_recorder_without_a_free_slot_starts_no_worker(tmp_path: Path) -> None
         bench.close()
 
 
+def test_a_worker_that_is_forgotten_leaves_its_slot_to_the_next_one_and_says_nothing_more(bench: Bench) -> None:
+    """Else a restart believes what an attempt reported that was charged, and each death takes shared memory."""
+    worker = at_work(bench, [("pid",)] * 3)
+    for index in range(3):
+        bench.run(worker, index, index + 1)
+        os.kill(worker.pid, signal.SIGKILL)
+        bench.gone(worker)
+        assert [lane.first for lane in worker.slot.lanes()] == [index], "not durable yet"
+        bench.pool.perform(c.ForgetWorker(worker.number))
+        assert list(worker.slot.lanes()) == []
+        gone, worker = worker, bench.start()
+        assert worker.slot_number == gone.slot_number
+
+
 @pytest.mark.covers("H1", "P29")
 def test_a_process_out_of_descriptors_starts_no_worker(bench: Bench) -> None:
     at_work(bench, [])
