@@ -51,7 +51,7 @@ def acknowledged(worker: int, transcript: Transcript) -> Iterator[ev.JobsAcked]:
     """
     for report in transcript.reports():
         try:
-            for frame in FrameReader().feed(report):
+            for frame in FrameReader(len(report)).feed(report):  # None is larger than what it stands in.
                 if isinstance(event := event_of(worker, "", frame), ev.JobsAcked):
                     yield event
         except FormatError:

@@ -1,5 +1,7 @@
 """The transcript: what was noted last is there, and what was cut off says nothing that was not said."""
 
+from tracemalloc import get_traced_memory, start, stop
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -62,6 +64,16 @@ def test_a_report_that_would_displace_most_others_is_left_out() -> None:
     transcript.note(bytes(SIZE // 2))
     transcript.note(bytes(2 * SIZE))
     assert list(transcript.reports()) == [b"small"]
+
+
+def test_what_announces_more_than_there_is_takes_no_memory() -> None:
+    transcript = _holding(frame.encode(Report.ACK, bytes(ACK.size), 1 << 30))
+    start()
+    try:
+        assert list(acknowledged(1, transcript)) == []
+        assert get_traced_memory()[1] < 1 << 20
+    finally:
+        stop()
 
 
 def test_a_report_tells_who_lease_state_and_block() -> None:
