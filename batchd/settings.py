@@ -54,6 +54,8 @@ LEASE_TARGET_S: Final = 0.2
 LEASE_JOBS_MAX: Final = 65_536
 LEASE_GROWTH_MAX: Final = 8
 """A lease may be at most this many times as large as the last one that was measured."""
+LEASE_TAKERS_MAX: Final = 4
+"""So many batches that take turns with the same workers share the target: a small one is sooner over."""
 LEASES_PER_WORKER: Final = 2
 """Outstanding at once: one runs while the next waits in the pipe, which hides the round trip."""
 COSTLY_JOBS_MAX: Final = 4_096

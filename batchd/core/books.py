@@ -117,7 +117,7 @@ class LiveBatch:
         if len(self._costly) > 2 * COSTLY_JOBS_MAX:  # Jobs that came back several times stand in it several times.
             self._costly = sorted({entry for entry in self._costly if self._is_queued(entry)})
 
-    def take(self, workers: int) -> tuple[int, int, History, float | None]:
+    def take(self, workers: int, takers: int = 1) -> tuple[int, int, History, float | None]:
         """Take the next lease's jobs out of the queue; return (first, stop, their history, cost if leased for it).
 
         A job that is known to be long goes first and alone; the others go in their order.
@@ -129,7 +129,7 @@ class LiveBatch:
             first, cost = costliest
             stop = first + 1
         stop, history = self.facts.histories.span(first, stop)
-        jobs = self.pace.jobs_per_lease(self.queued.size, workers)
+        jobs = self.pace.jobs_per_lease(self.queued.size, workers, takers)
         stop = min(stop, first + (1 if history.is_suspect else jobs))
         self.queued.remove(first, stop)
         return first, stop, history, cost

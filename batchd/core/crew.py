@@ -126,7 +126,9 @@ class Crew:
         return each_s is not None and each_s < LEASE_TARGET_S
 
     def _grant(self, worker: Worker, batch: LiveBatch, now: float) -> None:
-        first, stop, history, cost = batch.take(min(batch.workers_max, len(self.workers)))
+        alike = [other for other in self._batches.values() if other.key == worker.key and other.is_leasing]
+        takers = sum(other.queued.size > 0 for other in alike)
+        first, stop, history, cost = batch.take(min(batch.workers_max, len(self.workers)), takers)
         lease = Lease(self._next_lease, batch.facts.batch, worker.lanes.pop(0), first, stop, first, history, cost)
         self._next_lease += 1
         worker.reported_at = worker.reported_at if worker.leases else now

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from batchd.core.events import Phase, Position
 from batchd.core.job import History
-from batchd.settings import LEASE_GROWTH_MAX, LEASE_JOBS_MAX, LEASE_TARGET_S
+from batchd.settings import LEASE_GROWTH_MAX, LEASE_JOBS_MAX, LEASE_TAKERS_MAX, LEASE_TARGET_S
 
 
 @dataclass(slots=True)
@@ -94,12 +94,16 @@ class Pace:
         each_s = self.seconds_per_job
         return LEASE_TARGET_S if each_s is None else min(LEASE_TARGET_S, each_s * queued / (2 * workers))
 
-    def jobs_per_lease(self, queued: int, workers: int) -> int:
-        """Return how many jobs the next lease should hold: a target time, less as the queue runs out."""
+    def jobs_per_lease(self, queued: int, workers: int, takers: int = 1) -> int:
+        """Return how many jobs the next lease should hold: a target time, less as the queue runs out.
+
+        `takers` batches take turns with the workers: the target is for all of them, as far as leases do not get tiny.
+        """
         each_s = self.seconds_per_job
         if each_s is None:
             return 1
-        wanted = int(LEASE_TARGET_S / each_s) if each_s > LEASE_TARGET_S / LEASE_JOBS_MAX else LEASE_JOBS_MAX
+        target_s = LEASE_TARGET_S / min(takers, LEASE_TAKERS_MAX)
+        wanted = int(target_s / each_s) if each_s > target_s / LEASE_JOBS_MAX else LEASE_JOBS_MAX
         fair = queued // (2 * workers)
         grown = LEASE_GROWTH_MAX * max(1, self.jobs_max)
         return max(1, min(wanted, fair, grown, LEASE_JOBS_MAX))

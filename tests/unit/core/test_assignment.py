@@ -6,12 +6,13 @@ from batchd.core import commands as c
 from batchd.core import events as ev
 from batchd.core.assignment import choose_batch, choose_victim, pool_size, rest_s, workers_per_key
 from batchd.core.books import Kill, LiveBatch, Worker, WorkerState
+from batchd.core.crew import Crew
 from batchd.core.events import Options
 from batchd.core.facts import BatchFacts
 from batchd.core.job import FRESH, JobState
 from batchd.core.lease import Lease, Pace
 from batchd.core.scheduler import Scheduler
-from batchd.settings import REST_S_EAGER, REST_S_MAX, REST_SHARE
+from batchd.settings import LEASE_TARGET_S, REST_S_EAGER, REST_S_MAX, REST_SHARE
 
 
 def batch(name: str, queued: int, *, workers: int = 4, key: str = "key") -> LiveBatch:
@@ -32,6 +33,20 @@ def test_the_pool_is_as_large_as_the_largest_cap() -> None:
     batches = [batch("a", 1, workers=2), batch("b", 1, workers=5)]
 
     assert [pool_size(batches, None), pool_size(batches, 3), pool_size([], None)] == [5, 3, 0]
+
+
+@pytest.mark.parametrize(("key", "is_leaving", "jobs"), [("key", False, 4), ("key", True, 8), ("other", False, 8)])
+def test_leases_are_shorter_while_another_batch_waits_for_the_same_workers(
+    key: str, is_leaving: bool, jobs: int
+) -> None:
+    batches = {"a": batch("a", 1000), "b": batch("b", 1000, key=key)}
+    batches["b"].is_leaving = is_leaving
+    batches["a"].pace.report(1, LEASE_TARGET_S / 8)
+    crew = Crew(batches)
+    crew.workers[1] = Worker(1, "key", [0, 1], WorkerState.READY)
+    crew.grant_leases(0.0)
+    made = [each for each in crew.orders if isinstance(each, c.GrantLease) and each.batch == "a"]
+    assert made[0].stop - made[0].first == jobs
 
 
 def test_workers_are_shared_evenly() -> None:

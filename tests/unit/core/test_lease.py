@@ -40,6 +40,14 @@ def test_leases_grow_towards_the_target_time() -> None:
     assert sizes == [1, 8, 64, int(LEASE_TARGET_S / 0.0005)]
 
 
+def test_batches_that_take_turns_share_the_target_time() -> None:
+    pace = Pace()
+    pace.report(100, busy_s=100 * LEASE_TARGET_S / 80)
+    pace.lease_done(100)
+
+    assert [pace.jobs_per_lease(1000, workers=2, takers=takers) for takers in (1, 2, 4, 50)] == [80, 40, 20, 20]
+
+
 def test_leases_shrink_as_the_queue_runs_out() -> None:
     pace = Pace()
     pace.report(100, busy_s=0.001)
