@@ -428,7 +428,7 @@ class Pool:
         if position is None or position.phase is ev.Phase.IDLE:
             return
         transcript = self._recorder.transcript(worker.slot_number)
-        for said in acknowledged(worker.number, transcript) if transcript is not None else ():
+        for said in acknowledged(worker.number, transcript, {position.lease}) if transcript is not None else ():
             # If the supervisor dies as well, the next one records this.
             worker.reported.update([reference.number for reference in files_of(said)])
         for batch in {lane.batch for lane in worker.slot.lanes() if lane.lease == position.lease}:

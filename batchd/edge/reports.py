@@ -4,7 +4,7 @@ A frame says nothing that is believed before it was looked at here; a worker tha
 """
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from typing import Final
 
 from batchd.core import events as ev
@@ -43,13 +43,13 @@ def event_of(worker: int, key: str, frame: Frame) -> ev.Event:
     raise FormatError(f"report of unknown kind {frame.kind}")
 
 
-def acknowledged(worker: int, transcript: Transcript) -> Iterator[ev.JobsAcked]:
-    """Give what the reports in a transcript acknowledge, in no order; what is no whole report is passed over.
+def acknowledged(worker: int, transcript: Transcript, leases: Container[int]) -> Iterator[ev.JobsAcked]:
+    """Give what a transcript acknowledges under these leases, in no order; what is no whole report is passed over.
 
-    >>> list(acknowledged(1, Transcript(memoryview(bytearray(4096)))))
+    >>> list(acknowledged(1, Transcript(memoryview(bytearray(4096))), {7}))
     []
     """
-    for report in transcript.reports():
+    for report in transcript.reports(leases):
         try:
             for frame in FrameReader(len(report)).feed(report):  # None is larger than what it stands in.
                 if isinstance(event := event_of(worker, "", frame), ev.JobsAcked):

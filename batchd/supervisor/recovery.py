@@ -124,7 +124,8 @@ def _all_lanes(recorder: Recorder) -> Iterator[LeaseTrace]:
         slot = recorder.slot(number)
         position, lanes = slot.position(), list(slot.lanes())
         transcript = recorder.transcript(number) if lanes else None
-        reports = list(acknowledged(number, transcript)) if transcript is not None else []
+        leases = {lane.lease for lane in lanes}
+        reports = list(acknowledged(number, transcript, leases)) if transcript is not None else []
         for lane in lanes:
             said = tuple(report for report in reports if report.lease == lane.lease)
             yield LeaseTrace(lane.batch, lane.lease, lane.first, lane.reach, position, said)

@@ -225,7 +225,7 @@ class Worker:
     def _say(self, parts: list[bytes]) -> None:
         if self._transcript is not None and sum(map(len, parts)) <= TRANSCRIPT_BYTES:
             parts = [b"".join(parts)]
-            self._transcript.note(parts[0])  # First: from here on it is as good as said.
+            self._transcript.note(self._lane.lease, parts[0])  # First: from here on it is as good as said.
         send_all(self._fds.reports, parts)
 
     def _keep(self, batch: str, index: int, parts: Sequence[Buffer]) -> Reference | None:

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from batchd.core.events import Phase, Position
-from batchd.settings import LANES, TRANSCRIPT_BYTES
+from batchd.settings import DISK_RESERVE_BYTES, LANES, TRANSCRIPT_BYTES
 from batchd.worker.transcript import Transcript
 
 _HEADER: Final = struct.Struct("<8s36s36sQQ")
@@ -254,6 +254,9 @@ class Recorder:
         slot.clear()
         if start + TRANSCRIPT_BYTES <= len(self._map):
             with suppress(OSError):  # Memory is short: what it reports runs again if the supervisor dies.
+                disk = os.fstatvfs(self.fd)
+                if disk.f_bavail * disk.f_frsize < DISK_RESERVE_BYTES:
+                    return slot  # Jobs may need what is left.
                 os.posix_fallocate(self.fd, start, TRANSCRIPT_BYTES)
                 slot.words[TRANSCRIPT] = TRANSCRIPT_BYTES
         return slot

@@ -40,7 +40,7 @@ def left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[BatchJourn
     slot.words[POSITION] = phase_word(Phase.RUNNING, 0) | 4
     transcript = recorder.transcript(0)
     assert transcript is not None
-    transcript.note(acknowledging(0, [0, 1, 4, 9]))
+    transcript.note(LEASE, acknowledging(0, [0, 1, 4, 9]))
     recorder.close()
     journal.close()
     yield journal

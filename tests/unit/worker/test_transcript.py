@@ -35,13 +35,13 @@ REPORTS = st.lists(st.integers(1, 120), min_size=1, max_size=80).map(
 def test_what_was_noted_last_is_there_and_nothing_else_ever_was(noted: list[bytes]) -> None:
     transcript = Transcript(memoryview(bytearray(SIZE)))
     for each in noted:
-        transcript.note(each)
-    found = [told(event) for event in acknowledged(3, transcript)]
-    every = [told(event) for each in noted for event in acknowledged(3, _holding(each))]
+        transcript.note(1, each)
+    found = [told(event) for event in acknowledged(3, transcript, {1})]
+    every = [told(event) for each in noted for event in acknowledged(3, _holding(each), {1})]
     assert set(found) <= set(every)
     room, last = SIZE - max(map(len, noted)), 0
     for each in reversed(noted):  # At worst the end of the memory is skipped, once a round.
-        room -= len(each) + 72
+        room -= len(each) + 80
         last += room >= 0
     assert every[len(every) - last :] == [each for each in every[len(every) - last :] if each in found]
 
@@ -51,39 +51,40 @@ def test_bytes_that_were_changed_are_left_out(noted: list[bytes], data: st.DataO
     memory = bytearray(SIZE)
     transcript = Transcript(memoryview(memory))
     for each in noted:
-        transcript.note(each)
-    every = {told(event) for each in noted for event in acknowledged(3, _holding(each))}
+        transcript.note(1, each)
+    every = {told(event) for each in noted for event in acknowledged(3, _holding(each), {1})}
     at = data.draw(st.integers(0, SIZE - 1))
     memory[at : at + 40] = data.draw(st.binary(min_size=40, max_size=40))[: SIZE - at]
-    assert {told(event) for event in acknowledged(3, transcript)} <= every
+    assert {told(event) for event in acknowledged(3, transcript, {1})} <= every
 
 
 def test_a_report_that_would_displace_most_others_is_left_out() -> None:
     transcript = Transcript(memoryview(bytearray(SIZE)))
-    transcript.note(b"small")
-    transcript.note(bytes(SIZE // 2))
-    transcript.note(bytes(2 * SIZE))
-    assert list(transcript.reports()) == [b"small"]
+    transcript.note(1, b"small")
+    transcript.note(1, bytes(SIZE // 2))
+    transcript.note(1, bytes(2 * SIZE))
+    assert list(transcript.reports({1})) == [b"small"]
 
 
 def test_what_announces_more_than_there_is_takes_no_memory() -> None:
     transcript = _holding(frame.encode(Report.ACK, bytes(ACK.size), 1 << 30))
     start()
     try:
-        assert list(acknowledged(1, transcript)) == []
+        assert list(acknowledged(1, transcript, {1})) == []
         assert get_traced_memory()[1] < 1 << 20
     finally:
         stop()
 
 
 def test_a_report_tells_who_lease_state_and_block() -> None:
-    transcript = _holding(report(5, ["a", None], lease=9, state=JobState.FAILED))
-    (event,) = acknowledged(3, transcript)
+    transcript = _holding(report(5, ["a", None], lease=9, state=JobState.FAILED), 9)
+    (event,) = acknowledged(3, transcript, {9})
+    assert list(acknowledged(3, transcript, {8})) == [], "of a lease that is over"
     assert (event.worker, event.lease, event.first, event.count) == (3, 9, 5, 2)
     assert (event.state, event.block) == (JobState.FAILED, pack_vector(5, JobState.FAILED, ["a", None]))
 
 
-def _holding(noted: bytes) -> Transcript:
+def _holding(noted: bytes, lease: int = 1) -> Transcript:
     transcript = Transcript(memoryview(bytearray(4 * SIZE)))
-    transcript.note(noted)
+    transcript.note(lease, noted)
     return transcript
