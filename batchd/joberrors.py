@@ -12,7 +12,7 @@ from concurrent.futures import CancelledError
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from reprlib import Repr
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from batchd.core.job import JobState
 from batchd.edge.stacks import cut_own_frames, split_dump, stack_of
@@ -116,6 +116,10 @@ class JobOverMemory(JobError, MemoryError):
     >>> type(error).__name__, isinstance(error, MemoryError), "GiB > 0.20 GiB" in error.cause
     ('JobOverMemory', True, True)
     """
+
+    def __new__(cls, *args: object) -> Self:
+        """Make it as Python does. MemoryError's, which would be found by this name, refuses."""
+        return Exception.__new__(cls, *args)
 
 
 class JobCancelled(JobError, CancelledError):

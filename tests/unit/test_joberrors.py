@@ -300,6 +300,7 @@ def test_an_error_made_by_hand_has_its_words() -> None:
         error = kind("in words")
         assert (str(error), error.args, error.index, error.attempt) == ("in words", ("in words",), -1, 0)
         assert str(pickle.loads(pickle.dumps(error))) == "in words"
+        assert type(kind.__new__(kind, *error.args)) is kind  # As pickles are read that keep tracebacks (tblib).
 
 
 @pytest.mark.parametrize(
