@@ -41,7 +41,7 @@ def main() -> int:
         os.write(ready_fd, b"ready")
     os.close(ready_fd)
     code = supervisor.run()
-    if is_throwaway:
+    if is_throwaway and not code:  # Else its process has another one started, for those who go on.
         shutil.rmtree(folder, ignore_errors=True)
         supervisor.ground.recorder_path.unlink(missing_ok=True)
     return code

@@ -168,6 +168,10 @@ class Clients:
             if not client.line.has_unsent:
                 self._tell(client, batch)
 
+    def may_join(self, batch: str) -> bool:
+        """Whether the batch is open to others, and stays open: whoever comes while it is put down waits for that."""
+        return batch in self.shared and batch not in self._put_down and self.owner(batch) is not None
+
     def owner(self, batch: str) -> Client | None:
         """Return a client that has the batch open, None when nobody has."""
         return next((client for client in self._clients if batch in client.bound), None)

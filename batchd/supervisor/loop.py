@@ -28,6 +28,7 @@ from batchd.core.replay import cancelled
 from batchd.core.scheduler import Scheduler
 from batchd.core.stored import copy
 from batchd.edge import reserve
+from batchd.edge.callbacks import call_each
 from batchd.edge.commits import Broken, CommitThread, Done, Outcome, Stalled, is_light
 from batchd.edge.control import SOCKET_NAME
 from batchd.edge.gauges import Gauges
@@ -168,7 +169,7 @@ class Supervisor:
             self._rest()
             self._leave_when_idle()
             self._leave_when_full()
-            if not self._commit():
+            if self._exit_code is None and not self._commit():
                 return False  # The other thread is in the middle of a turn by now.
         return True
 
@@ -249,7 +250,7 @@ class Supervisor:
         match outcome:
             case Done(turn=turn, progress=progress):
                 saved, self._in_flight = self._in_flight, {}
-                self._next_commit = monotonic() + COMMIT_GAP_S
+                self._next_commit, self._has_stalled = monotonic() + COMMIT_GAP_S, False
                 self._set_trouble("")
                 for name, made in progress.items():
                     self.progress[name] = made
@@ -286,12 +287,9 @@ class Supervisor:
     def _answer(self) -> None:
         if not self._after or self._after[0][0] > self._durable_turn:
             return
-        waiting, self._after = self._after, []
-        for due, call in waiting:
-            if due <= self._durable_turn:
-                call()
-            else:
-                self._after.append((due, call))
+        waiting = self._after
+        self._after = [(due, call) for due, call in waiting if due > self._durable_turn]
+        call_each(call for due, call in waiting if due <= self._durable_turn)
 
     def _put_down(self, batch: str) -> None:
         self.clients.on_put_down(batch)

@@ -92,7 +92,7 @@ class Openings:
         """Attach a batch for this client; the task is imported first, so that nothing is made for a wrong one."""
         name = request.name
         self.check_free(name, is_shared=request.is_shared)
-        if name in self._clients.shared and self._clients.owner(name) is not None:
+        if self._clients.may_join(name):
             self._check_alike(request)
             self._bind(client, request)  # Others run it: their workers serve this client as well.
             self._supervisor.after_commit(lambda: self._tell_opened(client, number, name))
@@ -105,9 +105,9 @@ class Openings:
                 if reason:
                     raise TaskError(reason)
                 self.check_free(name, is_shared=request.is_shared)
-                if name in self._clients.shared and self._clients.owner(name) is not None:
+                if self._clients.may_join(name):
                     self._check_alike(request)  # Another client was faster.
-                elif name in self._supervisor.journals:  # Taken up for a moment, to be changed, during the import.
+                elif name in self._supervisor.journals:  # Taken up to be changed, or left, during the import.
                     self._clients.when_put_down(name, lambda: go_on(""))
                     return
                 elif self._must_be_made(request):
@@ -230,6 +230,8 @@ class Openings:
         return self._supervisor.ground.folder / "batches" / name
 
     def _tell_opened(self, client: Client, number: int, name: str) -> None:
+        if client.is_gone:
+            return  # And the batch may be as well.
         journal = self._supervisor.journals[name]
         fields = {
             "checkpoint": journal.facts.checkpoint,

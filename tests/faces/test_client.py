@@ -33,6 +33,24 @@ def kill_supervisor(folder: Path) -> None:
     await_death(pid)
 
 
+# --- One after the other -------------------------------------------------------------------------------------------
+
+
+def test_a_client_that_comes_while_the_last_one_leaves_waits_for_that_and_is_served(desk: Desk) -> None:
+    """As when a service is replaced: what the old one began is finished first."""
+    first = batchd.Client(desk.journal, workers=1)
+    job = first.submit(lambda mark=desk.marks: (mark.touch(), nap(1.5), "first")[2])
+    until(desk.marks.exists, "it runs")
+    leaving = threading.Thread(target=first.close)
+    leaving.start()
+    attachment = first._queue._attachment  # When it has asked to leave nobody is told.
+    until(lambda: attachment is not None and attachment._stopping is not None, "it leaves")
+    with batchd.Client(desk.journal, workers=1) as second:
+        assert second.submit(square, 5).result(WAIT_S) == 25
+        assert second.job(job.id).value == "first"
+    leaving.join()
+
+
 # --- One job -----------------------------------------------------------------------------------------------------
 
 

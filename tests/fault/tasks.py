@@ -170,7 +170,8 @@ def waits_with_a_child(x: int) -> int:
 
 
 def large_result(x: int) -> bytes:
-    return bytes([x % 256]) * (1 << 20)
+    """Several of these fill a pipe and a commit, and none is large enough for a file of its own."""
+    return bytes([x % 256]) * 900_000
 
 
 def large_result_soon(x: int) -> bytes:

@@ -171,6 +171,7 @@ def test_random_workers_are_killed_throughout(desk: Desk, tally: Tally) -> None:
         pause(0.02)
     _, err = process.communicate(timeout=90)
     assert process.returncode == 0, err
+    assert kills > 10, "nobody was killed"
     check_whole(desk, jobs, tally)
 
 

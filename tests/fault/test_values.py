@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import batchd
-from batchd.settings import VALUE_BYTES_MAX
+from batchd.settings import VALUE_BYTES_MAX, VALUE_FILE_BYTES_MIN
 from tests.bench import ROOT
 from tests.commands import Desk, until
 from tests.fault import tasks
@@ -112,6 +112,15 @@ def test_100_mb_go_in_while_100_mb_come_out(tmp_path: Path, monkeypatch: pytest.
     with batchd.Executor(2) as executor:
         jobs = [executor.submit(reverse, large) for _ in range(6)]
         assert all(job.result(120) == large[::-1] for job in jobs)
+
+
+@pytest.mark.covers("P16", "W15")
+def test_more_than_any_pipe_takes_goes_in_while_as_much_comes_out() -> None:
+    """Values that are too small for files of their own, so that all of them pass sockets, records and pipes."""
+    medium = os.urandom(VALUE_FILE_BYTES_MIN - 10_000)
+    with batchd.Executor(2) as executor:
+        jobs = [executor.submit(reverse, medium) for _ in range(60)]
+        assert all(job.result(120) == medium[::-1] for job in jobs)
 
 
 @pytest.mark.covers("W12", "P5")

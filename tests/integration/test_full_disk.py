@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from threading import Thread
@@ -14,6 +16,8 @@ from batchd.client import connection as client
 from batchd.client.session import Session
 from batchd.core.facts import BatchState
 from batchd.core.job import JobState
+from batchd.edge.folder import journal_id, open_folder
+from batchd.supervisor.recovery import recorder_path
 from tests.bench import ROOT, House, await_death, pump_until
 from tests.commands import until
 
@@ -205,3 +209,20 @@ def test_another_batch_is_removed_at_once(disk: Disk, tmp_path: Path) -> None:
         assert house.notes == [], "the supervisor died of it"
     finally:
         house.close()
+
+
+@pytest.mark.parametrize(("code", "is_left"), [(0, False), (3, True)])
+def test_a_throw_away_journal_is_left_to_the_next_supervisor_where_one_stops_for_the_disk(
+    tmp_path: Path, code: int, is_left: bool
+) -> None:
+    folder = open_folder(tmp_path / "journal")
+    program = (
+        "import sys; from batchd.supervisor import __main__ as started;"
+        f"started.Supervisor.run = lambda self: {code};"
+        f"sys.argv[1:] = [{str(folder)!r}, '1', 'throw-away']; sys.exit(started.main())"
+    )
+    recorder = recorder_path(folder, journal_id(folder))
+    ran = subprocess.run([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, check=False)
+    assert (ran.returncode, ran.stdout) == (code, b"ready")
+    assert (folder.exists(), recorder.exists()) == (is_left, is_left)
+    recorder.unlink(missing_ok=True)
