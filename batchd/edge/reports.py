@@ -9,13 +9,16 @@ from typing import Final
 
 from batchd.core import events as ev
 from batchd.core.job import JobState
+from batchd.core.ranges import Range, RangeSet
 from batchd.errors import FormatError
-from batchd.formats.frame import Frame, FrameReader
+from batchd.formats.frame import HEADER_BYTES, Frame, FrameReader
 from batchd.formats.reference import Reference
 from batchd.formats.report import ACK, ENDED, NO_FINGERPRINT, Report
-from batchd.formats.segment import Encoding, references_in, unpack
+from batchd.formats.segment import Encoding, header_of, references_in, unpack
 from batchd.worker.transcript import Transcript
 
+_BLOCK_AT: Final = HEADER_BYTES + ACK.size
+_END_BYTES: Final = HEADER_BYTES + ENDED.size
 _REPORTED: Final = frozenset({JobState.SUCCEEDED, JobState.FAILED})
 
 
@@ -43,19 +46,34 @@ def event_of(worker: int, key: str, frame: Frame) -> ev.Event:
     raise FormatError(f"report of unknown kind {frame.kind}")
 
 
-def acknowledged(worker: int, transcript: Transcript, leases: Container[int]) -> Iterator[ev.JobsAcked]:
+def acknowledged(
+    worker: int, transcript: Transcript, leases: Container[int], wanted: RangeSet | None = None
+) -> Iterator[ev.JobsAcked]:
     """Give what a transcript acknowledges under these leases, in no order; what is no whole report is passed over.
+
+    A report about jobs of which none is `wanted` is not decoded.
 
     >>> list(acknowledged(1, Transcript(memoryview(bytearray(4096))), {7}))
     []
     """
     for report in transcript.reports(leases):
+        if wanted is not None and (about := _range_of(report)) and not wanted.overlaps(*about):
+            continue
         try:
             for frame in FrameReader(len(report)).feed(report):  # None is larger than what it stands in.
                 if isinstance(event := event_of(worker, "", frame), ev.JobsAcked):
                     yield event
         except FormatError:
             continue  # Its worker died while it wrote this, or wrote over it since.
+
+
+def _range_of(report: bytes) -> Range | None:
+    """Return what jobs a report seems to be about, unchecked; None unless it is one block, and perhaps the end."""
+    try:
+        first, count, _, length = header_of(report, _BLOCK_AT)
+    except FormatError:
+        return None
+    return (first, first + count) if len(report) - _BLOCK_AT - length in {0, _END_BYTES} else None
 
 
 def files_of(report: ev.Event) -> list[Reference]:

@@ -7,7 +7,6 @@ make a new recorder.
 
 import os
 from collections import defaultdict
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +14,8 @@ import lmdb
 
 from batchd.core import entries as e
 from batchd.core.job import DEFAULT_ALLOWANCES
+from batchd.core.lease import reach
+from batchd.core.ranges import RangeSet
 from batchd.core.replay import LeaseTrace, interrupted
 from batchd.core.stored import copy
 from batchd.edge.drafts import remove_drafts
@@ -68,18 +69,22 @@ def recorder_path(folder: Path, name: str) -> Path:
 
 
 def _charge_begun(folder: Path, path: Path, name: str) -> int:
+    recorder = _earlier(path, name)
+    if recorder is None:
+        return 0
     charged = 0
-    for batch, traces in _traces(path, name).items():
+    for batch, traces in _traces(recorder).items():
         try:
             journal = BatchJournal(folder / "batches" / batch, is_writer=True)
         except BatchdError:
             continue  # Damaged or deleted: whoever opens it is told.
         try:
-            charged += _write(journal, [_without_lost(journal.folder, trace) for trace in traces])
+            charged += _write(journal, [_with_reports(trace, slot, recorder, journal) for slot, trace in traces])
         except (lmdb.CorruptedError, lmdb.PageNotFoundError):
             continue  # It can be read and not be written: a matter of this batch and no other.
         finally:
             journal.close()
+    recorder.close()
     return charged
 
 
@@ -99,6 +104,18 @@ def _write(journal: BatchJournal, traces: list[LeaseTrace]) -> int:
     return sum(entry.count for entry in made if isinstance(entry, e.Charged))
 
 
+def _with_reports(trace: LeaseTrace, slot: int, recorder: Recorder, journal: BatchJournal) -> LeaseTrace:
+    """Add what the worker in a slot said of jobs that are not recorded: little of what is in its transcript."""
+    facts = journal.facts
+    begun, _ = reach(trace.number, trace.first, trace.stop, trace.position)
+    left = RangeSet(facts.done.gaps(trace.first, min(begun, facts.size)))
+    transcript = recorder.transcript(slot) if left and facts.is_attached else None
+    if transcript is None:
+        return trace
+    said = tuple(acknowledged(slot, transcript, {trace.number}, left))
+    return _without_lost(journal.folder, trace._replace(reports=said))
+
+
 def _without_lost(place: Path, trace: LeaseTrace) -> LeaseTrace:
     """Leave out what names a value file that is gone: it was nobody's by then, and the job is to run again."""
     folder = place / VALUES_NAME
@@ -106,26 +123,24 @@ def _without_lost(place: Path, trace: LeaseTrace) -> LeaseTrace:
     return trace._replace(reports=tuple(there))
 
 
-def _traces(path: Path, name: str) -> dict[str, list[LeaseTrace]]:
-    traces: dict[str, list[LeaseTrace]] = defaultdict(list)
+def _earlier(path: Path, name: str) -> Recorder | None:
+    """Return the recorder of the supervisor before, if there is one of this boot."""
     try:
         recorder = Recorder.open(path)
     except (OSError, ValueError):
-        return traces
+        return None
     if recorder.boot_id == boot_id() and recorder.journal_id == name:
-        for trace in _all_lanes(recorder):
-            traces[trace.batch].append(trace)
+        return recorder
     recorder.close()
-    return traces
+    return None
 
 
-def _all_lanes(recorder: Recorder) -> Iterator[LeaseTrace]:
+def _traces(recorder: Recorder) -> dict[str, list[tuple[int, LeaseTrace]]]:
+    """Return each lease a recorder describes, with its slot, by batch."""
+    traces: dict[str, list[tuple[int, LeaseTrace]]] = defaultdict(list)
     for number in range(recorder.slots):
         slot = recorder.slot(number)
-        position, lanes = slot.position(), list(slot.lanes())
-        transcript = recorder.transcript(number) if lanes else None
-        leases = {lane.lease for lane in lanes}
-        reports = list(acknowledged(number, transcript, leases)) if transcript is not None else []
-        for lane in lanes:
-            said = tuple(report for report in reports if report.lease == lane.lease)
-            yield LeaseTrace(lane.batch, lane.lease, lane.first, lane.reach, position, said)
+        position = slot.position()
+        for lane in slot.lanes():
+            traces[lane.batch].append((number, LeaseTrace(lane.batch, lane.lease, lane.first, lane.reach, position)))
+    return traces

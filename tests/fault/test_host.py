@@ -182,6 +182,7 @@ def test_a_recorder_of_another_boot_charges_nobody(house: House, *, is_this_boot
     slot = recorder.slot(0)
     slot.write_lane(0, Lane(7, 0, 3, 1, False, "b", reach=3))
     slot.words[POSITION] = phase_word(Phase.RUNNING, 0)
-    traces = recovery._traces(house.recorder, house.journal_id)
-    assert bool(traces) is is_this_boot
     recorder.close()
+    charged = recovery._charge_begun(house.folder, house.recorder, house.journal_id)
+    earlier = recovery._earlier(house.recorder, house.journal_id)
+    assert (charged, earlier is not None) == (0, is_this_boot)

@@ -70,6 +70,16 @@ def test_what_was_said_is_recorded_and_what_was_cut_off_is_charged(left: BatchJo
     journal.close()
 
 
+@pytest.mark.covers("T3")
+def test_after_a_reboot_the_recorder_says_nothing(left: BatchJournal, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recovery, "boot_id", lambda: "another boot")
+    journal = recovered(left)
+    assert journal.facts.is_attached, "whoever opens it charges all that may have begun"
+    assert not journal.facts.done
+    assert not journal.facts.histories
+    journal.close()
+
+
 @pytest.mark.covers("D1")
 def test_where_there_is_no_room_for_results_a_start_makes_do_without(
     left: BatchJournal, monkeypatch: pytest.MonkeyPatch

@@ -7,8 +7,10 @@ from hypothesis import strategies as st
 
 from batchd.core.events import JobsAcked
 from batchd.core.job import JobState
+from batchd.core.ranges import RangeSet
 from batchd.edge.reports import acknowledged
 from batchd.formats import frame
+from batchd.formats.frame import HEADER_BYTES
 from batchd.formats.report import ACK, ENDED, NO_FINGERPRINT, Report
 from batchd.formats.segment import pack_vector
 from batchd.worker.transcript import Transcript
@@ -82,6 +84,15 @@ def test_a_report_tells_who_lease_state_and_block() -> None:
     assert list(acknowledged(3, transcript, {8})) == [], "of a lease that is over"
     assert (event.worker, event.lease, event.first, event.count) == (3, 9, 5, 2)
     assert (event.state, event.block) == (JobState.FAILED, pack_vector(5, JobState.FAILED, ["a", None]))
+
+
+def test_a_report_about_jobs_that_are_recorded_is_not_decoded() -> None:
+    transcript = Transcript(memoryview(bytearray(4 * SIZE)))
+    several = report(20, [1]) + report(30, [2])  # What the second part is about shows in decoding alone.
+    for noted in (report(0, [1, 2]), report(2, [3]), report(10, [4])[: -HEADER_BYTES - ENDED.size], several):
+        transcript.note(1, noted)
+    found = acknowledged(3, transcript, {1}, RangeSet([(1, 2), (30, 31)]))
+    assert [event.first for event in found] == [0, 20, 30]
 
 
 def _holding(noted: bytes, lease: int = 1) -> Transcript:
