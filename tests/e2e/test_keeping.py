@@ -9,6 +9,7 @@ from random import Random
 import pytest
 
 from batchd.formats import tables
+from tests.bench import await_death
 from tests.commands import Desk, summary_of, until
 from tests.ruin import PAGE_BYTES, Original
 
@@ -149,8 +150,10 @@ def test_an_old_backup_is_put_back_and_goes_on(desk: Desk) -> None:
     told = desk.run("journal", "backup", "copy", "--json")
     assert told.returncode == 0
     assert summary_of(told.stdout)["next"] == ["batchd ls --journal copy"]
+    supervisor = desk.supervisor()
     process.communicate()
     assert process.returncode == 0
+    await_death(supervisor)  # Or it would still be taking its own things out of what is removed below.
     there = summary_of(desk.run("ls", "--json", "--journal", "copy").stdout)["batches"][0]
     assert (there["shown_state"], there["name"]) == ("interrupted", "work")
     assert 0 < there["done"] < 2000
