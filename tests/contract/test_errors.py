@@ -2,6 +2,7 @@
 
 import gc
 import signal
+import sys
 import threading
 import traceback
 import weakref
@@ -214,7 +215,9 @@ def test_a_crash_after_shutdown_was_called_does_not_hang(make: Make) -> None:
     assert isinstance(future.exception(0), BrokenProcessPool)
 
 
-def test_a_crash_with_a_large_input_does_not_hang(make: Make) -> None:
+def test_a_crash_with_a_large_input_does_not_hang(kind: str, make: Make) -> None:
+    if kind == "standard" and sys.version_info < (3, 11, 7):
+        pytest.skip("the standard library may hang here: github.com/python/cpython/issues/94777")
     executor = make(2)
     futures = [executor.submit(kill_myself, signal.SIGKILL, b"x" * (1 << 20)) for _ in range(6)]
     errors = [future.exception(WAIT_S) for future in futures]

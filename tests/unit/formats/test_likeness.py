@@ -28,6 +28,10 @@ class Colour(Enum):
     RED = 1
 
 
+RED = "Colour(1)" if Colour.RED.__reduce_ex__(5)[0] is Colour else "getattr(Colour, 'RED')"
+"""As this Python pickles it: by its value, or from 3.11 to 3.11.3 by its name."""
+
+
 class Slotted:
     __slots__ = ("a", "b")
 
@@ -73,12 +77,12 @@ class Touchy(Row):
     [
         (Row(3, {"a"}), "Row(id=3, tags={'a'})"),
         ({"rows": [Row(1), Row(2)]}, "{'rows': [Row(id=1, tags=None), Row(id=2, tags=None)]}"),
-        (Colour.RED, "Colour(1)"),
+        (Colour.RED, RED),
         (Slotted(), "Slotted(a=1, b='two')"),
         (Listed([1, 2]), "Listed([1, 2])"),
         (Listed([1]), "Listed([1])"),
         (Made(), "_Likeness(Maker(), 1, 2)"),
-        ({Colour.RED: 1}, "{Colour(1): 1}"),
+        ({Colour.RED: 1}, f"{{{RED}: 1}}"),
         (Counter("aab"), "Counter({'a': 2, 'b': 1})"),
         (defaultdict(int, a=1), "defaultdict(<class 'int'>, [('a', 1)])"),
         (Touchy(1), "Touchy(id=1, tags=None)"),
