@@ -134,14 +134,15 @@ class Engine:
     # --- From any thread ---------------------------------------------------------------------------------------
 
     def submit(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> JobFuture:
-        """Queue a call. Raises RuntimeError after `close`, BrokenProcessPool when nothing can be run."""
+        """Queue a call. Raises RuntimeError after `close`, BrokenProcessPool (a queue: its own) if nothing runs."""
         self._check_process()
         future = JobFuture(self)
         if self._is_queue:
             future.accepted = futures.Future()
         with self._lock:
             if self._broken is not None:
-                raise BrokenProcessPool(str(self._broken)) from self._broken
+                known = type(self._broken) if self._is_queue and isinstance(self._broken, BatchdError) else None
+                raise (known or BrokenProcessPool)(str(self._broken)) from self._broken
             if self._is_closing:
                 at_exit = not threading.main_thread().is_alive()
                 raise RuntimeError(f"cannot schedule new futures after {'interpreter ' * at_exit}shutdown")

@@ -42,7 +42,8 @@ def main() -> int:
     os.close(ready_fd)
     code = supervisor.run()
     if is_throwaway and not code:  # Else its process has another one started, for those who go on.
-        shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):
+            shutil.rmtree(folder.rename(f"{folder}.gone"), ignore_errors=True)  # Nobody is to see a part of it.
         supervisor.ground.recorder_path.unlink(missing_ok=True)
     return code
 

@@ -2,6 +2,7 @@
 
 import gc
 import os
+import sys
 import threading
 from concurrent.futures import Future
 from pathlib import Path
@@ -107,7 +108,9 @@ def test_what_runs_is_not_cancelled(make: Make, door: Door, tmp_path: Path) -> N
     assert rest[-1].cancelled()
 
 
-def test_a_job_cancelled_just_before_does_not_hang_it(make: Make) -> None:
+def test_a_job_cancelled_just_before_does_not_hang_it(kind: str, make: Make) -> None:
+    if kind == "standard" and sys.version_info < (3, 11, 7):
+        pytest.skip("the standard library may hang here: github.com/python/cpython/issues/94440")
     executor = make(1)
     assert executor.submit(square, 1).result(WAIT_S) == 1
     last = executor.submit(square, 2)

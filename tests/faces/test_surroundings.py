@@ -122,6 +122,11 @@ def test_a_queue_is_not_run_by_the_rules_of_others(desk: Desk, tmp_path: Path) -
                 pytest.raises(UsageError, match=r"is open with retries=0, .*asks for retries=5, .*timeout=7\.5"),
             ):
                 other.submit(square, 5)
+            with batchd.Client(desk.journal, workers=1, retries=5) as another:
+                opening = another._queue._attachment
+                until(lambda: opening is not None and opening.is_over, "it was refused before anything was submitted")
+                with pytest.raises(UsageError, match="asks for retries=5"):
+                    another.submit(square, 5)
             door.open()
             assert (running.result(WAIT_S), waiting.result(WAIT_S)) == (3, 16)
 
