@@ -10,12 +10,26 @@ from batchd.core import commands as c
 from batchd.core import costs as costs_module
 from batchd.core import entries as e
 from batchd.core import events as ev
-from batchd.core.costs import Costs
+from batchd.core.costs import Costs, checked_costs
 from batchd.core.events import Options
 from batchd.core.facts import BatchFacts, apply
 from batchd.core.job import JobState
 from batchd.core.scheduler import Scheduler
 from batchd.settings import COSTLY_JOBS_MAX
+
+
+@pytest.mark.parametrize("found", [(1, 1.0), (-1, 1.0), (0, 0.0), (0, -2.0), (0, float("inf")), (0, float("nan"))])
+def test_what_is_no_cost_or_of_no_job_is_refused(found: tuple[int, float]) -> None:
+    with pytest.raises(ValueError, match="a cost that is none, or of no job"):
+        checked_costs([found], 1)
+
+
+def test_costs_are_compared_and_shown_by_what_they_hold_and_not_hashed() -> None:
+    costs = Costs()
+    costs.add(100, [(7, 4.0)])
+    assert (costs == Costs(), repr(costs)) == (False, f"Costs{costs.stored()!r}")
+    with pytest.raises(TypeError, match="cannot be hashed"):
+        hash(costs)
 
 
 def test_only_the_costliest_are_kept() -> None:
