@@ -65,7 +65,7 @@ FAULTS: Final[dict[str, Row]] = {
     ),
     "S1": Row(
         "supervisor killed at any system call",
-        "SIGKILL at the n-th journal, pipe or socket call, for all n (read: each 5th) until the run completes",
+        "SIGKILL at the n-th journal, pipe or socket call, for all n (read: each 5th, most are of /proc) to its end",
         "next one replays; lost 0, recorded twice 0",
     ),
     "S2": Row("supervisor stopped for a minute", "SIGSTOP, SIGCONT", "no false timeouts, nothing lost"),
