@@ -17,6 +17,7 @@ from batchd.formats import pages
 LOWEST: Final = b""
 _PAGE_BYTES: Final = 4096
 """Where neither header tells."""
+_TRIES: Final = 1000
 _SIZES: Final = (4096, 8192, 16384, 32768, 2048, 1024, 512)
 
 
@@ -129,6 +130,15 @@ class DataFile:
         return data
 
     def _read_headers(self) -> tuple[list[pages.Header | str], int]:
+        """Read both until neither changes: commits between two reads would make a sound file look torn."""
+        told = self._read_both()
+        for _ in range(_TRIES):
+            before, told = told, self._read_both()
+            if told == before:
+                break
+        return told
+
+    def _read_both(self) -> tuple[list[pages.Header | str], int]:
         first = self._header(0)
         sizes = [first.page_bytes] if isinstance(first, pages.Header) else list(_SIZES)
         for size in sizes:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from contextlib import closing
 from pathlib import Path
 from random import Random
 
@@ -11,11 +12,12 @@ from lmdb.verify import VerifyError, verify
 from batchd.core import entries as e
 from batchd.core.job import JobState
 from batchd.edge.damage import check_batch, open_file
+from batchd.edge.datafile import DataFile
 from batchd.edge.isolation import Isolated, Tell
 from batchd.edge.journal import BatchJournal
 from batchd.edge.outcomes import Outcomes
 from batchd.edge.survey import FILE, FREE, ROOT, Finding, blocks_in
-from batchd.edge.watch import Watch
+from batchd.edge.watch import DATA_NAME, Watch
 from batchd.errors import JournalError, JournalNewer
 from batchd.formats import pages, tables
 from batchd.formats.segment import Block, pack_vector
@@ -101,6 +103,29 @@ def test_a_batch_is_checked_while_it_is_written(tmp_path: Path) -> None:
             assert diagnosis.done * 50 == diagnosis.size * 26
             sizes.append(diagnosis.size)
     assert sizes == sorted(set(sizes)), "nothing was written between the checks"
+
+
+class OvertakenFile(DataFile):
+    """Commits come in behind the first page that is read of it."""
+
+    commits = 0
+
+    def _header(self, offset: int) -> pages.Header | str:
+        header = super()._header(offset)
+        if not self.commits:
+            with closing(BatchJournal(self.folder, is_writer=True)) as journal:
+                for generation in range(1, 6):
+                    journal.commit([e.Attached("b", generation)])
+                    self.commits += 1
+        return header
+
+
+def test_the_two_headers_are_read_as_of_one_moment(tmp_path: Path) -> None:
+    BatchJournal.create(tmp_path / "b", {**SPEC, "durability": "process"}).close()
+    with closing(OvertakenFile(tmp_path / "b" / DATA_NAME)) as file:
+        first, second = (header for header in file.headers if isinstance(header, pages.Header))
+        assert file.commits == 5
+        assert abs(first.transaction - second.transaction) == 1
 
 
 @pytest.mark.covers("J3")
