@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 
 from batchd.edge.damage import judge, open_file
 from batchd.edge.environment import open_environment
-from batchd.edge.folder import BATCHES_NAME, begin_copy, disk_bytes, finish_copy, sync_folder
+from batchd.edge.folder import BATCHES_NAME, begin_copy, disk_bytes, finish_copy, sync
 from batchd.edge.isolation import Isolated, Tell
 from batchd.edge.shelf import batch_folders
 from batchd.edge.survey import Survey
@@ -48,7 +48,7 @@ def back_up(folder: Path, target: Path) -> Generator[Copied, None, None]:
             copied = _copy_batch(place, real / BATCHES_NAME)
             if copied is not None:
                 yield copied
-        sync_folder(real / BATCHES_NAME)
+        sync(real / BATCHES_NAME)
     except OSError as error:
         kind = JournalFull if error.errno in {errno.ENOSPC, errno.EDQUOT} else JournalError
         raise kind(
@@ -76,12 +76,12 @@ def _copy_batch(place: Path, batches: Path) -> Copied | None:
     for file in draft.iterdir():
         if file.is_file():
             file.chmod(0o600)
-            _sync(file)
+            sync(file)
         if (place / file.name).exists():
             _keep_time(place / file.name, file)
     trouble = trouble or _read_back(draft)
     _keep_time(place, draft)
-    sync_folder(draft)
+    sync(draft)
     draft.rename(batches / place.name)
     return Copied(place.name, disk_bytes(batches / place.name), trouble)
 
@@ -97,8 +97,8 @@ def _copy_values(place: Path, draft: Path) -> None:
             with suppress(FileNotFoundError):
                 shutil.copyfile(file, target / file.name, follow_symlinks=False)
                 (target / file.name).chmod(0o600)
-                _sync(target / file.name)
-    sync_folder(target)
+                sync(target / file.name)
+    sync(target)
 
 
 def _copy_data(place: Path, draft: Path) -> str:
@@ -144,14 +144,6 @@ def _read_back(draft: Path) -> str:
         return ""  # Of a newer batchd, which knows what it should be like.
     more = f", and {len(survey.findings) - 1:,} more" if len(survey.findings) > 1 else ""
     return f"{survey.findings[0]}{more}" if survey.findings else ""
-
-
-def _sync(file: Path) -> None:
-    fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def _keep_time(original: Path, made: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any, Final
 import lmdb
 
 from batchd.edge.environment import open_environment
-from batchd.edge.folder import sync_folder, unwritten
+from batchd.edge.folder import sync, unwritten
 from batchd.formats import tables
 from batchd.formats.joblog import LOG_NAME
 from batchd.settings import FORMAT_VERSION
@@ -43,9 +43,9 @@ def make_batch(folder: Path, spec: dict[str, Any], payload: bytes = b"") -> None
         # Made now, for a batch's folder tells by its time when it was made.
         (draft / LOG_NAME).touch(0o600)
         (draft / VALUES_NAME).mkdir(0o700)
-        sync_folder(draft)
+        sync(draft)
         draft.rename(folder)
-        sync_folder(folder.parent)
+        sync(folder.parent)
     except (lmdb.Error, OSError) as error:
         raise unwritten(error, folder.parent, f"cannot make a batch in {folder.parent}") from None
 

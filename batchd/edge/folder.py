@@ -137,9 +137,9 @@ def unwritten(error: BaseException, folder: Path, what: str) -> JournalError:
     return JournalError(f"{what}: {error}")
 
 
-def sync_folder(folder: Path) -> None:
-    """Make a rename in the folder durable."""
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+def sync(path: str | Path) -> None:
+    """Have what is in a file, or what names are in a folder, on the disk."""
+    fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)
     finally:
@@ -197,11 +197,7 @@ def _make_folder(path: Path) -> None:
     for folder in reversed(missing):
         with contextlib.suppress(FileExistsError):  # Another batchd may be making it at this moment.
             folder.mkdir(mode=0o700)
-        parent_fd = os.open(folder.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(parent_fd)
-        finally:
-            os.close(parent_fd)
+        sync(folder.parent)
 
 
 @contextlib.contextmanager

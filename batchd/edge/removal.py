@@ -14,7 +14,7 @@ from itertools import count
 from pathlib import Path
 from typing import Final
 
-from batchd.edge.folder import BATCHES_NAME, sync_folder
+from batchd.edge.folder import BATCHES_NAME, sync
 from batchd.errors import BatchNotFound, JournalError
 
 _PREFIX: Final = ".old-"
@@ -29,7 +29,7 @@ def set_aside(folder: Path, batch: str) -> Path:
             continue  # Left by a prune that was cut off, and the batch was made again since.
         try:
             (batches / batch).rename(aside)
-            sync_folder(batches)
+            sync(batches)
         except FileNotFoundError:
             raise BatchNotFound(f"there is no batch {batch}: `batchd ls` lists them") from None
         except OSError as error:

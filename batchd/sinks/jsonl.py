@@ -23,6 +23,7 @@ from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from typing import Any, Final
 
+from batchd.edge.folder import sync
 from batchd.errors import BatchdError, ResultError, UsageError
 
 STDOUT: Final = "-"
@@ -212,7 +213,7 @@ class JsonlFile:
             if self._partial is not None:
                 os.fsync(self._file.fileno())
                 os.replace(self._partial, self._target)  # noqa: PTH105
-                _sync_folder(os.path.dirname(self._target))  # noqa: PTH120
+                sync(os.path.dirname(self._target))  # noqa: PTH120
             self._file.close()
         except OSError as error:
             raise _unwritable(self._partial or self.name, error) from error
@@ -254,14 +255,6 @@ def _open_partial(partial: str) -> int:
         os.close(descriptor)
         raise
     return descriptor
-
-
-def _sync_folder(folder: str) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _unopenable(name: str, error: OSError) -> UsageError:

@@ -317,7 +317,7 @@ def test_a_rename_that_is_not_durable_deletes_nothing(
         raise OSError(5, "Input/output error")
 
     with monkeypatch.context() as patch:
-        patch.setattr("batchd.edge.removal.sync_folder", refuse)
+        patch.setattr("batchd.edge.removal.sync", refuse)
         patch.setattr("batchd.cli.prune.sweep", lambda _: [])
         code, _, err = run("a")
     assert code == 3
