@@ -34,6 +34,7 @@ from batchd.settings import (
     READERS_CHECK_COMMITS,
     RECORD_BYTES_MAX,
 )
+from batchd.worker.inputs import begin
 from batchd.worker.valuefiles import VALUES_NAME, ValueFiles
 
 _UNREADABLE = (
@@ -110,12 +111,8 @@ class BatchJournal:
     # --- Reading -----------------------------------------------------------------------------------------------
 
     def begin(self) -> lmdb.Transaction:
-        """Start a short read transaction. Readers follow a map that the supervisor grew."""
-        try:
-            return self._env.begin()
-        except lmdb.MapResizedError:
-            self._env.set_mapsize(0)
-            return self._env.begin()
+        """Start a short read transaction."""
+        return begin(self._env)
 
     @contextmanager
     def held(self) -> "Iterator[lmdb.Transaction[memoryview] | None]":

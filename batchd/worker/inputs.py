@@ -22,6 +22,15 @@ from batchd.worker.valuefiles import ValueFiles, read_value
 _OPEN_MAX = 4
 
 
+def begin(env: lmdb.Environment) -> lmdb.Transaction:
+    """Start a short read transaction. Readers follow a map that the supervisor grew."""
+    try:
+        return env.begin()
+    except lmdb.MapResizedError:
+        env.set_mapsize(0)
+        return env.begin()
+
+
 class BatchInputs:
     """One batch's inputs and its specification."""
 
@@ -75,7 +84,7 @@ class BatchInputs:
 
     def function(self, mark: bytes) -> bytes:
         """Return the pickled function of a mark. Raises FormatError."""
-        with self._begin() as txn:
+        with begin(self._env) as txn:
             payload = txn.get(mark, db=self._functions)
         if payload is None:
             raise FormatError(f"the journal holds no function {mark.hex()}")
@@ -83,19 +92,12 @@ class BatchInputs:
 
     def note(self, index: int) -> bytes | None:
         """Return the checkpoint that job `index` left last, None when there is none."""
-        with self._begin() as txn:
+        with begin(self._env) as txn:
             payload = txn.get(tables.INDEX.pack(index), db=self._notes)
         return bytes(payload) if payload is not None else None
 
-    def _begin(self) -> lmdb.Transaction:
-        try:
-            return self._env.begin()
-        except lmdb.MapResizedError:
-            self._env.set_mapsize(0)
-            return self._env.begin()
-
     def _read(self, index: int) -> tuple[int, bytes]:
-        with self._begin() as txn:
+        with begin(self._env) as txn:
             cursor = txn.cursor(db=self._inputs)
             key = tables.INDEX.pack(index)
             if (not cursor.set_range(key) or cursor.key() != key) and not cursor.prev():
