@@ -100,6 +100,15 @@ class Desk:
         """Return the lines of a results file."""
         return [json.loads(line) for line in (self.folder / path).read_text().splitlines()]
 
+    def values(self, path: str = "out.jsonl") -> list[Any]:
+        """Return what the jobs in a results file returned."""
+        return [line["result"] for line in self.results(path)]
+
+
+def squares(jobs: int) -> list[int]:
+    """Return what so many jobs return whose task squares their index."""
+    return [index * index for index in range(jobs)]
+
 
 def until(condition: Callable[[], Any], what: str, process: "subprocess.Popen[str] | None" = None) -> Any:
     """Return what `condition` gives as soon as it is true. Fails after a deadline, or when `process` ended."""

@@ -47,7 +47,7 @@ def test_the_costliest_start_first_and_results_keep_their_order(desk: Desk) -> N
 
     assert ran.returncode == 0, ran.stderr
     assert started(desk) == COSTLIEST_FIRST
-    assert [line["result"] for line in desk.results()] == COSTS
+    assert desk.values() == COSTS
 
 
 def test_files_start_by_their_size(desk: Desk) -> None:
@@ -81,7 +81,7 @@ def test_a_run_that_is_continued_without_the_option_knows_the_costs(desk: Desk) 
 
     assert desk.run(*again).returncode == 0
     assert started(desk) == COSTLIEST_FIRST
-    assert [line["result"] for line in desk.results()] == COSTS
+    assert desk.values() == COSTS
 
 
 def test_jobs_that_are_retried_start_the_costliest_first(desk: Desk) -> None:

@@ -12,7 +12,7 @@ def test_input_that_grew_at_its_end_goes_on(desk: Desk) -> None:
     assert desk.run(*command).returncode == 0
     source.write_text("a\nbb\nccc\n")
     assert desk.run(*command).returncode == 0
-    assert [line["result"] for line in desk.results()] == [10, 20, 30]
+    assert desk.values() == [10, 20, 30]
 
 
 def test_input_that_changed_is_refused(desk: Desk) -> None:
@@ -51,7 +51,7 @@ def test_malformed_json_names_file_and_line_and_loses_nothing(desk: Desk) -> Non
     assert skipped.returncode == 0
     assert "1 piece of the input could not be read" in skipped.stderr
     assert f"(--skip-bad-input): {desk.folder}/rows.jsonl:2\n" in skipped.stderr
-    assert [line["result"] for line in desk.results()] == [1, 3]
+    assert desk.values() == [1, 3]
 
 
 def test_an_input_that_cannot_be_read_at_all_makes_no_batch(desk: Desk) -> None:

@@ -138,7 +138,7 @@ def test_damage_is_found_salvaged_and_run_again(desk: Desk) -> None:
         command = step.partition(" (")[0].split()
         assert desk.run(*command[1:], *(["--yes"] if "prune" in command else [])).returncode == 0, step
     if inputs and report["spec"]:  # The page that names the task may be one of the damaged.
-        assert [line["result"] for line in desk.results(f"salvaged-{bad}/rest.jsonl")] == [n * n for n in inputs]
+        assert desk.values(f"salvaged-{bad}/rest.jsonl") == [n * n for n in inputs]
     assert bad not in {path.name for path in (desk.journal / "batches").iterdir()}
 
 

@@ -125,7 +125,7 @@ def test_following_what_does_not_run_ends_at_once(desk: Desk) -> None:
 def test_a_job_that_was_killed_goes_on_from_its_checkpoint(desk: Desk) -> None:
     ran = desk.run("run", desk.task("counts_on"), "--range", "0:3", "-j", "2", "--out", "out.jsonl")
     assert ran.returncode == 0, ran.stderr
-    assert [line["result"] for line in desk.results()] == [[2, 5]] * 3
+    assert desk.values() == [[2, 5]] * 3
 
 
 def test_a_log_that_is_written_later_does_not_make_its_batch_the_newest(tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ def test_a_retry_says_what_writes_the_results_again(desk: Desk) -> None:
     words = said.partition(told)[2].split()
     assert words[0] == "batchd"
     assert desk.run(*words[1:]).returncode == 0
-    assert [line["result"] for line in desk.results()] == [0, 1, 2, 3]
+    assert desk.values() == [0, 1, 2, 3]
 
 
 def test_a_retry_with_out_writes_the_results_and_refuses_what_holds_none(desk: Desk) -> None:
@@ -64,7 +64,7 @@ def test_a_retry_with_out_writes_the_results_and_refuses_what_holds_none(desk: D
     assert "odd.py" in refused.stderr
     ran = desk.run("retry", "last", "--failed", "--out", "out.jsonl")
     assert "as it was before" not in ran.stderr
-    assert [line["result"] for line in desk.results()] == [0, 1, 2, 3]
+    assert desk.values() == [0, 1, 2, 3]
 
 
 def test_a_batch_with_nothing_left_wants_to_know_what_to_retry(desk: Desk) -> None:
@@ -97,7 +97,7 @@ def test_a_batch_of_a_program_that_died_is_finished_by_its_name(desk: Desk) -> N
     ran = desk.run("retry", "mine", "--out", "out.jsonl")
     assert ran.returncode == 0, ran.stderr
     assert "going on with" in ran.stderr
-    assert [line["result"] for line in desk.results()] == [100, 101, 102, 103, 104, 105]
+    assert desk.values() == [100, 101, 102, 103, 104, 105]
 
 
 def test_of_a_batch_without_an_end_what_was_given_is_run_and_the_rest_is_told(desk: Desk) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.commands import Desk, status_of, summary_of, until
+from tests.commands import Desk, squares, status_of, summary_of, until
 
 
 def test_runs_a_range_and_writes_results_in_order(desk: Desk) -> None:
@@ -61,7 +61,7 @@ def test_a_name_finds_the_batch_from_another_folder_and_for_stdin(desk: Desk) ->
     elsewhere.mkdir()
     grown = desk.run(*command, given="a\nbb\nccc\n", cwd=elsewhere)
     assert "2 of 2 jobs were already done" in grown.stderr
-    assert [line["result"] for line in desk.results()] == [1, 2, 3]
+    assert desk.values() == [1, 2, 3]
     other = desk.run(*command, given="x\nbb\nccc\n")
     assert other.returncode == 2
 
@@ -226,7 +226,7 @@ def test_results_replace_nothing_but_results(desk: Desk) -> None:
     assert desk.run(*command, "notes.txt").returncode == 2
     (desk.folder / "out.jsonl").write_text('{"index": 0, "state": "succeeded", "result": 7}\n')
     assert desk.run(*command, "out.jsonl").returncode == 0
-    assert [line["result"] for line in desk.results()] == [1, 2]
+    assert desk.values() == [1, 2]
 
 
 @pytest.mark.covers("D5")
@@ -246,7 +246,7 @@ def test_interrupted_by_ctrl_c_it_is_resumable(desk: Desk) -> None:
     assert "run the same command again" in err
     assert Path(desk.folder / "out.jsonl.partial").exists()
     assert desk.run(*command).returncode == 0
-    assert [line["result"] for line in desk.results()] == [i * i for i in range(100)]
+    assert desk.values() == squares(100)
     assert set(desk.executions().values()) == {1}  # A drain wastes nothing.
 
 
@@ -327,7 +327,7 @@ def test_two_runs_share_one_supervisor(desk: Desk) -> None:
     for process, path in ((first, "one.jsonl"), (second, "two.jsonl")):
         process.communicate(timeout=60)
         assert process.returncode == 0
-        assert [line["result"] for line in desk.results(path)] == [i * i for i in range(150)]
+        assert desk.values(path) == squares(150)
 
 
 def test_dry_run_runs_nothing(desk: Desk) -> None:
@@ -447,4 +447,4 @@ def test_a_named_batch_of_a_local_module_goes_on_from_another_folder(desk: Desk)
     out = str(desk.folder / "out.jsonl")
     ran = desk.run("run", "local:f", "--range", "0:8", "--name", "near", "--out", out, cwd=elsewhere)
     assert ran.returncode == 0, ran.stderr
-    assert [line["result"] for line in desk.results()] == list(range(1, 9))
+    assert desk.values() == list(range(1, 9))

@@ -14,7 +14,7 @@ from time import monotonic_ns, time
 
 import pytest
 
-from tests.commands import Desk, pause, until
+from tests.commands import Desk, pause, squares, until
 from tests.fault import tasks
 from tests.fault.ledger import Tally
 
@@ -59,7 +59,7 @@ def test_the_time_of_day_jumps_by_hours_and_nobody_is_late_or_early(desk: Desk, 
         shift(jump, 0)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
-    lines = [line["result"] for line in desk.results()]
+    lines = desk.values()
     assert [square for square, _ in lines] == [index * index for index in range(JOBS)]
     told = [at - time() for _, at in lines]
     assert max(told) > 1_800, "no job saw the time of day jump forward"
@@ -96,6 +96,6 @@ def test_a_machine_that_slept_ends_nobody_for_it(desk: Desk, shift: Shift, aslee
         os.kill(pid, signal.SIGCONT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
-    assert [line["result"] for line in desk.results()] == [index * index for index in range(6)]
+    assert desk.values() == squares(6)
     assert [attempt for _, attempt in desk.attempts()] == [1] * 6
     tally.saw(f"asleep for {asleep_s:g} s")

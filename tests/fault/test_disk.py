@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.commands import Desk, dead, status_of, summary_of, until
+from tests.commands import Desk, dead, squares, status_of, summary_of, until
 from tests.disks import fill, remount
 from tests.fault import tasks
 from tests.fault.ledger import Tally
@@ -33,7 +33,7 @@ def task(jobs: int = 10) -> tuple[str, ...]:
 
 
 def check_whole(desk: Desk, jobs: int) -> None:
-    assert [line["result"] for line in desk.results()] == [index * index for index in range(jobs)]
+    assert desk.values() == squares(jobs)
     assert len(set(desk.attempts())) == len(desk.attempts())
 
 
@@ -111,7 +111,7 @@ def test_large_results_wait_for_space_as_small_ones_do(on_disk: Desk) -> None:
     remount(on_disk.journal.parent, "size=300m")
     _, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
-    assert [line["result"] for line in on_disk.results()] == [tasks.large_text(index) for index in range(12)]
+    assert on_disk.values() == [tasks.large_text(index) for index in range(12)]
     files = list(on_disk.journal.glob("batches/*/values/*"))
     assert 0 < len(files) < 12
     assert all(file.stat().st_size > 8 << 20 for file in files)

@@ -16,7 +16,7 @@ from batchd.edge.lock import boot_id
 from batchd.supervisor import recovery
 from batchd.worker.recorder import POSITION, Lane, Recorder, phase_word
 from tests.bench import House
-from tests.commands import Desk, dead, until
+from tests.commands import Desk, dead, squares, until
 from tests.fault import tasks
 from tests.fault.ledger import Tally
 from tests.fault.tracing import ready_supervisor
@@ -28,10 +28,6 @@ CGROUPS = Path("/sys/fs/cgroup")
 
 def task(name: str, jobs: int, *args: str) -> tuple[str, ...]:
     return ("run", f"{TASKS}:{name}", "--range", f"0:{jobs}", "--out", "out.jsonl", "--name", "b", *args)
-
-
-def check(desk: Desk, jobs: int) -> None:
-    assert [line["result"] for line in desk.results()] == [index * index for index in range(jobs)]
 
 
 @contextmanager
@@ -77,7 +73,7 @@ def test_where_no_more_processes_are_allowed_fewer_workers_do_the_work(desk: Des
         assert "died" not in ran.stderr
         assert ran.stderr.count("going on with the workers that could be started") == 1
         until(lambda: dead(pid), "it leaves")
-    check(desk, jobs)
+    assert desk.values() == squares(jobs)
     assert {attempt for _, attempt in desk.attempts()} == {1}, "somebody was charged"
 
 
@@ -106,7 +102,7 @@ def test_a_user_who_may_start_no_more_processes_gets_fewer_workers(desk: Desk) -
     assert "died" not in ran.stderr
     assert ran.stderr.count("going on with the workers that could be started") == 1
     assert desk.journal.stat().st_uid == uid
-    check(desk, 200)
+    assert desk.values() == squares(200)
     assert {attempt for _, attempt in desk.attempts()} == {1}, "somebody was charged"
 
 
@@ -140,7 +136,7 @@ def test_a_supervisor_that_the_kernel_kills_for_memory_is_replaced(desk: Desk) -
         _, err = process.communicate(timeout=60)
         assert process.returncode == 0, err
         assert "the supervisor died" in err
-    check(desk, 400)
+    assert desk.values() == squares(400)
 
 
 HOG = "while True: pass"
@@ -165,7 +161,7 @@ def test_nobody_is_killed_for_being_slow(desk: Desk, hogs: int, tally: Tally) ->
             each.wait()
     assert ran.returncode == 0, ran.stderr
     assert "died" not in ran.stderr
-    check(desk, 60)
+    assert desk.values() == squares(60)
     assert {attempt for _, attempt in desk.attempts()} == {1}
     tally.injected(hogs)
 

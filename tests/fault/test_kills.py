@@ -14,7 +14,7 @@ import pytest
 from batchd.core.job import JobState
 from batchd.edge.journal import BatchJournal
 from batchd.edge.outcomes import Outcomes
-from tests.commands import Desk, dead, pause, summary_of, until
+from tests.commands import Desk, dead, pause, squares, summary_of, until
 from tests.fault.ledger import Tally
 
 pytestmark = pytest.mark.fault
@@ -112,7 +112,7 @@ def test_the_supervisor_is_killed_at_its_nth_system_call(
         traced.terminate()  # If there is something left to end: strace dies as the supervisor did.
         kills += traced.wait(60) == -signal.SIGKILL
         assert ran.returncode == 0, ran.stderr
-        assert [line["result"] for line in desk.results(out)] == [i * i for i in range(jobs)]
+        assert desk.values(out) == squares(jobs)
     assert len(desk.executions()) == jobs
     tally.injected(kills)
     tally.count("crash points enumerated", kills)

@@ -83,4 +83,4 @@ def test_it_is_neither_lost_nor_read_again(desk: Desk) -> None:
     _, told = second.communicate("".join(f"{line}\n" for line in LINES), timeout=60)
     assert second.returncode == 0, told
     assert "2 of 2 jobs were already done" in told
-    assert [line["result"] for line in desk.results()] == [len(line) for line in LINES]
+    assert desk.values() == [len(line) for line in LINES]

@@ -21,7 +21,7 @@ from batchd.edge.journal import BatchJournal
 from batchd.edge.orphans import tagged
 from batchd.edge.outcomes import Outcomes
 from tests.bench import ROOT
-from tests.commands import Desk, dead, pause, until
+from tests.commands import Desk, dead, pause, squares, until
 from tests.disks import break_down, cut_power, formatted
 from tests.fault import tasks
 from tests.fault.ledger import Tally
@@ -145,5 +145,5 @@ def test_a_disk_that_turns_read_only_under_a_run_is_told_and_the_run_goes_on_lat
         ran = desk.run(*command)
         assert ran.returncode == 0, ran.stderr
         end(desk.supervisor(), desk.journal_id())
-    assert [line["result"] for line in desk.results()] == [index * index for index in range(300)]
+    assert desk.values() == squares(300)
     assert len(set(desk.attempts())) == len(desk.attempts())

@@ -12,7 +12,7 @@ import pytest
 from batchd.client import connect, request
 from batchd.client.connection import SupervisorGone
 from tests.bench import ROOT, House, await_death, pump_until
-from tests.commands import Desk, dead, pause, until
+from tests.commands import Desk, dead, pause, squares, until
 from tests.fault import tasks
 from tests.fault.ledger import Tally
 
@@ -23,10 +23,6 @@ GONE_S = 1.0
 
 def task(name: str, jobs: int, *args: str) -> tuple[str, ...]:
     return ("run", f"{TASKS}:{name}", "--range", f"0:{jobs}", "--out", "out.jsonl", "-j", "2", *args)
-
-
-def check(desk: Desk, jobs: int) -> None:
-    assert [line["result"] for line in desk.results()] == [index * index for index in range(jobs)]
 
 
 # --- Stopped ---------------------------------------------------------------------------------------------------
@@ -44,7 +40,7 @@ def test_a_supervisor_that_was_stopped_ends_nobody_for_it(desk: Desk, stopped_s:
     os.kill(supervisor, signal.SIGCONT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
-    check(desk, 6)
+    assert desk.values() == squares(6)
     assert [attempt for _, attempt in desk.attempts()] == [1] * 6
     tally.saw(f"stopped for {stopped_s:g} s")
 
@@ -63,7 +59,7 @@ def test_a_storm_of_signals_changes_nothing(desk: Desk, tally: Tally) -> None:
     _, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
     assert "died" not in err
-    check(desk, 300)
+    assert desk.values() == squares(300)
     tally.injected(500)
 
 
@@ -80,7 +76,7 @@ def test_terminated_it_lets_what_runs_finish_and_is_gone_in_time(desk: Desk, tal
     assert process.returncode == 4
     begun = desk.attempts()
     assert desk.run(*task("takes_a_second", 50)[:-2], "-j", "25").returncode == 0
-    check(desk, 50)
+    assert desk.values() == squares(50)
     assert len(desk.attempts()) == 50, f"of {len(begun)} jobs that had begun some ran again"
 
 
@@ -174,7 +170,7 @@ def test_nothing_is_run_again_while_an_old_worker_lives(desk: Desk, tally: Tally
     assert all(dead(pid) for pid in old), "a job runs again while its first worker could go on"
     _, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
-    check(desk, 2)
+    assert desk.values() == squares(2)
     assert sorted(desk.attempts()) == [(0, 1), (0, 2), (1, 1), (1, 2)]
     tally.count("real SIGKILLs", 1)
 
@@ -192,7 +188,7 @@ def test_what_was_reported_to_a_supervisor_that_read_nothing_is_not_run_again(de
     os.kill(supervisor, signal.SIGKILL)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
-    check(desk, 300)
+    assert desk.values() == squares(300)
     assert unread < 300, "nothing was left to do"
     assert sorted(desk.attempts()) == [(index, 1) for index in range(300)]
     tally.saw(f"{unread} jobs begun before, run again: 0")

@@ -13,7 +13,7 @@ import pytest
 from batchd.edge.journal import BatchJournal
 from batchd.edge.outcomes import Outcomes
 from tests.bench import await_death
-from tests.commands import Desk, dead, summary_of, until
+from tests.commands import Desk, dead, squares, summary_of, until
 from tests.fault import tasks
 from tests.fault.ledger import Tally
 from tests.fault.tracing import STRACE, needs_strace, traced_supervisor
@@ -58,7 +58,7 @@ def batch_id(desk: Desk, name: str) -> str:
 
 def check(desk: Desk, name: str, tally: Tally, jobs: int = JOBS) -> None:
     """Every job has the one right outcome, and no attempt number was given twice."""
-    assert [line["result"] for line in desk.results(f"{name}.jsonl")] == [index * index for index in range(jobs)]
+    assert desk.values(f"{name}.jsonl") == squares(jobs)
     journal = BatchJournal(
         desk.journal / "batches" / batch_id(desk, name)
     )  # Folds every record: a double one is refused.
@@ -220,7 +220,7 @@ def test_a_write_error_in_one_batch_stops_no_other(desk: Desk, call: str, tally:
     if ill.returncode:
         run(desk, "ill", jobs=100)
     for name in ("ill", "well"):
-        assert [line["result"] for line in desk.results(f"{name}.jsonl")] == [index * index for index in range(100)]
+        assert desk.values(f"{name}.jsonl") == squares(100)
 
 
 # --- Slowness --------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from batchd.core import commands as c
 from batchd.core import events as ev
 from batchd.core.job import JobState
 from tests.bench import Bench, at_work, await_death, is_alive
-from tests.commands import Desk, dead, summary_of, until
+from tests.commands import Desk, dead, squares, summary_of, until
 from tests.fault import tasks
 from tests.fault.ledger import Tally
 
@@ -202,7 +202,7 @@ def test_a_worker_that_is_stopped_without_a_limit_is_slow_and_not_dead(desk: Des
     os.kill(stopped, signal.SIGCONT)
     _, err = process.communicate(timeout=30)
     assert process.returncode == 0, err
-    assert [line["result"] for line in desk.results()] == [index * index for index in range(100)]
+    assert desk.values() == squares(100)
 
 
 def done(desk: Desk) -> int:

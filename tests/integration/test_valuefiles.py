@@ -339,7 +339,7 @@ def test_commands_read_large_results(desk: Desk) -> None:
     command = ("run", f"{Path(__file__)}:long_text", "--range", "0:3", "--out", "out.jsonl", "--name", "b", "-j", "2")
     ran = desk.run(*command)
     assert ran.returncode == 0, ran.stderr
-    assert [line["result"] for line in desk.results()] == [long_text(index) for index in range(3)]
+    assert desk.values() == [long_text(index) for index in range(3)]
     place = batch_of(desk)
     assert len(named_in(place, tables.OUTCOMES)) == 3
     assert long_text(2) in desk.run("results", "b").stdout
@@ -365,7 +365,7 @@ def test_large_lines_that_a_command_reads_are_files_and_a_killed_command_leaves_
     command = ("run", f"{Path(__file__)}:length_of", "rows.jsonl", "--name", "b", "-j", "1", "--out", "out.jsonl")
     ran = desk.run(*command)
     assert ran.returncode == 0, ran.stderr
-    assert [line["result"] for line in desk.results()] == [len(row["text"]) for row in rows]
+    assert desk.values() == [len(row["text"]) for row in rows]
     place = batch_of(desk)
     assert len(named_in(place, tables.INPUTS)) == 3
     unsent = ValueFiles(place, is_synced=True)
