@@ -39,11 +39,6 @@ def marked_square(x: int) -> int:
     return x * x
 
 
-def marked_fast(x: int) -> int:
-    mark()
-    return x * x
-
-
 def slow_square(x: int) -> int:
     mark()
     spin(0.03)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+import batchd
 from tests.commands import Desk
 from tests.faces.programs import Programs
 
@@ -15,6 +16,13 @@ def programs(desk: Desk) -> Iterator[Programs]:
     made = Programs(desk.folder)
     yield made
     made.close()
+
+
+@pytest.fixture
+def client(desk: Desk) -> Iterator[batchd.Client]:
+    """A client of the journal of `desk`."""
+    with batchd.Client(desk.journal, workers=2) as made:
+        yield made
 
 
 @pytest.fixture

@@ -22,13 +22,6 @@ from tests.contract.calls import WAIT_S, Door, nap, note, notes, square
 from tests.faces.jobs import enter_odd, fail_until, half
 from tests.faces.programs import Programs
 
-
-@pytest.fixture
-def client(desk: Desk) -> Iterator[batchd.Client]:
-    with batchd.Client(desk.journal, workers=2) as made:
-        yield made
-
-
 # --- Given and done ----------------------------------------------------------------------------------------------
 
 

@@ -4,7 +4,6 @@ import os
 import pickle
 import signal
 import threading
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,12 +18,6 @@ from tests.bench import await_death
 from tests.commands import Desk, dead, until
 from tests.contract.calls import WAIT_S, Door, call_with, fail, kill_myself, nap, notes, square, survive_from
 from tests.faces.programs import Programs
-
-
-@pytest.fixture
-def client(desk: Desk) -> Iterator[batchd.Client]:
-    with batchd.Client(desk.journal, workers=2) as made:
-        yield made
 
 
 def kill_supervisor(folder: Path) -> None:

@@ -52,12 +52,6 @@ class Job:
         self.process = HERE
 
 
-@pytest.fixture
-def client(desk: Desk) -> Iterator[batchd.Client]:
-    with batchd.Client(desk.journal, workers=2) as made:
-        yield made
-
-
 def test_many_threads_may_add_to_one_batch(client: batchd.Client) -> None:
     batch = client.submit_batch(square, [], name="n", seal=False)
     added: list[int] = []
