@@ -1,5 +1,6 @@
 """Running batchd as its users do: real commands, a journal of one's own, and what jobs left behind."""
 
+import io
 import json
 import os
 import subprocess
@@ -103,6 +104,14 @@ class Desk:
     def values(self, path: str = "out.jsonl") -> list[Any]:
         """Return what the jobs in a results file returned."""
         return [line["result"] for line in self.results(path)]
+
+
+class Terminal(io.StringIO):
+    """A stream that says it is one."""
+
+    def isatty(self) -> bool:
+        """It is."""
+        return True
 
 
 def squares(jobs: int) -> list[int]:

@@ -5,6 +5,7 @@ import json
 import os
 import sys
 
+from batchd.cli.answers import remark
 from batchd.client import request
 from batchd.core.job import JobState
 from batchd.edge import control
@@ -82,7 +83,7 @@ def cancel(args: argparse.Namespace) -> int:
     journal.close()
     if is_finished:
         raise UsageError(f"batch {name} is finished already: nothing to cancel")
-    told = request(folder, "cancel", note=_remark, batch=name, reason=args.reason)
+    told = request(folder, "cancel", note=remark, batch=name, reason=args.reason)
     cancelled = told["size"] - sum(told["counts"].get(str(int(state)), 0) for state in _KEPT)
     if args.json:
         print(json.dumps({"batchd": 1, **told}))
@@ -92,7 +93,3 @@ def cancel(args: argparse.Namespace) -> int:
             file=sys.stderr,
         )
     return 0
-
-
-def _remark(text: str) -> None:
-    print(f"batchd: {text}", file=sys.stderr)

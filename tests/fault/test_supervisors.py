@@ -175,15 +175,24 @@ def test_nothing_is_run_again_while_an_old_worker_lives(desk: Desk, tally: Tally
     tally.count("real SIGKILLs", 1)
 
 
+READ, WRITE = "0", "1"
+
+
+def stopped(desk: Desk, call: str) -> tuple[int, list[int]]:
+    """Stop the supervisor; return it and its workers once they all stand in that system call because of it."""
+    supervisor = desk.supervisor()
+    os.kill(supervisor, signal.SIGSTOP)
+    workers = desk.workers()
+    until(lambda: all(Path(f"/proc/{pid}/syscall").read_text().split()[0] == call for pid in workers), "they wait")
+    return supervisor, workers
+
+
 @pytest.mark.covers("S9")
 def test_what_was_reported_to_a_supervisor_that_read_nothing_is_not_run_again(desk: Desk, tally: Tally) -> None:
     """It is stopped, so that reports stay in their pipes; when the workers have run all they had, it is killed."""
     process = desk.start(*task("short_work", 300, "--name", "b"))
     desk.wait_for_jobs(20, process)
-    supervisor = desk.supervisor()
-    os.kill(supervisor, signal.SIGSTOP)
-    workers = desk.workers()
-    until(lambda: all(is_reading(pid) for pid in workers), "they wait for leases")
+    supervisor, _ = stopped(desk, READ)
     unread = len(desk.attempts())
     os.kill(supervisor, signal.SIGKILL)
     _, err = process.communicate(timeout=60)
@@ -200,10 +209,7 @@ def test_workers_that_cannot_get_rid_of_their_results_are_gone_as_soon(desk: Des
     """The supervisor is stopped, so nobody reads: the workers stand in write(); then it is killed."""
     process = desk.start(*task("large_result_soon", 200, "--name", "b"))
     desk.wait_for_jobs(2, process)
-    supervisor = desk.supervisor()
-    os.kill(supervisor, signal.SIGSTOP)
-    workers = desk.workers()
-    until(lambda: all(is_writing(pid) for pid in workers), "they stand in write()")
+    supervisor, workers = stopped(desk, WRITE)
     process.kill()
     process.communicate()
     began = monotonic()
@@ -212,16 +218,6 @@ def test_workers_that_cannot_get_rid_of_their_results_are_gone_as_soon(desk: Des
         await_death(pid, GONE_S)
     tally.saw(f"gone after {(monotonic() - began) * 1000:.0f} ms")
     tally.count("real SIGKILLs", 2)
-
-
-def is_reading(pid: int) -> bool:
-    """Whether a process stands in read()."""
-    return Path(f"/proc/{pid}/syscall").read_text().split()[0] == "0"
-
-
-def is_writing(pid: int) -> bool:
-    """Whether a process stands in write()."""
-    return Path(f"/proc/{pid}/syscall").read_text().split()[0] == "1"
 
 
 @pytest.mark.covers("S3")

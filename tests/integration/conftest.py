@@ -1,13 +1,16 @@
-"""A journal to write into, and a way to run the verbs that read it."""
+"""A journal to write into and a way to run the verbs that read it, a door, and the joblib backend."""
 
 import argparse
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import batchd.joblib
 from batchd.edge.folder import open_folder
+from tests.contract.calls import Door
 from tests.written import Run, Verb
 
 
@@ -29,3 +32,17 @@ def run(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> R
         return code, *capfd.readouterr()
 
     return run_verb
+
+
+@pytest.fixture
+def door(tmp_path: Path) -> Iterator[Door]:
+    made = Door(tmp_path)
+    yield made
+    made.open()
+
+
+@pytest.fixture(scope="module")
+def registered() -> Iterator[None]:
+    batchd.joblib.register()
+    yield
+    batchd.joblib.release_workers()

@@ -9,7 +9,6 @@ import asyncio
 import signal
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import Future
-from pathlib import Path
 from time import perf_counter, thread_time
 from typing import Any, Final, NamedTuple
 
@@ -78,13 +77,6 @@ def executor() -> Iterator[batchd.Executor]:
     with batchd.Executor(2) as made:
         made.submit(square, 1).result(WAIT_S)
         yield made
-
-
-@pytest.fixture
-def door(tmp_path: Path) -> Iterator[Door]:
-    made = Door(tmp_path)
-    yield made
-    made.open()
 
 
 # --- The loop goes on --------------------------------------------------------------------------------------------

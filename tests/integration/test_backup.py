@@ -28,13 +28,7 @@ from batchd.settings import FORMAT_VERSION
 from tests.author import submission, success
 from tests.bench import House, pump_until
 from tests.ruin import PAGE_BYTES, SPEC, change, flipped, original
-
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return open_folder(tmp_path / "journal")
+from tests.written import Run
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """The verbs that read a journal: ls, show, results and failures, as people and programs meet them."""
 
 import argparse
-import io
 import json
 import os
 import sys
@@ -15,6 +14,7 @@ from batchd.core import entries as e
 from batchd.edge.shelf import Damaged, find_batch, is_newest, list_batches
 from batchd.errors import BatchNotFound, JournalDamaged, JournalError
 from batchd.formats.report import Failure, fingerprint
+from tests.commands import Terminal
 from tests.written import Run, failed, make, make_mixed, succeeded
 
 # --- Which batch -----------------------------------------------------------------------------------------------
@@ -176,10 +176,6 @@ def test_nobody_is_told_of_an_error_before_the_first_run(
 
 
 def test_a_terminal_gets_a_drawn_table(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
-
     make_mixed(folder, task=["package.module", "a" * 200])
     shown = Terminal()
     monkeypatch.setattr(sys, "stdout", shown)

@@ -21,22 +21,9 @@ from tests.contract.calls import WAIT_S, Door, Refuses, fail, kill_myself, nap, 
 
 joblib = pytest.importorskip("joblib", reason="joblib is not installed: pip install joblib")
 np = pytest.importorskip("numpy", reason="numpy is not installed: pip install numpy")
+pytestmark = pytest.mark.usefixtures("registered")
 ROOT = Path(__file__).parents[2]
 MIB = 1 << 20
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _registered() -> Iterator[None]:
-    batchd.joblib.register()
-    yield
-    batchd.joblib.release_workers()
-
-
-@pytest.fixture
-def door(tmp_path: Path) -> Iterator[Door]:
-    made = Door(tmp_path)
-    yield made
-    made.open()
 
 
 def run(function: Callable[..., Any], items: Any, n_jobs: int = 2, **options: Any) -> Any:

@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from batchd.client.connection import connect
 from batchd.core import entries as e
 from batchd.edge import removal
 from batchd.edge.census import Row, take_census
-from batchd.edge.folder import disk_bytes, open_folder
+from batchd.edge.folder import disk_bytes
 from batchd.edge.journal import BatchJournal
 from batchd.edge.lock import holder_of, vacant
 from batchd.errors import BatchNotFound, JournalError, SupervisorError, UsageError
@@ -29,14 +28,9 @@ from batchd.settings import FORMAT_VERSION
 from tests.author import submission, success
 from tests.bench import House
 from tests.ruin import PAGE_BYTES, SPEC, change
+from tests.written import Run
 
 DAY_S = 86_400.0
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return open_folder(tmp_path / "journal")
 
 
 @pytest.fixture

@@ -37,6 +37,7 @@ from tests.ruin import (
     overwritten,
     place_of,
 )
+from tests.written import Run
 
 Ruin = Callable[[Original, Random], bytes]
 
@@ -246,9 +247,6 @@ def _die() -> None:
 
 def _raise() -> None:
     raise RuntimeError("not here")
-
-
-Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture

@@ -1,22 +1,13 @@
 """scikit-learn through joblib: the same numbers as without workers."""
 
 import os
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-import batchd.joblib
-
 joblib = pytest.importorskip("joblib", reason="joblib is not installed: pip install joblib")
 pytest.importorskip("sklearn", reason="scikit-learn is not installed: pip install scikit-learn")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _registered() -> Iterator[None]:
-    batchd.joblib.register()
-    yield
-    batchd.joblib.release_workers()
+pytestmark = pytest.mark.usefixtures("registered")
 
 
 @pytest.fixture(scope="module")

@@ -210,16 +210,6 @@ def test_arrays_go_in_and_out_while_the_supervisor_is_killed(desk: Desk, tmp_pat
     check_clean(desk, place)
 
 
-@pytest.mark.covers("W2", "J8")
-def test_a_worker_that_dies_within_a_file_leaves_nothing_that_counts(desk: Desk) -> None:
-    found = list(batchd.map(torn_at_first, range(5), journal=desk.journal, name="torn", workers=1))
-    assert all(np.array_equal(array, array_of(number)) for number, array in enumerate(found))
-    until(lambda: not desk.supervisor(), "the supervisor is gone")
-    place = batch_of(desk)
-    assert len(files_of(place)) == 5  # What it left went while the batch ran.
-    check_clean(desk, place)
-
-
 def noted_at_first(number: int) -> Any:
     """Have the worker die when its report is in the transcript, and the pipe has nothing of it."""
     if batchd.current_job().attempt == 1 and number == 2:
@@ -228,12 +218,15 @@ def noted_at_first(number: int) -> Any:
 
 
 @pytest.mark.covers("W2", "J8")
-def test_what_a_transcript_names_is_kept_for_the_next_supervisor(desk: Desk) -> None:
-    found = list(batchd.map(noted_at_first, range(5), journal=desk.journal, name="noted", workers=1))
+@pytest.mark.parametrize(("task", "kept"), [(torn_at_first, 0), (noted_at_first, 1)])
+def test_a_dead_workers_file_is_kept_for_the_next_supervisor_if_its_transcript_names_it(
+    desk: Desk, task: Any, kept: int
+) -> None:
+    found = list(batchd.map(task, range(5), journal=desk.journal, name="n", workers=1))
     assert all(np.array_equal(array, array_of(number)) for number, array in enumerate(found))
     until(lambda: not desk.supervisor(), "the supervisor is gone")
     place = batch_of(desk)
-    assert len(files_of(place)) == 6
+    assert len(files_of(place)) == 5 + kept
     check_clean(desk, place)
     assert len(files_of(place)) == 5
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from batchd.errors import InputChanged
 from batchd.sources import Checkpoint, TextSource
+from tests.unit.test_sources import items_of
 
 LINES = st.lists(st.text(st.characters(exclude_characters="\n\0\ufeff", exclude_categories=["Cs"]), max_size=9))
 STRINGS = st.lists(st.text(st.characters(exclude_characters="\0\ufeff", exclude_categories=["Cs"]), max_size=9))
@@ -31,10 +32,6 @@ def files_of(contents: Sequence[bytes], suffix: str = ".txt") -> Iterator[list[s
         for name, content in zip(names, contents, strict=True):
             Path(name).write_bytes(content)
         yield names
-
-
-def items_of(source: TextSource, start: Checkpoint | None = None) -> list[Any]:
-    return [item for block in source.blocks(start) for item in block.items]
 
 
 def check_every_checkpoint(source: TextSource, contents: Sequence[bytes], items: list[Any]) -> None:

@@ -20,6 +20,7 @@ from batchd.cli.main import main
 from batchd.testing import chaos
 from batchd.testing.audit import CHECKS
 from batchd.testing.chaos import Chaos, Feeder, Report, Target, kill, pinned, strikes
+from tests.commands import Terminal
 
 
 def report(**changes: Any) -> Report:
@@ -169,15 +170,8 @@ def test_a_violation_is_the_exit_code_and_keeps_what_is_left(
     assert [str(folder) for folder in tmp_path.iterdir()] == ([told["kept"]] if is_broken else [])
 
 
-class Screen(io.StringIO):
-    """A terminal."""
-
-    def isatty(self) -> bool:
-        return True
-
-
 def test_the_live_line_is_drawn_over_and_taken_away(monkeypatch: pytest.MonkeyPatch) -> None:
-    screen = Screen()
+    screen = Terminal()
     monkeypatch.setattr(sys, "stderr", screen)
     monkeypatch.setenv("TERM", "xterm")
     line = verb.Line(is_quiet=False)

@@ -33,6 +33,7 @@ from batchd.joberrors import (
     rerun_command,
     traceback_of,
 )
+from tests.jobs import TwoArguments
 
 LOOP = Path(batchd.__file__).parent / "worker/main.py"
 DUMP = f"""\
@@ -67,13 +68,6 @@ EVERY = [
     (JobState.FAILED, FAILED, JobFailed, JobError),
     (JobState.FAILED, UNREADABLE, JobUnreadable, BrokenProcessPool),
 ]
-
-
-class Odd(Exception):
-    """It pickles, and does not unpickle."""
-
-    def __init__(self, one: int, two: int) -> None:
-        super().__init__(f"{one} and {two}")
 
 
 class Leaves:
@@ -190,7 +184,7 @@ def test_the_traceback_looks_as_the_standard_librarys_does() -> None:
         b"garbage",
         pickle.dumps("no exception"),
         b"\x80\x05cno_such_module\nThing\n.",
-        pickle.dumps(Odd(1, 2)),
+        pickle.dumps(TwoArguments(1, 2)),
         pickle.dumps(Leaves()),
     ],
     ids=["none", "garbage", "a str", "unknown class", "unreadable", "leaves"],

@@ -10,6 +10,7 @@ import pytest
 from batchd.core.job import JobState
 from batchd.settings import PROGRESS_PLAIN_S
 from batchd.view import Caption, LiveView, NotesView, PlainView, ProgressNews, SilentView, View, make_view
+from tests.commands import Terminal
 
 
 class Clock:
@@ -18,11 +19,6 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now
-
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
 
 
 def news(done: int, *, size: int = 100, is_sealed: bool = True, failed: int = 0, trouble: str = "") -> ProgressNews:
@@ -210,38 +206,40 @@ def wide(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("FORCE_COLOR", raising=False)
 
 
+def drawn(told: ProgressNews) -> tuple[LiveView, Terminal]:
+    """Return a view that has drawn the news, and where."""
+    stream = Terminal()
+    shown = view(stream, Clock())
+    assert isinstance(shown, LiveView)
+    shown.update(told)
+    shown._live.refresh()
+    return shown, stream
+
+
 @pytest.mark.usefixtures("wide")
 def test_trouble_is_drawn_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "40")
-    stream, clock = Terminal(), Clock()
-    shown = view(stream, clock)
-    assert isinstance(shown, LiveView)
     trouble = f"disk full: paused until {'/a-long-path' * 6} has space"
-    shown.update(news(40, trouble=trouble))
-    shown._live.refresh()
-    drawn = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", stream.getvalue())
+    shown, stream = drawn(news(40, trouble=trouble))
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", stream.getvalue())
     shown.close()
-    assert "".join(trouble.split()) in "".join(drawn.split())
+    assert "".join(trouble.split()) in "".join(text.split())
 
 
 @pytest.mark.usefixtures("wide")
 def test_the_live_line_is_drawn_and_taken_away(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_COLOR", "1")
-    stream, clock = Terminal(), Clock()
-    shown = view(stream, clock)
-    assert isinstance(shown, LiveView)
-    shown.update(news(40, failed=3, trouble="the disk is full"))
-    shown._live.refresh()
-    drawn = stream.getvalue()
+    shown, stream = drawn(news(40, failed=3, trouble="the disk is full"))
+    text = stream.getvalue()
     shown.note("the supervisor died; started another (pid 17)")
     shown.close()
     shown.close()
-    assert "nightly" in drawn
-    assert "40 of 100 done (40%)" in drawn
-    assert "3 failed" in drawn
-    assert "the disk is full" in drawn
-    assert "━" in drawn
-    assert "\x1b[31m" not in drawn
+    assert "nightly" in text
+    assert "40 of 100 done (40%)" in text
+    assert "3 failed" in text
+    assert "the disk is full" in text
+    assert "━" in text
+    assert "\x1b[31m" not in text
     assert "batchd: the supervisor died; started another (pid 17)\n" in stream.getvalue()
     assert stream.getvalue().endswith("\x1b[2K")  # The line is erased.
 

@@ -17,6 +17,7 @@ from batchd.formats.values import load
 from batchd.settings import RECORD_BYTES_MAX, TRACEBACK_CHARS_MAX, VALUE_FILE_BYTES_MIN
 from batchd.worker import outcome
 from batchd.worker.outcome import Outcomes, ValueTooLarge, send_all
+from tests.jobs import TwoArguments
 
 
 class Wire:
@@ -170,13 +171,6 @@ def test_whatever_a_job_raises_is_its_failure(outcomes: Outcomes, wire: Wire, ki
     take(outcomes, 0, lambda: fail(kind))
     outcomes.flush(1, 0.0)
     assert wire.values() == [kind.__name__]
-
-
-class TwoArguments(Exception):
-    """It pickles, and its pickle lacks an argument when it is read."""
-
-    def __init__(self, one: int, two: int) -> None:
-        super().__init__(f"{one} and {two}")
 
 
 class Mute(Exception):
