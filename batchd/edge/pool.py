@@ -6,6 +6,7 @@ Nothing is decided here. The law of a death: see the exit (pidfd), read the pipe
 
 import os
 import signal
+from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ from batchd.edge.exits import describe
 from batchd.edge.gauges import WorkerGauge
 from batchd.edge.grace import when_ended
 from batchd.edge.orphans import kill_tagged, reap_adopted
-from batchd.edge.reports import acknowledged, event_of, files_of
+from batchd.edge.reports import acknowledged, event_of
 from batchd.edge.stacks import condense
 from batchd.edge.strays import delete_unreported
 from batchd.edge.template import Home, KeySpec, TemplateProcess, spawn
@@ -30,7 +31,7 @@ from batchd.errors import FormatError
 from batchd.formats.frame import Frame, FrameReader
 from batchd.formats.reference import OF_WORKER
 from batchd.formats.report import LEASE, Failure, fingerprint
-from batchd.settings import CUT_WAIT_S, READ_BYTES, STACK_DUMP_S
+from batchd.settings import CUT_WAIT_S, LANES, READ_BYTES, STACK_DUMP_S
 from batchd.worker import output
 from batchd.worker.recorder import OUTPUT, STARTED, WRITER, Lane, Recorder, Slot
 from batchd.worker.template import tag
@@ -57,8 +58,10 @@ class WorkerProcess:
     output_fd: int
     writer: int
     """What it has as a writer of value files."""
-    reported: set[int] = field(default_factory=set)
-    """The numbers of those it named."""
+    granted: deque[c.GrantLease] = field(default_factory=lambda: deque(maxlen=LANES))
+    """Its last leases: those whose lanes it may be in."""
+    told: tuple[int, int] = (-1, 0)
+    """The last lease it reported of, and behind which job: it reports in the order of the jobs."""
     reader: FrameReader = field(default_factory=FrameReader)
     is_wordy: bool = False
     """Whether its reports have been larger than its pipe: it stands still while they are not read."""
@@ -329,6 +332,7 @@ class Pool:
             order.lease, order.first, order.stop, order.attempt, order.is_timed, order.batch, reach=order.stop
         )
         worker.slot.write_lane(order.lane, lane)
+        worker.granted.append(order)
         with suppress(BrokenPipeError):  # It died: its exit tells.
             os.write(worker.leases_fd, LEASE.pack(order.lease, order.lane))
 
@@ -376,7 +380,8 @@ class Pool:
         try:
             for frame in frames:
                 event = event_of(worker.number, worker.key, frame)
-                worker.reported.update([reference.number for reference in files_of(event)])
+                if isinstance(event, ev.JobsAcked):
+                    worker.told = event.lease, event.first + event.count
                 self._emit(event)
         except FormatError as error:
             worker.reader = FrameReader()
@@ -427,13 +432,15 @@ class Pool:
         """Have the results deleted that it wrote to files and did not tell of, or its deaths would fill the disk."""
         if position is None or position.phase is ev.Phase.IDLE:
             return
+        lease, stop = worker.told
         transcript = self._recorder.transcript(worker.slot_number)
-        for said in acknowledged(worker.number, transcript, {position.lease}) if transcript is not None else ():
-            # If the supervisor dies as well, the next one records this.
-            worker.reported.update([reference.number for reference in files_of(said)])
-        for batch in {lane.batch for lane in worker.slot.lanes() if lane.lease == position.lease}:
-            folder = self._home.batches / batch
-            self._do_aside(partial(delete_unreported, folder, worker.writer, worker.reported))
+        for order in [order for order in worker.granted if order.lease == position.lease]:
+            starts = [stop if lease == order.lease else order.first]
+            if transcript is not None:  # If the supervisor dies as well, the next one records what is there.
+                said = acknowledged(worker.number, transcript, {order.lease})
+                starts += [each.first + each.count for each in said]
+            unreported = range(max(starts), order.stop)
+            self._do_aside(partial(delete_unreported, self._home.batches / order.batch, worker.writer, unreported))
 
     def _failure_of(
         self, worker: WorkerProcess, position: ev.Position | None, cause: str, status: int, usage: Any

@@ -7,7 +7,7 @@ left. No later record can name any of these, so the search goes on beside the ba
 
 import fcntl
 import os
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
@@ -93,10 +93,13 @@ def sweep(journal: BatchJournal, found: Suspects) -> Iterator[None]:
         _is_held(folder / name, is_deleted=True)
 
 
-def delete_unreported(batch: Path, writer: int, reported: Collection[int]) -> None:
-    """Delete what a dead worker wrote and never told of: no record will name it."""
+def delete_unreported(batch: Path, writer: int, jobs: range) -> None:
+    """Delete what a dead worker wrote of jobs and never told of: no record will name it.
+
+    Of jobs beyond `NUMBERS` it waits for the sweep: their files have the numbers of others.
+    """
     found = [(name, named(name)) for name in _names_in(batch / VALUES_NAME)]
-    _delete(batch / VALUES_NAME, [name for name, of in found if of and of[0] == writer and of[1] not in reported])
+    _delete(batch / VALUES_NAME, [name for name, of in found if of and of[0] == writer and of[1] in jobs])
 
 
 def _names_in(folder: Path) -> list[str]:

@@ -13,6 +13,7 @@ from batchd.core import events as ev
 from batchd.core.events import Phase, Position
 from batchd.core.job import JobState
 from batchd.formats.report import Failure
+from batchd.settings import VALUE_FILE_BYTES_MIN
 from batchd.worker.main import EXIT_DESCRIPTORS, PROTOCOL_FD_MIN
 from tests.bench import Bench, at_work, await_death, is_alive, key_spec, listening
 
@@ -277,6 +278,18 @@ def test_a_worker_can_be_killed_before_it_is_born(bench: Bench) -> None:
 
 
 @pytest.mark.covers("W10", "P12")
+def test_of_a_dead_workers_files_those_go_that_it_did_not_tell_of(bench: Bench) -> None:
+    large = ("same", bytes(VALUE_FILE_BYTES_MIN))
+    worker = at_work(bench, [large] * 4 + [("kill_myself", signal.SIGKILL)])
+    bench.lease(worker, 0, 2)
+    values = bench.folder / "batches/b/values"
+    names = [f"{worker.writer:016x}-{job}" for job in range(5)]
+    (values / names[4]).touch()
+    bench.lease(worker, 2, 5, lane=1, attempt=2)  # Each job is reported by itself.
+    bench.gone(worker)
+    assert sorted(path.name for path in values.iterdir()) == names[:4]
+
+
 def test_garbage_on_the_report_pipe_ends_the_worker(bench: Bench) -> None:
     worker = at_work(bench, [("work", 0.002, "good"), ("write_garbage",), ("work", 600)])
     number = bench.lease(worker, 0, 3)
