@@ -15,8 +15,6 @@ from batchd.errors import FormatError
 from batchd.formats import pages
 
 LOWEST: Final = b""
-_PAGE_BYTES: Final = 4096
-"""Where neither header tells."""
 _TRIES: Final = 1000
 _SIZES: Final = (4096, 8192, 16384, 32768, 2048, 1024, 512)
 

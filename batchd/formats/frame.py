@@ -56,11 +56,6 @@ class FrameReader:
         self._room = memoryview(b"")
 
     @property
-    def is_between_frames(self) -> bool:
-        """Whether every byte so far belonged to a whole frame."""
-        return not self._buffer and self._large is None
-
-    @property
     def room(self) -> memoryview | None:
         """Where the rest of a large body belongs, for whoever can receive it right there; None between such."""
         return self._room if self._large is not None else None

@@ -11,9 +11,7 @@ from batchd.settings import FRAME_META_BYTES_MAX
 
 
 def test_a_frame_comes_out_as_it_went_in() -> None:
-    reader = FrameReader()
-    assert list(reader.feed(encode(2, b"meta", 4) + b"body")) == [Frame(2, b"meta", b"body")]
-    assert reader.is_between_frames
+    assert list(FrameReader().feed(encode(2, b"meta", 4) + b"body")) == [Frame(2, b"meta", b"body")]
 
 
 def test_many_frames_in_one_read_keep_their_order() -> None:
@@ -23,9 +21,7 @@ def test_many_frames_in_one_read_keep_their_order() -> None:
 
 def test_a_torn_frame_never_becomes_a_message() -> None:
     wire = encode(1, b"meta", 100) + b"only the beginning"
-    reader = FrameReader()
-    assert list(reader.feed(encode(3, b"") + wire)) == [Frame(3, b"", b"")]
-    assert not reader.is_between_frames
+    assert list(FrameReader().feed(encode(3, b"") + wire)) == [Frame(3, b"", b"")]
 
 
 def test_whole_frames_before_garbage_are_given() -> None:
@@ -82,14 +78,12 @@ def test_a_large_body_is_received_where_it_lies(cut: int) -> None:
         left = left[8:]
     while len(left) > 1:
         assert reader.room is not None
-        assert not reader.is_between_frames
         size = min(len(left) - 1, 100_000)
         reader.room[:size] = left[:size]
         assert list(reader.filled(size)) == []
         left = left[size:]
     # The last byte comes with what follows it, to a reader that does not look at `room`.
     assert list(reader.feed(bytes(left) + encode(3, b""))) == [Frame(2, b"meta", body), Frame(3, b"", b"")]
-    assert reader.is_between_frames
     assert reader.room is None
 
 
