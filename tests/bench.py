@@ -19,7 +19,7 @@ from batchd.core import events as ev
 from batchd.core.events import Options
 from batchd.core.facts import BatchFacts
 from batchd.core.job import JobState
-from batchd.edge.folder import journal_id, open_folder
+from batchd.edge.folder import journal_id, open_folder, recorder_path
 from batchd.edge.journal import BatchJournal
 from batchd.edge.lock import holder_of
 from batchd.edge.orphans import become_subreaper, tagged
@@ -29,7 +29,6 @@ from batchd.edge.template import Home, KeySpec
 from batchd.formats.report import Failure
 from batchd.formats.segment import unpack
 from batchd.sources.source import Block, Checkpoint
-from batchd.supervisor.recovery import recorder_path
 from batchd.worker.recorder import Recorder
 from tests.author import submission
 

@@ -7,14 +7,13 @@ left behind is swept by the next process that makes one.
 
 import atexit
 import os
-import shutil
 import tempfile
 import threading
 from contextlib import suppress
 from pathlib import Path
 
 from batchd.client.connection import Connection, SupervisorGone, connect
-from batchd.edge.folder import open_folder
+from batchd.edge.folder import open_folder, remove_journal
 from batchd.edge.lock import vacant
 
 _lock = threading.Lock()
@@ -75,4 +74,4 @@ def _delete(folder: Path) -> None:
     """Delete a journal that no supervisor holds."""
     with suppress(OSError), vacant(folder) as is_vacant:
         if is_vacant:
-            shutil.rmtree(folder, ignore_errors=True)
+            remove_journal(folder)

@@ -34,6 +34,7 @@ _TEMP_PREFIX: Final = f".{META_NAME}."
 _COPY_NAME: Final = f"{_TEMP_PREFIX}copy"
 """Stands in a copy that is not finished; writing journal.json removes it."""
 _MOUNTINFO: Final = Path("/proc/self/mountinfo")
+_SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108  (the file in it is opened with O_EXCL and O_NOFOLLOW, mode 0600)
 _REMOTE_FILE_SYSTEMS: Final = frozenset(
     {"9p", "afs", "beegfs", "ceph", "cifs", "coda", "gfs2", "glusterfs", "gpfs", "lustre", "ncpfs", "nfs", "nfs4"}
     | {"ocfs2", "orangefs", "panfs", "pvfs2", "smb3", "smbfs", "wekafs"}
@@ -82,6 +83,20 @@ def raise_epoch(path: Path) -> int:
         meta["epoch"] += 1
         _write_meta(folder_fd, meta)
         return int(meta["epoch"])
+
+
+def recorder_path(folder: Path, name: str) -> Path:
+    """Return where the flight recorder of a journal lies: in memory, or in the folder where there is no tmpfs."""
+    if _SHARED_MEMORY.is_dir() and os.access(_SHARED_MEMORY, os.W_OK):
+        return _SHARED_MEMORY / f"batchd-{os.geteuid()}-{name}"
+    return folder / "recorder"
+
+
+def remove_journal(folder: Path) -> None:
+    """Delete a journal that no supervisor holds, and the flight recorder that a killed one left, if it can."""
+    with contextlib.suppress(JournalError, OSError):
+        recorder_path(folder, journal_id(folder)).unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def begin_copy(path: Path) -> Path:

@@ -5,7 +5,6 @@ workers' transcripts say and charge what their slots show as begun and not recor
 make a new recorder.
 """
 
-import os
 from collections import defaultdict
 from pathlib import Path
 from typing import NamedTuple
@@ -19,7 +18,7 @@ from batchd.core.ranges import RangeSet
 from batchd.core.replay import LeaseTrace, interrupted
 from batchd.core.stored import copy
 from batchd.edge.drafts import remove_drafts
-from batchd.edge.folder import BATCHES_NAME, is_full, journal_id, raise_epoch
+from batchd.edge.folder import BATCHES_NAME, is_full, journal_id, raise_epoch, recorder_path
 from batchd.edge.journal import BatchJournal
 from batchd.edge.lock import SupervisorLock, boot_id
 from batchd.edge.orphans import become_subreaper, sweep
@@ -29,8 +28,6 @@ from batchd.formats.report import Failure, fingerprint
 from batchd.settings import INTERRUPTIONS_MAX, SLOTS
 from batchd.worker.recorder import Recorder
 from batchd.worker.valuefiles import VALUES_NAME
-
-_SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  (the file in it is opened with O_EXCL and O_NOFOLLOW, mode 0600)
 
 
 class Ground(NamedTuple):
@@ -59,13 +56,6 @@ def recover(folder: Path) -> Ground:
     epoch = raise_epoch(folder)
     recorder = Recorder.create(path, boot_id=boot_id(), journal_id=name, epoch=epoch, slots=SLOTS)
     return Ground(folder, lock, name, epoch, recorder, path, recovered)
-
-
-def recorder_path(folder: Path, name: str) -> Path:
-    """Return where the flight recorder of a journal lies: in memory, or in the folder where there is no tmpfs."""
-    if _SHARED_MEMORY.is_dir() and os.access(_SHARED_MEMORY, os.W_OK):
-        return _SHARED_MEMORY / f"batchd-{os.geteuid()}-{name}"
-    return folder / "recorder"
 
 
 def _charge_begun(folder: Path, path: Path, name: str) -> int:

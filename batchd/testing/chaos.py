@@ -27,12 +27,11 @@ from threading import Thread
 from time import monotonic
 from typing import IO, Final, NamedTuple
 
-from batchd.edge.folder import journal_id, open_folder
+from batchd.edge.folder import journal_id, open_folder, recorder_path
 from batchd.edge.journal import BatchJournal
 from batchd.edge.lock import holder_of
 from batchd.edge.orphans import tagged
 from batchd.errors import BatchdError
-from batchd.supervisor.recovery import recorder_path
 from batchd.testing.audit import Auditor, Findings, Ledger, check_log, read_ledger
 from batchd.worker.template import TAG
 

@@ -141,6 +141,7 @@ def test_a_supervisor_that_died_is_not_missed_and_leaves_nothing(programs: Progr
     told = programs.told(
         """
 from batchd.client.throwaway import throwaway_folder
+from batchd.edge.folder import journal_id, recorder_path
 from batchd.edge.lock import holder_of
 from tests.bench import await_death
 
@@ -150,13 +151,17 @@ def job(x):
 
 for _ in range(3):
     assert list(batchd.map(job, range(10), workers=1)) == list(range(10))
-    pid = int(holder_of(throwaway_folder())["pid"])
+    folder = throwaway_folder()
+    pid = int(holder_of(folder)["pid"])
     os.kill(pid, signal.SIGKILL)
     await_death(pid)
-print("well")
+    recorder = recorder_path(folder, journal_id(folder))
+    assert recorder.exists()
+    print(recorder)
 """
-    )
-    assert told == "well\n"
+    ).split()
+    assert len(told) == 3
+    assert not any(Path(recorder).exists() for recorder in told)
     assert_nothing_is_left(programs)
 
 

@@ -16,8 +16,7 @@ from batchd.client import connection as client
 from batchd.client.session import Session
 from batchd.core.facts import BatchState
 from batchd.core.job import JobState
-from batchd.edge.folder import journal_id, open_folder
-from batchd.supervisor.recovery import recorder_path
+from batchd.edge.folder import journal_id, open_folder, recorder_path
 from tests.bench import ROOT, House, await_death, pump_until
 from tests.commands import until
 

@@ -12,14 +12,14 @@ import pytest
 from batchd.core import entries as e
 from batchd.core.events import Phase
 from batchd.core.job import JobState
-from batchd.edge.folder import journal_id, open_folder
+from batchd.edge.folder import journal_id, open_folder, recorder_path
 from batchd.edge.journal import BatchJournal
 from batchd.edge.lock import boot_id
 from batchd.formats import frame
 from batchd.formats.report import ACK, NO_FINGERPRINT, Report
 from batchd.formats.segment import pack_vector
 from batchd.supervisor import recovery
-from batchd.supervisor.recovery import recorder_path, recover
+from batchd.supervisor.recovery import recover
 from batchd.worker.recorder import POSITION, Lane, Recorder, phase_word
 from tests.author import submission
 
