@@ -5,7 +5,6 @@ compared with are warm too. It stops when every result was read and added up. St
 """
 
 import os
-import shutil
 import sys
 import threading
 import time
@@ -22,7 +21,7 @@ from batchd.client.costing import Costing, CostOf
 from batchd.core.events import Options
 from batchd.core.job import JobState
 from batchd.core.ranges import RangeSet
-from batchd.edge.folder import open_folder
+from batchd.edge.folder import open_folder, remove_journal
 from batchd.edge.journal import BatchJournal
 from batchd.edge.lock import holder_of
 from batchd.edge.outcomes import Outcomes
@@ -82,7 +81,7 @@ def run_batch(
     `watch` is given the supervisor's pid and entered while the batch runs; `meanwhile` is called with the journal's
     folder, again and again until it is over.
     """
-    folder = open_folder(Path(mkdtemp(dir=scratch)) / "journal")
+    folder = open_folder(Path(mkdtemp(dir=scratch)))
     go = threading.Event()
     try:
         with new_session(folder, job, workers, follows=reduce is not None) as session:
@@ -115,7 +114,7 @@ def run_batch(
     finally:
         go.set()  # A feed that still waits would keep its thread for ever.
         await_gone(folder)
-        shutil.rmtree(folder.parent, ignore_errors=True)
+        remove_journal(folder)
 
 
 def cpu_s(pid: int) -> float:

@@ -5,7 +5,6 @@ The clock of whoever uses one starts when every worker has answered, and covers 
 
 import multiprocessing
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -16,6 +15,7 @@ from typing import Any, Final, NamedTuple
 
 from batchd import Executor
 from batchd.client.throwaway import throwaway_folder
+from batchd.edge.folder import remove_journal
 from benchmarks.batch import await_gone, cpu_s, processes
 from benchmarks.contest import Setting
 from benchmarks.jobs import noop
@@ -41,13 +41,13 @@ Made = Callable[[Setting], Any]
 @contextmanager
 def on_disk(setting: Setting) -> Iterator[Pool]:
     """Batchd's executor with a journal that stays."""
-    folder = Path(mkdtemp(dir=setting.scratch)) / "journal"
+    folder = Path(mkdtemp(dir=setting.scratch))
     try:
         with Executor(setting.workers, journal=folder) as executor:
             yield _warmed(Pool(executor.submit, _result, folder), setting)
     finally:
         await_gone(folder)
-        shutil.rmtree(folder.parent, ignore_errors=True)
+        remove_journal(folder)
 
 
 @contextmanager

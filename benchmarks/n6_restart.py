@@ -5,7 +5,6 @@ through ten million of them in minutes. How it grows with the batch is seen with
 """
 
 import os
-import shutil
 import signal
 import time
 from functools import partial
@@ -20,7 +19,7 @@ from batchd.client import Session
 from batchd.client.connection import connect
 from batchd.core.facts import BatchFacts
 from batchd.core.ranges import RangeSet
-from batchd.edge.folder import open_folder
+from batchd.edge.folder import open_folder, remove_journal
 from batchd.edge.journal import BatchJournal
 from batchd.edge.lock import holder_of
 from batchd.edge.outcomes import Outcomes
@@ -123,7 +122,7 @@ def _run(setting: Setting, numbers: range, task: str, workers: int) -> Sample:
 
 def restart(scratch: Path, job: Job, numbers: range, workers: int) -> Restarted:
     """Run half of a batch, kill its supervisor, start another; wait until it has run a job."""
-    folder = open_folder(Path(mkdtemp(dir=scratch)) / "journal")
+    folder = open_folder(Path(mkdtemp(dir=scratch)))
     try:
         with new_session(folder, job, workers, "batch", follows=True) as session:
             session.feed(blocks_of(numbers))
@@ -160,7 +159,7 @@ def restart(scratch: Path, job: Job, numbers: range, workers: int) -> Restarted:
         )
     finally:
         await_gone(folder)
-        shutil.rmtree(folder.parent, ignore_errors=True)
+        remove_journal(folder)
 
 
 def _await(session: Session, size: int, done: int) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 from batchd.client import request
 from batchd.edge import control
+from batchd.edge.folder import recorder_path
 from batchd.edge.orphans import tagged
 from batchd.worker.template import TAG
 
@@ -74,6 +75,10 @@ class Desk:
     def journal_id(self) -> str:
         """Return the journal's id, by which its processes are tagged."""
         return str(json.loads((self.journal / "journal.json").read_text())["id"])
+
+    def recorder(self) -> Path:
+        """Return where the journal's flight recorder lies, while there is one."""
+        return recorder_path(self.journal, self.journal_id())
 
     def processes(self) -> list[int]:
         """Return templates and workers of this journal."""

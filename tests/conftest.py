@@ -74,7 +74,7 @@ def desk(tmp_path: Path) -> Iterator[Desk]:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     until(lambda: not [pid for pid in desk.processes() if not dead(pid)], "no process is left")
-    (Path("/dev/shm") / f"batchd-{os.geteuid()}-{desk.journal_id()}").unlink(missing_ok=True)
+    desk.recorder().unlink(missing_ok=True)
 
 
 @pytest.fixture

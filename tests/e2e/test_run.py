@@ -368,7 +368,7 @@ def test_nothing_is_left_when_the_last_client_has_gone(desk: Desk) -> None:
     until(lambda: not desk.supervisor(), "the supervisor left")
     assert not desk.processes()
     assert not (desk.journal / "control.sock").exists()
-    assert not list(Path("/dev/shm").glob(f"batchd-*-{desk.journal_id()}"))
+    assert not desk.recorder().exists()
 
 
 def test_what_a_task_module_opened_stays_open_in_its_workers(desk: Desk) -> None:

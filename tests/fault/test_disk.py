@@ -90,7 +90,7 @@ def test_a_batch_that_was_cut_off_is_readable_on_a_full_disk_and_goes_on_later(o
     process.communicate()
     os.kill(on_disk.supervisor(), signal.SIGKILL)
     until(lambda: gone(on_disk), "all are dead")
-    (Path("/dev/shm") / f"batchd-{os.geteuid()}-{on_disk.journal_id()}").unlink()
+    on_disk.recorder().unlink()
     filler = fill(on_disk.journal.parent)
     for command in READING:
         assert on_disk.run(*command).returncode == 0
@@ -129,7 +129,7 @@ def test_a_batch_that_is_taken_up_again_when_there_is_room_for_little_else(on_di
     process.communicate()
     os.kill(on_disk.supervisor(), signal.SIGKILL)
     until(lambda: gone(on_disk), "all are dead")
-    (Path("/dev/shm") / f"batchd-{os.geteuid()}-{on_disk.journal_id()}").unlink()
+    on_disk.recorder().unlink()
     filler = fill(on_disk.journal.parent)
     os.truncate(filler, filler.stat().st_size - 4096 - left)
     process = on_disk.start(*task(300))
