@@ -13,8 +13,7 @@ from typing import Any
 from benchmarks import plots
 from benchmarks.figures import ratios
 from benchmarks.machine import name_of
-from benchmarks.n4_tail import CAP_S as N4_CAP_S
-from benchmarks.peers.roster import BUDGET_S, CAP_S, ROSTER, ROUNDS, Entry
+from benchmarks.peers.roster import ROSTER, Entry
 
 _NUMBERS = tuple(f"N{number}" for number in range(1, 13))
 _COLUMNS_MAX = 6
@@ -23,12 +22,12 @@ _CONDITIONS = (
     "So many times as many jobs a second batchd does, whose results survive a power cut; where a peer has several "
     "ways, beside its fastest. Peers run in processes of their own, with as many workers, and see no network but "
     "loopback. Each is started and warmed up for every round, and ended after it, outside the clock. They compete in "
-    f"turn with all others, in the first {ROUNDS} rounds and in one of N4, N11 and N12. In N1, N2, N3 and N8 each "
-    f"gets as many of the jobs as it does in about {BUDGET_S:g} s (the tables below say how many), and rates are "
+    "turn with all others, in the first rounds; the tables below say in how many, and how long each took. In N1, N2, "
+    "N3 and N8 each gets as many of the jobs as fit a budget of time (the tables say how many), and rates are "
     "compared. In N4, N11 and N12 each gets all of them, and has no time when it loses any or would need longer than "
-    f"a cap, as its pace tells beforehand or waiting does: {N4_CAP_S:g} s in N4, {CAP_S:g} s in the others. Redis "
-    "appends to a file before it answers and flushes that once a second. Celery acknowledges late and requeues what "
-    "a lost worker had; all else is as it is by default."
+    "a cap, which stands in its place, as its pace tells beforehand or waiting does. Redis appends to a file before "
+    "it answers and flushes that once a second. Celery acknowledges late and requeues what a lost worker had; all "
+    "else is as it is by default."
 )
 _PERCENT = ("share", "outside", "gaps", "busy", "client CPU")
 
