@@ -24,8 +24,9 @@ from batchd.edge.journal import BatchJournal
 from batchd.edge.lock import holder_of
 from batchd.edge.orphans import become_subreaper, tagged
 from batchd.edge.outcomes import Outcomes
-from batchd.edge.pool import Pool, WorkerProcess
+from batchd.edge.pool import Pool
 from batchd.edge.template import Home, KeySpec
+from batchd.edge.workerprocess import WorkerProcess
 from batchd.formats.report import Failure
 from batchd.formats.segment import unpack
 from batchd.sources.source import Block, Checkpoint

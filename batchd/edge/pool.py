@@ -6,11 +6,9 @@ Nothing is decided here. The law of a death: see the exit (pidfd), read the pipe
 
 import os
 import signal
-from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass, field
-from fcntl import F_GETFL, F_SETFL, F_SETPIPE_SZ, fcntl
+from fcntl import F_SETPIPE_SZ, fcntl
 from functools import partial
 from selectors import EVENT_READ, BaseSelector, EpollSelector
 from time import monotonic, monotonic_ns
@@ -24,16 +22,16 @@ from batchd.edge.gauges import WorkerGauge
 from batchd.edge.grace import when_ended
 from batchd.edge.orphans import kill_tagged, reap_adopted
 from batchd.edge.reports import acknowledged, event_of
-from batchd.edge.stacks import condense
 from batchd.edge.strays import delete_unreported
 from batchd.edge.template import Home, KeySpec, TemplateProcess, spawn
+from batchd.edge.workerprocess import WorkerProcess, descriptors
 from batchd.errors import FormatError
 from batchd.formats.frame import Frame, FrameReader
 from batchd.formats.reference import OF_WORKER
-from batchd.formats.report import LEASE, Failure, fingerprint
-from batchd.settings import CUT_WAIT_S, LANES, READ_BYTES, STACK_DUMP_S
+from batchd.formats.report import LEASE
+from batchd.settings import CUT_WAIT_S, READ_BYTES, STACK_DUMP_S
 from batchd.worker import output
-from batchd.worker.recorder import OUTPUT, STARTED, WRITER, Lane, Recorder, Slot
+from batchd.worker.recorder import STARTED, WRITER, Lane, Recorder
 from batchd.worker.template import tag
 
 _PIPE_BYTES = 1 << 20
@@ -43,39 +41,6 @@ Emit = Callable[[ev.Event], None]
 Later = Callable[[float, Callable[[], None]], None]
 DoAside = Callable[[Callable[[], object]], object]
 """Has work done that may wait for the disk."""
-
-
-@dataclass(slots=True)
-class WorkerProcess:
-    """One worker as the pool has it."""
-
-    number: int
-    key: str
-    slot_number: int
-    slot: Slot
-    leases_fd: int
-    reports_fd: int
-    output_fd: int
-    writer: int
-    """What it has as a writer of value files."""
-    granted: deque[c.GrantLease] = field(default_factory=lambda: deque(maxlen=LANES))
-    """Its last leases: those whose lanes it may be in."""
-    told: tuple[int, int] = (-1, 0)
-    """The last lease it reported of, and behind which job: it reports in the order of the jobs."""
-    reader: FrameReader = field(default_factory=FrameReader)
-    is_wordy: bool = False
-    """Whether its reports have been larger than its pipe: it stands still while they are not read."""
-    pid: int = 0
-    pidfd: int = -1
-    why: str = ""
-    """Why it was killed, when that was ordered."""
-    is_killed: bool = False
-    seen: tuple[int, int] = (0, 0)
-    seen_at: float = 0.0
-    """Since when it has been at the lease and index in `seen`."""
-    memory_peak_bytes: int = 0
-    cpu_seen_s: float = 0.0
-    """CPU seconds already added to some batch."""
 
 
 class Pool:
@@ -241,7 +206,7 @@ class Pool:
             self._emit(ev.WorkerGone(number, None, "no slot left in the flight recorder"))
             return
         try:
-            leases, leases_fd, reports_fd, reports, output_fd = _descriptors()
+            leases, leases_fd, reports_fd, reports, output_fd = descriptors()
         except OSError as error:
             self.shortage = f"cannot start a worker: {error.strerror}"
             self._emit(ev.WorkerGone(number, None, self.shortage, is_short=True))
@@ -398,15 +363,9 @@ class Pool:
                 signal.pidfd_send_signal(
                     worker.pidfd, signal.SIGABRT
                 )  # faulthandler prints the stack and lets it die.
-            self._later(STACK_DUMP_S, lambda: self._kill_now(worker))
+            self._later(STACK_DUMP_S, worker.kill)
         else:
-            self._kill_now(worker)
-
-    @staticmethod
-    def _kill_now(worker: WorkerProcess) -> None:
-        if worker.pidfd >= 0:
-            with suppress(ProcessLookupError):
-                signal.pidfd_send_signal(worker.pidfd, signal.SIGKILL)
+            worker.kill()
 
     def _on_exit(self, worker: WorkerProcess) -> None:
         self._drain(worker)
@@ -416,7 +375,7 @@ class Pool:
         kill_tagged(tag(self._home.journal_id, self._home.epoch, worker.number))
         position = worker.slot.position()
         cause = worker.why or describe(status)
-        failure = self._failure_of(worker, position, cause, status, usage)
+        failure = worker.failure(position, cause, status, usage)
         self._delete_unreported(worker, position)
         self._close(worker)
         self._emit(ev.WorkerGone(worker.number, position, cause, failure.encode()))
@@ -442,36 +401,13 @@ class Pool:
             unreported = range(max(starts), order.stop)
             self._do_aside(partial(delete_unreported, self._home.batches / order.batch, worker.writer, unreported))
 
-    def _failure_of(
-        self, worker: WorkerProcess, position: ev.Position | None, cause: str, status: int, usage: Any
-    ) -> Failure:
-        kind = "JobCrashed"
-        if worker.why:
-            kind = {"timed": "JobTimeout", "memory": "JobOverMemory"}.get(worker.why.partition(" ")[0], kind)
-        lease, index = (position.lease, position.index) if position is not None else (-1, -1)
-        details: dict[str, Any] = {
-            "attempt": next((lane.attempt for lane in worker.slot.lanes() if lane.lease == lease), 0),
-            "pid": worker.pid,
-            "cpu_s": round(usage.ru_utime + usage.ru_stime, 3),
-            "memory_peak_bytes": max(worker.memory_peak_bytes, 0) or usage.ru_maxrss * 1024,
-        }
-        if os.WIFSIGNALED(status):
-            details["signal"] = os.WTERMSIG(status)
-        else:
-            details["exit_code"] = os.waitstatus_to_exitcode(status)
-        text = output.tail(worker.output_fd, index, worker.slot.words[OUTPUT], bytes_max=READ_BYTES)
-        return Failure(kind, cause, fingerprint(kind, cause), condense(text), details)
-
     def _close(self, worker: WorkerProcess) -> None:
         del self.workers[worker.number]
         with suppress(KeyError):
             self._reports.unregister(worker.reports_fd)
         if worker.pidfd >= 0:
             self._selector.unregister(worker.pidfd)
-        for fd in (worker.leases_fd, worker.reports_fd, worker.output_fd, worker.pidfd):
-            if fd >= 0:
-                os.close(fd)
-        worker.leases_fd = worker.pidfd = -1
+        worker.close()
         self._held_slots[worker.number] = worker.slot_number
 
     def _reap(self) -> None:
@@ -480,21 +416,3 @@ class Pool:
         known = {worker.pid for worker in self.workers.values()}
         known |= {template.process.pid for template in self._templates.values()}
         reap_adopted(known)
-
-
-def _descriptors() -> list[int]:
-    """Open a worker's pipes and capture file: leases, both ends, then reports, both ends, then output."""
-    fds: list[int] = []
-    try:
-        fds += os.pipe2(os.O_CLOEXEC)
-        fds += os.pipe2(os.O_CLOEXEC)
-        fds.append(os.memfd_create("batchd-output", os.MFD_CLOEXEC))
-    except OSError:
-        for fd in fds:
-            os.close(fd)
-        raise
-    _, leases_fd, reports_fd, _, output_fd = fds
-    fcntl(output_fd, F_SETFL, fcntl(output_fd, F_GETFL) | os.O_APPEND)
-    os.set_blocking(reports_fd, False)
-    os.set_blocking(leases_fd, False)
-    return fds
