@@ -393,7 +393,8 @@ class Pool:
             return
         lease, stop = worker.told
         transcript = self._recorder.transcript(worker.slot_number)
-        for order in [order for order in worker.granted if order.lease == position.lease]:
+        # A lease before the one it told of last is over, whatever C code of a job wrote into the slot.
+        for order in [order for order in worker.granted if order.lease == position.lease >= lease]:
             starts = [stop if lease == order.lease else order.first]
             if transcript is not None:  # If the supervisor dies as well, the next one records what is there.
                 said = acknowledged(worker.number, transcript, {order.lease})

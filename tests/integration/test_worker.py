@@ -15,6 +15,7 @@ from batchd.core.job import JobState
 from batchd.formats.report import Failure
 from batchd.settings import VALUE_FILE_BYTES_MIN
 from batchd.worker.main import EXIT_DESCRIPTORS, PROTOCOL_FD_MIN
+from batchd.worker.recorder import POSITION, TRANSCRIPT, phase_word
 from tests.bench import Bench, at_work, await_death, is_alive, key_spec, listening
 
 GOOD = JobState.SUCCEEDED
@@ -288,6 +289,20 @@ def test_of_a_dead_workers_files_those_go_that_it_did_not_tell_of(bench: Bench) 
     bench.lease(worker, 2, 5, lane=1, attempt=2)  # Each job is reported by itself.
     bench.gone(worker)
     assert sorted(path.name for path in values.iterdir()) == names[:4]
+
+
+def test_a_slot_that_says_something_old_costs_no_file_that_was_told_of(bench: Bench, tmp_path: Path) -> None:
+    large = ("same", bytes(VALUE_FILE_BYTES_MIN))
+    with listening(tmp_path / "door") as hear:
+        worker = at_work(bench, [large, large, ("announce", str(tmp_path / "door"), 600)])
+        bench.lease(worker, 0, 1)
+        bench.lease(worker, 1, 3, lane=1, attempt=2)  # Each job is reported by itself.
+        hear()
+        worker.slot.words[POSITION] = phase_word(Phase.RUNNING, 0)
+        worker.slot.words[TRANSCRIPT] = 0
+        os.kill(worker.pid, signal.SIGKILL)
+        bench.gone(worker)
+    assert len(list((bench.folder / "batches/b/values").iterdir())) == 2
 
 
 def test_garbage_on_the_report_pipe_ends_the_worker(bench: Bench) -> None:
