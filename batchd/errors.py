@@ -56,6 +56,12 @@ class ResultUnreadable(BatchdError):
     exit_code = 1
 
 
+class CommandFailed(BatchdError):
+    """The command of a job ended with another exit code than 0, or could not be run."""
+
+    exit_code = 1
+
+
 class ResultError(BatchdError):
     """A result could not be read back or written as JSON."""
 

@@ -11,7 +11,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Return the arguments. Inputs may stand behind options too, which argparse alone does not allow."""
     top = parser()
     args, rest = top.parse_known_args(argv)
-    if rest and (args.verb != "run" or any(text.startswith("-") and text != "-" for text in rest)):
+    if rest and (args.verb not in {"run", "exec"} or any(text.startswith("-") and text != "-" for text in rest)):
         top.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:
         args.inputs += rest
@@ -48,6 +48,22 @@ def _verb(verbs: "_Verbs[argparse.ArgumentParser]", name: str, text: str = "") -
 def _add_run(verbs: "_Verbs[argparse.ArgumentParser]") -> None:
     run = _verb(verbs, "run")
     run.add_argument("task", metavar="TASK", help="package.module:function or path/file.py:function")
+    _add_input(run)
+    run.add_argument("--arg", metavar="K=V", action="append", default=[], help="a constant keyword argument")
+    run.add_argument("--accept-code", action="store_true", help="continue although the task's file changed")
+    _add_running(run)
+    command = _verb(verbs, "exec")
+    command.add_argument(
+        "command",
+        metavar="COMMAND",
+        help="in quotes, read by no shell; {} is the item, {/} without its folders, {.} without its suffix, "
+        "{/.} without both, {//} its folder, {FIELD} a field of a JSON row; without any of them the item comes last",
+    )
+    _add_input(command)
+    _add_running(command)
+
+
+def _add_input(run: argparse.ArgumentParser) -> None:
     run.add_argument("inputs", metavar="INPUT", nargs="*", help=".jsonl/.ndjson: a JSON value a line; else a line; -")
     run.add_argument("-0", "--null", action="store_true", help="inputs are separated by NUL, not by line ends")
     run.add_argument("--paths", metavar="GLOB", action="append", default=[], help="file names, sorted; ** recurses")
@@ -55,17 +71,14 @@ def _add_run(verbs: "_Verbs[argparse.ArgumentParser]") -> None:
     run.add_argument(
         "--cost", metavar="FIELD", help="start the costliest first, by this field of JSON rows; with --paths: size"
     )
-    run.add_argument("--arg", metavar="K=V", action="append", default=[], help="a constant keyword argument")
     run.add_argument("--name", help="the batch's name; finds it again from anywhere")
     run.add_argument("--new", action="store_true", help="start a new batch even if this command has one")
-    run.add_argument("--accept-code", action="store_true", help="continue although the task's file changed")
     run.add_argument(
         "--skip-bad-input", action="store_true", help="leave out input that cannot be read, and say where"
     )
     run.add_argument(
         "--dry-run", action="store_true", help="show the first jobs, their number and the workers; run none"
     )
-    _add_running(run)
 
 
 def _add_running(verb: argparse.ArgumentParser) -> None:

@@ -39,6 +39,7 @@ from batchd.edge.shelf import Damaged, find_batch, find_job, list_batches
 from batchd.edge.stacks import cut_own_frames
 from batchd.errors import BatchdError
 from batchd.units import counted, format_duration, format_size, visible
+from batchd.worker.command import command_words
 
 RUNNING: Final = "running"
 IDLE: Final = "idle"
@@ -109,7 +110,7 @@ def _row(batch: dict[str, Any]) -> tuple[str, ...]:
         f"{failed:,}" if failed else "-",
         _age(batch["created"]),
         format_size(batch["disk_bytes"]),
-        _task_name(batch["task"]),
+        _task_name(batch),
     )
 
 
@@ -196,8 +197,10 @@ def _described(journal: BatchJournal, fields: dict[str, Any]) -> Iterator[str]:
         if fields["begun"]
         else "",
         "retried": f"{fields['generation']} times" if fields["generation"] > 1 else "once" * fields["generation"],
-        "task": _task_name(fields["task"]),
-        "arguments": " ".join(f"{name}={value!r}" for name, value in spec.get("args", {}).items()),
+        "task": _task_name(fields),
+        "arguments": ""
+        if fields["exec"]
+        else " ".join(f"{name}={value!r}" for name, value in spec.get("args", {}).items()),
         "input": _input_text(spec.get("input", {}), fields["size"])
         + ("" if fields["is_sealed"] or is_queue(spec) else " (not read to its end yet)"),
         "command": str(spec.get("command", "")),
@@ -334,6 +337,7 @@ def _fields(journal: BatchJournal, *, is_live: bool) -> dict[str, Any]:
         "usage": journal.read_usage(),
         "disk_bytes": journal.bytes_used(),
         "task": list(spec.get("task", ())),
+        "exec": shlex.join(command_words(spec)),
         "created": str(spec.get("created", "")),
         "error": "",
     }
@@ -351,8 +355,11 @@ def _is_live(folder: Path) -> bool:
     return True
 
 
-def _task_name(task: list[str]) -> str:
+def _task_name(batch: dict[str, Any]) -> str:
+    task = batch["task"]
     module, name = task if len(task) == 2 else ("", ":".join(task))
+    if batch["exec"]:
+        return str(batch["exec"])
     if not module:  # Made from Python.
         return name
     short = Path(module).name if module.endswith(".py") else module

@@ -36,7 +36,7 @@ def main(argv: "Sequence[str] | None" = None) -> int:
         return error.exit_code
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if args.verb not in {"run", "retry"}:
+        if args.verb not in {"run", "exec", "retry"}:
             return 0  # The reader has what it wanted.
         print("batchd: the reader of the results left; run the same command again to continue", file=sys.stderr)
         return 4

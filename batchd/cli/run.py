@@ -29,10 +29,18 @@ from batchd.errors import CodeChanged, UsageError
 from batchd.sources import Block, Source, open_source
 from batchd.units import continuing, counted, parse_duration, parse_share, parse_size
 from batchd.worker import task as tasks
+from batchd.worker.command import TASK as COMMAND
+from batchd.worker.command import command_words, fill
 
 
 def run(args: argparse.Namespace) -> int:
     """`batchd run`: start or continue the batch this command means."""
+    task = tasks.parse(args.task, Path.cwd())
+    return start(args, task, constant_args(args.arg), name=task.name)
+
+
+def start(args: argparse.Namespace, task: tasks.Task, constants: dict[str, Any], name: str) -> int:
+    """Start or continue the batch that means a task with these constant arguments; `name` is what it is shown as."""
     if args.name in {"", "last"}:
         raise UsageError(f"--name {args.name!r} cannot be asked for later: choose another")
     source = open_source(
@@ -43,10 +51,11 @@ def run(args: argparse.Namespace) -> int:
         skip_bad_input=args.skip_bad_input,
         cost=args.cost,
     )
-    spec, key_spec = describe(args, source, spec_of_name(args))
+    spec, key_spec = describe(args, source, spec_of_name(args), task, constants)
+    spec["name"] = args.name or name
     options = options_of(args)
     check_target(args.out, [*args.inputs, spec.get("source")])
-    check_call(Path(spec["source"]) if spec["source"] else None, tasks.Task(*spec["task"]), spec["args"])
+    check_call(Path(spec["source"]) if spec["source"] else None, task, constants)
     if args.dry_run:
         return dry_run(args, source, spec)
     folder = open_folder(journal_folder(args.journal, os.environ))
@@ -127,22 +136,24 @@ def retry(args: argparse.Namespace) -> int:
 
 
 def describe(
-    args: argparse.Namespace, source: Source, known: dict[str, Any] | None
+    args: argparse.Namespace,
+    source: Source,
+    known: dict[str, Any] | None,
+    task: tasks.Task,
+    constants: dict[str, Any],
 ) -> tuple[dict[str, Any], KeySpec]:
     """Return the specification of the batch this command means, and how its workers start.
 
     A batch that is found by its name keeps the folder and the import path it was started with.
     """
-    task = tasks.parse(args.task, Path.cwd())
     cwd = Path(known["cwd"]) if known else Path.cwd()
     sys_path = known["sys_path"] if known else [str(cwd), *(each for each in sys.path if each and each != str(cwd))]
-    found = tasks.find_source(task, sys_path)
+    found = tasks.find_source(task, sys_path) if task != COMMAND else None  # Which changes with batchd alone.
     spec = {
-        "name": args.name or task.name,
         "is_named": args.name is not None,
         "task": list(task),
         "input": source.spec,
-        "args": constant_args(args.arg),
+        "args": constants,
         "source": str(found) if found else "",
         "digest": tasks.source_digest(found),
         "cwd": str(cwd),
@@ -264,7 +275,10 @@ def check_same(known: dict[str, Any], spec: dict[str, Any], args: argparse.Names
             "use another --name, or --new"
         )
     if known["input"].get("kind") != spec["input"].get("kind") or known["args"] != spec["args"]:
-        raise UsageError(f"batch {spec['name']} was started with other inputs or --arg: use another --name, or --new")
+        raise UsageError(
+            f"batch {spec['name']} was started with other inputs, or another --arg or command: use another --name, "
+            "or --new"
+        )
     if known["python"] != spec["python"]:
         raise UsageError(
             f"batch {batch} was written by Python {known['python']}, this is {spec['python']}: its values may not "
@@ -295,9 +309,13 @@ def dry_run(args: argparse.Namespace, source: Source, spec: dict[str, Any]) -> i
         shown = [repr(item) for item in items]
         print(json.dumps({"batchd": 1, "task": spec["task"], "jobs": count, "first": shown, "workers": workers}))
         return 0
-    print(f"task     {':'.join(spec['task'])}" + (f"  with {spec['args']}" if spec["args"] else ""))
+    words = command_words(spec)
+    if words:
+        print(f"command  {shlex.join(words)}")
+    else:
+        print(f"task     {':'.join(spec['task'])}" + (f"  with {spec['args']}" if spec["args"] else ""))
     print(f"jobs     {'not known before the input is read' if count is None else f'{count:,}'}")
     for index, item in enumerate(items):
-        print(f"job {index}    {item!r:.100}")
+        print(f"job {index}    {shlex.join(fill(words, item)) if words else repr(item):.100}")
     print(f"workers  {workers}: {why}")
     return 0

@@ -4,13 +4,17 @@ Nothing else is imported here, because `batchd --help` shows these and should co
 """
 
 USAGE = "batchd [-h] [--version] VERB ..."
-DESCRIPTION = "Run a Python function over many inputs on all cores of this machine, and lose nothing."
+DESCRIPTION = "Run a Python function or a command over many inputs on all cores of this machine, and lose nothing."
 FIRST_RUN = "batchd run batchd.examples.demo:double --range 0:1000 --out doubled.jsonl"
 
 VERBS = {
     "run": (
         "batchd.cli.run:run",
         "Run a task over inputs; the same command again continues where the journal stands.",
+    ),
+    "exec": (
+        "batchd.cli.command:run_command",
+        "Run a command over inputs, as `run` does a task: `batchd exec 'gzip -k {}' --paths '*.log'`.",
     ),
     "ls": ("batchd.cli.inspect:ls", "List the batches of the journal."),
     "show": ("batchd.cli.inspect:show", "Show everything known about a batch, or about one job of it."),

@@ -9,7 +9,8 @@ that prints nothing costs nothing. After a death the supervisor reads the tail o
 import io
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 
 from batchd.settings import OUTPUT_FILE_BYTES_MAX, OUTPUT_TAIL_BYTES
@@ -59,6 +60,16 @@ class StampedWriter(io.RawIOBase):
                     os.write(self._echo, line)
                 except OSError:
                     self._echo = -1  # Nobody reads it any more.
+
+    @contextmanager
+    def lent(self) -> Iterator[int]:
+        """Give the capture file to another process: what it writes is this job's, even if both are killed."""
+        self.flush()
+        os.write(self._fd, b"\x1e%d\x1f" % self._index())
+        try:
+            yield self._fd
+        finally:
+            os.write(self._fd, b"\x1e\x1f")
 
 
 def text_stream(fd: int, index: Callable[[], int], echo: int = -1) -> io.TextIOWrapper:
