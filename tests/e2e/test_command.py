@@ -1,12 +1,15 @@
 """`batchd exec`: commands as jobs, from the shell's side."""
 
 import json
+import os
+from contextlib import redirect_stderr
 from pathlib import Path
 
 import pytest
 
 from batchd.cli.command import words_of
 from batchd.errors import CommandFailed, InputError, UsageError
+from batchd.worker import output
 from batchd.worker.command import fill, run
 from tests.commands import Desk, summary_of, until
 
@@ -36,7 +39,7 @@ def test_a_command_that_fails_says_how_and_shows_its_own_output(desk: Desk) -> N
     ran = desk.run("exec", f"sh -c '{script}' sh {{}}", "--range", "0:3", "-j", "1")
     assert ran.returncode == 1
     assert "sh exited with code 1" in ran.stderr
-    assert outputs(desk) == ["err 1\nout 1\n"], "what the job before it printed is shown as its own"
+    assert outputs(desk) == ["err 1\nout 1\n"]
 
 
 def test_a_command_that_is_killed_and_one_that_is_none_are_told(desk: Desk) -> None:
@@ -51,7 +54,7 @@ def test_a_time_limit_ends_the_command_and_all_it_started(desk: Desk) -> None:
     script = "echo $$ > pid; echo begun >&2; sleep 600 & sleep 600"
     ran = desk.run("exec", f"sh -c '{script}'", "--range", "0:1", "--timeout", "1s")
     assert "timed out after 1.0 s" in ran.stderr
-    assert [output.splitlines()[0] for output in outputs(desk)] == ["begun"]
+    assert [text.splitlines()[0] for text in outputs(desk)] == ["begun"]
     shell = int((desk.folder / "pid").read_text())
     until(lambda: not Path(f"/proc/{shell}").exists(), "the shell is gone")
 
@@ -126,3 +129,14 @@ def test_output_that_is_no_text_is_bytes() -> None:
     assert run("", words=["printf", r"\377\n\n"]) == b"\xff\n"
     with pytest.raises(CommandFailed, match="signal 40"):
         run("", words=["sh", "-c", "kill -40 $$"])
+
+
+def test_what_a_command_writes_to_stderr_is_its_own_jobs() -> None:
+    fd, job = os.memfd_create("output"), 0
+    try:
+        with redirect_stderr(output.text_stream(fd, lambda: job)):
+            for job in range(2):  # noqa: B007  (the stream asks for it)
+                run(job, words=["sh", "-c", "echo said by $1 >&2", "sh"])
+        assert output.tail(fd, 1) == "said by 1\n"
+    finally:
+        os.close(fd)
