@@ -135,7 +135,7 @@ def test_what_a_command_writes_to_stderr_is_its_own_jobs() -> None:
     fd, job = os.memfd_create("output"), 0
     try:
         with redirect_stderr(output.text_stream(fd, lambda: job)):
-            for job in range(2):  # noqa: B007  (the stream asks for it)
+            for job in range(2):
                 run(job, words=["sh", "-c", "echo said by $1 >&2", "sh"])
         assert output.tail(fd, 1) == "said by 1\n"
     finally:
