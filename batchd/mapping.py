@@ -215,7 +215,7 @@ def _go_on(folder: Path, batch: str, spec: dict[str, Any], view: View, *, accept
     is_keyed = spec["input"]["kind"] == "keyed"  # What is to run again, the input tells.
     again = [] if is_keyed else [int(state) for state in AGAIN if facts.count(state)]
     if again or facts.cancelled:
-        request(folder, "reopen", batch=batch, states=again, if_idle=True)
+        request(folder, "reopen", note=view.note, batch=batch, states=again, if_idle=True)
 
 
 def view_of(progress: Any, title: str) -> View:

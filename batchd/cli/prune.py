@@ -142,7 +142,7 @@ def _remove(folder: Path, chosen: list[Row]) -> tuple[list[Row], list[tuple[Row,
                 if is_vacant:
                     set_aside(folder, row.batch)
             if not is_vacant:
-                request(folder, "prune", batch=row.batch)
+                request(folder, "prune", note=_remark, batch=row.batch)
         except BatchdError as error:
             failed.append((row, str(error)))
         else:

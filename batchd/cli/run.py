@@ -120,7 +120,7 @@ def retry(args: argparse.Namespace) -> int:
         accept_code(folder, batch, spec, digest)
         spec["digest"] = digest
     if states:
-        told = request(folder, "reopen", batch=batch, states=[int(state) for state in states])
+        told = request(folder, "reopen", note=runner.note, batch=batch, states=[int(state) for state in states])
         if told["is_live"]:
             print(f"batchd: {these} of {batch} handed back to the command that runs it", file=sys.stderr)
             return 0

@@ -51,6 +51,8 @@ class Connection:
         self._reader = FrameReader()
         self._number = 0
         self._inbox: deque[control.Message] = deque()
+        self.has_left = False
+        """Whether the supervisor said that it leaves, because the disk has no room for what it was to do."""
 
     def tell(self, do: str, body: bytes = b"", /, **fields: Any) -> int:
         """Send a request and return its number, without waiting. Raises SupervisorGone."""
@@ -63,6 +65,9 @@ class Connection:
                 self.socket.sendall(head)
                 self.socket.sendall(body)
         except OSError as error:
+            with suppress(SupervisorGone, BlockingIOError):
+                while True:  # Its last words may be here, unread.
+                    self._read(socket.MSG_DONTWAIT)
             raise SupervisorGone(str(error)) from None
         return self._number
 
@@ -122,6 +127,8 @@ class Connection:
         if not data:
             raise SupervisorGone("it hung up")
         self._inbox.extend(control.decode(self._reader.feed(data)))
+        if self._inbox:
+            self.has_left = "is_leaving" in self._inbox[-1].fields
         return len(data)
 
 

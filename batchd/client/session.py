@@ -178,7 +178,7 @@ class Session:
         """Whether it was asked to leave, and then whether at once."""
         self._is_short = False
         self.restarts = 0
-        """How many supervisors died on it."""
+        """How many supervisors died on it, or left for want of space."""
         self._restarts = 0
         self._done_at_restart = -1
         self.is_put_down = False
@@ -385,6 +385,7 @@ class Session:
         if self._leaving is not None:
             self.is_put_down = True
             return
+        has_left = self._connection is not None and self._connection.has_left
         if self._connection is not None:
             self._connection.close()
         self._count_restart()
@@ -392,7 +393,8 @@ class Session:
         self.open()
         pending = list(self._pending.values())
         self._pending, self._unacked_bytes = {}, 0
-        self._note(f"the supervisor died; started another ({lock.describe(self.folder)}) and going on")
+        why = "left, for the disk is full" if has_left else "died"
+        self._note(f"the supervisor {why}; started another ({lock.describe(self.folder)}) and going on")
         try:
             for each in pending:
                 self._send(each)
@@ -401,6 +403,8 @@ class Session:
             self.start_another()
 
     def _count_restart(self) -> None:
+        if self._connection is not None and self._connection.has_left:
+            return  # It did so for who gave up, which says nothing about who goes on.
         done = self.progress.get("done", 0)
         self._restarts = 1 if done != self._done_at_restart else self._restarts + 1
         self._done_at_restart = done

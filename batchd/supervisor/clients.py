@@ -145,6 +145,11 @@ class Clients:
             if not client.line.has_unsent:
                 client.line.send(NEWS, {"trouble": self._supervisor.trouble})
 
+    def take_leave(self) -> None:
+        """Tell everybody that this supervisor leaves, by intention and for want of space: the last thing it says."""
+        for client in self._clients:
+            client.line.send(NEWS, {"trouble": self._supervisor.trouble, "is_leaving": True})
+
     def tell_news(self) -> None:
         """Tell every client the progress of its batches."""
         news, self._news, self.is_news_urgent = self._news, set(), False

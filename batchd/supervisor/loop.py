@@ -267,6 +267,7 @@ class Supervisor:
                 self._set_trouble(reason)
                 self._events.append(ev.DiskFilled())
                 self.clients.tell_trouble()
+                self.requests.make_room()
             case Broken(error=error):
                 # What is on the disk is unknown. Memory is thrown away; the next start replays.
                 say(f"a commit failed, leaving: {type(error).__name__}: {error}")
@@ -415,8 +416,11 @@ class Supervisor:
     def _forget(self) -> None:
         """Let go of what has no room: write that batches are cancelled, alone, and tell of those that are put down.
 
-        Nothing runs any more. Of a batch that is put down nothing is written: what was begun stands in the recorder.
+        Nothing runs any more. Of a batch that is put down nothing is written: what was begun stands in the recorder,
+        and that nobody is to be charged for it.
         """
+        for number in range(self.ground.recorder.slots):
+            self.ground.recorder.slot(number).absolve()
         for name in filter(self._waits_to_end, self.journals):
             journal, facts = self.journals[name], self.scheduler.batches[name].facts
             if self._is_only_cancelled(name):
@@ -426,6 +430,7 @@ class Supervisor:
                     say(f"batch {name} is not cancelled: {error}")
             if not facts.is_attached:
                 self.clients.on_put_down(name)
+        self.clients.take_leave()
 
     def _watch_signals(self) -> None:
         wake, wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)

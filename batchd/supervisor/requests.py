@@ -13,6 +13,7 @@ from batchd.core import events as ev
 from batchd.core.costs import checked_costs
 from batchd.core.job import JobState
 from batchd.core.ranges import Range, RangeSet
+from batchd.edge.callbacks import call_each
 from batchd.edge.control import Message
 from batchd.edge.journal import BatchJournal
 from batchd.edge.outcomes import Outcomes
@@ -32,6 +33,8 @@ class Requests:
         self._supervisor = supervisor
         self._clients = clients
         self._openings = Openings(supervisor, clients)
+        self._removals: dict[Callable[[], None], str] = {}
+        """What sets a batch aside that somebody wants removed, and its name."""
 
     @property
     def is_making(self) -> bool:
@@ -227,6 +230,8 @@ class Requests:
         self._openings.folder(name)
 
         def remove() -> None:
+            if self._removals.pop(remove, None) is None:
+                return
             try:
                 if name in self._supervisor.journals:
                     raise SupervisorError(f"batch {name} is running: `batchd cancel {name}` ends it")
@@ -236,10 +241,16 @@ class Requests:
             else:
                 client.reply(number, {"aside": aside.name})
 
+        self._removals[remove] = name
         if self._supervisor.trouble:
-            remove()  # It may be what makes the room that all others wait for.
+            remove()
         else:  # Behind every answer that still reads the batch.
             self._supervisor.after_commit(remove)
+
+    def make_room(self) -> None:
+        """Remove what somebody wants removed, without waiting for a commit that waits for the room this makes."""
+        idle = [remove for remove, name in self._removals.items() if name not in self._supervisor.journals]
+        call_each(idle)  # The others are being put down, for which there is the reserve.
 
     def _status(self, client: Client, number: int, _: Message) -> None:
         client.reply(number, self._supervisor.status())

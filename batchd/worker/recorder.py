@@ -156,6 +156,12 @@ class Slot:
         """Whether the job at a position has looked."""
         return self.words[WATCHED] == _stamped(position.lease, position.index, 1)
 
+    def absolve(self) -> None:
+        """Say of the job that a worker was killed in that nothing but the supervisor's will ended it."""
+        phase, place = divmod(self.words[POSITION], 1 << PHASE_SHIFT)
+        if phase == Phase.RUNNING.value + 1:
+            self.words[POSITION] = phase_word(Phase.REPORTING, 0) | place
+
     def _half(self, word: int) -> memoryview:
         at = 2 * word + (sys.byteorder == "big")
         return self.words.cast("B").cast("I")[at : at + 1]

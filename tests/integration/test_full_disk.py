@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -16,19 +17,27 @@ from batchd.client import connection as client
 from batchd.client.session import Session
 from batchd.core.facts import BatchState
 from batchd.core.job import JobState
+from batchd.edge.control import REPLY
 from batchd.edge.folder import journal_id, open_folder, recorder_path
+from batchd.settings import SUPERVISOR_RESTARTS_MAX
 from tests.bench import ROOT, House, await_death, pump_until
 from tests.commands import until
 
 JOBS = 200
 LARGE = [("work", 0.005, "x" * 20_000)] * JOBS
+LARGE_INPUT = [("same", str(number) * 10_000) for number in range(10, 40)]
 BOOT = """
-import os, sys
+import os, sys, time
 sys.path.insert(0, {root!r})
 from batchd.edge import commits
 commits.VALUE_FILE_BYTES_MIN = 10_000
 commits.DISK_RETRY_S = 0.05
-commits.free_bytes = lambda _: 0 if os.path.exists({flag!r}) else 1 << 40
+def free_bytes(_):
+    while os.path.exists({flag!r} + ".asked"):
+        open({flag!r} + ".waits", "w").close()
+        time.sleep(0.01)
+    return 0 if os.path.exists({flag!r}) else 1 << 40
+commits.free_bytes = free_bytes
 from batchd.supervisor.__main__ import main
 sys.exit(main())
 """
@@ -45,6 +54,15 @@ class Disk:
 
     def make_space(self) -> None:
         self._flag.unlink()
+
+    @contextmanager
+    def hesitating(self, session: Session) -> Iterator[None]:
+        """Let a large commit of a session's wait for an answer for a while."""
+        asked, waits = (self._flag.with_name(f"{self._flag.name}.{word}") for word in ("asked", "waits"))
+        asked.touch()
+        pump_until(session, waits.exists, "a commit is under way")
+        yield
+        asked.unlink()
 
 
 @pytest.fixture
@@ -206,6 +224,57 @@ def test_another_batch_is_removed_at_once(disk: Disk, tmp_path: Path) -> None:
         disk.make_space()
         house.finish(session)
         assert house.notes == [], "the supervisor died of it"
+    finally:
+        house.close()
+
+
+@pytest.mark.covers("D1")
+def test_what_was_to_be_removed_when_the_disk_filled_does_not_wait_for_it(disk: Disk, tmp_path: Path) -> None:
+    """It was asked for while a commit was under way that it would have followed, and that is not to be."""
+    house = House(tmp_path / "journal")
+    try:
+        house.run([("same", 1)], "c")
+        session = house.start(LARGE_INPUT)
+        removing = connect(house.folder)
+        with disk.hesitating(session):
+            removing.tell("prune", batch="c")
+            assert removing.ask("status")["trouble"] == ""
+            disk.fill()
+        until(lambda: not (house.folder / "batches" / "c").exists(), "it is removed")
+        assert removing.ask("status")["trouble"]
+        replies = [message.fields for message in removing.messages() if message.kind == REPLY]
+        assert [reply.get("aside") for reply in replies] == [".old-c"]
+        removing.close()
+        disk.make_space()
+        house.finish(session)
+        assert house.notes == [], "the supervisor died of it"
+    finally:
+        house.close()
+
+
+@pytest.mark.covers("D1")
+def test_who_waits_for_space_outlasts_all_who_give_up(disk: Disk, tmp_path: Path) -> None:
+    """A supervisor that leaves for them is none that died, and the job that ran then is not to blame."""
+    house = House(tmp_path / "journal")
+    try:
+        session = house.start([("work", 600.0)], workers=1)
+        pump_until(session, lambda: session.progress["is_sealed"] and session.busy, "a job runs")
+        disk.fill()
+        waiting = house.start(LARGE_INPUT, "w")
+        pump_until(waiting, lambda: waiting.progress["trouble"], "it is told")
+        (house.folder / "reserve").unlink()
+        waiting._restarts, waiting._done_at_restart = SUPERVISOR_RESTARTS_MAX, 0  # As after so many deaths.
+        giving_up = connect(house.folder)
+        giving_up.tell("open", **house.session("c")._open_fields)
+        until(lambda: "c" in request(house.folder, "status")["batches"], "a third batch is taken up")
+        pid = house.supervisor
+        giving_up.close()
+        await_death(pid)
+        pump_until(waiting, lambda: waiting.restarts, "it goes on with the next supervisor")
+        assert house.notes[-1].startswith("the supervisor left, for the disk is full; started another")
+        ((_, _, history),) = house.facts().histories.spans(0, 1)
+        assert (history.attempts, history.interruptions) == (1, 0)
+        put_down_at_once(house, waiting)
     finally:
         house.close()
 
