@@ -22,6 +22,7 @@ from batchd.client.world import (
     name_of,
     pack_task,
     settle_known,
+    warn,
 )
 from batchd.core.job import JobState
 from batchd.core.ranges import RangeSet
@@ -259,7 +260,7 @@ class Client:
                 options=options,
                 key_spec=library_key(payload),
                 digest=digest,
-                note=lambda _: None,
+                note=warn,
                 follows=True,
             )
 

@@ -17,7 +17,7 @@ from batchd.client.connection import request
 from batchd.client.costing import Costing, CostOf
 from batchd.client.reading import check_on_error, values_of
 from batchd.client.session import Session
-from batchd.client.world import check_python, stored_key
+from batchd.client.world import check_python, stored_key, warn
 from batchd.core.events import Options
 from batchd.core.job import JobState
 from batchd.core.ranges import RangeSet
@@ -399,7 +399,7 @@ class Batch:
             options=self._options,
             key_spec=key_spec,
             digest=spec["digest"],
-            note=lambda _: None,
+            note=warn,
             is_shared=spec["input"].get("kind") == "queue",
             follows=True,
         )
@@ -460,7 +460,7 @@ class Batch:
         self._check_process()
         if self._is_live and self._attachment is not None:
             return self._attachment.request(do, **fields).result()
-        return request(self._folder, do, batch=self.id, **fields)
+        return request(self._folder, do, note=warn, batch=self.id, **fields)
 
     def _read(self, look: Callable[[BatchJournal], Any]) -> Any:
         journal = BatchJournal(self._folder / "batches" / self.id)

@@ -4,7 +4,6 @@ One thread per executor does all of it. Submitting appends to a list and wakes t
 then travels together, so that a commit is shared by all calls that came while the last one was under way.
 """
 
-import logging
 import os
 import threading
 import weakref
@@ -22,7 +21,7 @@ from batchd.client.attachment import Attachment, in_event_loop, settle
 from batchd.client.reading import error_at, unreadable
 from batchd.client.session import Session, batch_id
 from batchd.client.trimming import Trimming
-from batchd.client.world import check_python, library_folder, library_key, library_spec, modules_of, name_of
+from batchd.client.world import check_python, library_folder, library_key, library_spec, modules_of, name_of, warn
 from batchd.core.events import Options
 from batchd.core.job import JobState
 from batchd.core.ranges import RangeSet
@@ -284,7 +283,7 @@ class Engine:
             options=self._options,
             key_spec=library_key(pack_bundle(Bundle(None, *self._prepare, preload=modules_of(fn)))),
             digest="",
-            note=logging.getLogger("batchd").warning,
+            note=warn,
             is_shared=self._is_queue,
             follows=True,
             is_eager=True,

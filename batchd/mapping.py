@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar, cast
 
 from batchd.client.codedigest import code_digest
-from batchd.client.connection import request
+from batchd.client.connection import Note, request
 from batchd.client.costing import Costing, CostOf, NoField, field_of
 from batchd.client.reading import check_on_error
 from batchd.client.session import Session, batch_id
@@ -20,6 +20,7 @@ from batchd.client.world import (
     name_of,
     pack_task,
     settle_known,
+    warn,
 )
 from batchd.core.events import Options
 from batchd.core.job import Allowances, JobState
@@ -28,7 +29,7 @@ from batchd.errors import InputError, UsageError
 from batchd.flow import AGAIN, Flow, Plan
 from batchd.intake import Items, as_items
 from batchd.units import continuing, seconds_of
-from batchd.view import View
+from batchd.view import SilentView, View
 from batchd.worker.calls import ONE, STAR
 
 T = TypeVar("T")
@@ -187,9 +188,10 @@ def _results(
     else:
         batch = batch_id(["name", name] if name else ["map", getattr(fn, "__module__", ""), name_of(fn)])
     view = view_of(plan.progress, spec["name"])
+    note = warn if isinstance(view, SilentView) else view.note
     is_known = (folder / "batches" / batch).exists()
     if is_known:
-        _go_on(folder, batch, spec, view, accept_code=accept_code)
+        _go_on(folder, batch, spec, view, note, accept_code=accept_code)
     session = Session(
         folder,
         batch,
@@ -197,7 +199,7 @@ def _results(
         options=options,
         key_spec=library_key(packed),
         digest=digest,
-        note=view.note,
+        note=note,
         follows=True,
     )
     try:
@@ -207,7 +209,7 @@ def _results(
         view.close()
 
 
-def _go_on(folder: Path, batch: str, spec: dict[str, Any], view: View, *, accept_code: bool) -> None:
+def _go_on(folder: Path, batch: str, spec: dict[str, Any], view: View, note: Note, *, accept_code: bool) -> None:
     """Find out whether the batch that is there is the one that is meant, and open its failures again."""
     facts = settle_known(folder, batch, spec, accept_code=accept_code)
     done = facts.count(JobState.SUCCEEDED)
@@ -215,7 +217,7 @@ def _go_on(folder: Path, batch: str, spec: dict[str, Any], view: View, *, accept
     is_keyed = spec["input"]["kind"] == "keyed"  # What is to run again, the input tells.
     again = [] if is_keyed else [int(state) for state in AGAIN if facts.count(state)]
     if again or facts.cancelled:
-        request(folder, "reopen", note=view.note, batch=batch, states=again, if_idle=True)
+        request(folder, "reopen", note=note, batch=batch, states=again, if_idle=True)
 
 
 def view_of(progress: Any, title: str) -> View:

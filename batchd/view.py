@@ -224,14 +224,10 @@ class PlainView(NotesView):
         super().__init__(stream)
         self._caption, self._clock = caption, clock
         self._due = clock() + PROGRESS_PLAIN_S
-        self._trouble = ""
 
     def update(self, progress: ProgressNews) -> None:
-        """Take in news, and write a line when it is time for one. Trouble is told at once, and once."""
+        """Take in news, and write a line when it is time for one."""
         self._caption.update(progress)
-        if progress.trouble != self._trouble:
-            self._trouble = progress.trouble
-            self.note(progress.trouble or "going on")
         if (now := self._clock()) >= self._due:
             self._due = now + PROGRESS_PLAIN_S
             self._stream.write(f"{self._caption.title}: {' · '.join(self._caption.words())}\n")

@@ -177,6 +177,7 @@ class Session:
         self._leaving: bool | None = None
         """Whether it was asked to leave, and then whether at once."""
         self._is_short = False
+        self._trouble = ""
         self.restarts = 0
         """How many supervisors died on it, or left for want of space."""
         self._restarts = 0
@@ -351,6 +352,7 @@ class Session:
                 continue
             if fields.get("told", 0) > self.progress.get("told", 0):
                 self.progress = fields
+                self._tell_trouble(str(fields.get("trouble", "")))
                 self._tell_shortage(str(fields.get("shortage", "")))
             self._take_recorded(fields)
             if kind != control.REPLY:
@@ -372,6 +374,12 @@ class Session:
     def _take_recorded(self, fields: dict[str, Any]) -> None:
         for start, stop in fields.get("recorded", ()):
             self.recorded.add(start, stop)
+
+    def _tell_trouble(self, why: str) -> None:
+        """Say why nothing goes on, and when it does again."""
+        if why != self._trouble:
+            self._trouble = why
+            self._note(why or "going on")
 
     def _tell_shortage(self, why: str) -> None:
         if why and not self._is_short:

@@ -120,6 +120,13 @@ def settle_known(folder: Path, batch: str, spec: dict[str, Any], *, accept_code:
     return facts
 
 
+def warn(text: str) -> None:
+    """Say what waits or went wrong where nothing is drawn: as a warning of the logger `batchd`."""
+    import logging  # noqa: PLC0415  (the command line draws, and does not load it)
+
+    logging.getLogger("batchd").warning(text)
+
+
 def name_of(function: Callable[..., Any]) -> str:
     """Return what people call a callable.
 

@@ -29,7 +29,8 @@ class Fragile(Connection):
     """A connection that takes so many requests and then is gone."""
 
     def __init__(self, takes: int) -> None:
-        self.socket, self._peer = socket.socketpair()
+        mine, self._peer = socket.socketpair()
+        super().__init__(mine)
         self.taken: list[int] = []
         self._takes = takes
 

@@ -188,14 +188,6 @@ def test_a_plain_line_comes_once_an_interval() -> None:
     assert lines[0] == "nightly: 10 of 100 done (10%) · 0/s · 1/2 busy · 10 s"
 
 
-def test_trouble_is_told_at_once_and_once() -> None:
-    stream, clock = io.StringIO(), Clock()
-    shown = view(stream, clock)
-    for trouble in ("", "the disk is full", "the disk is full", ""):
-        shown.update(news(10, trouble=trouble))
-    assert stream.getvalue() == "batchd: the disk is full\nbatchd: going on\n"
-
-
 # --- The live line ---------------------------------------------------------------------------------------------
 
 
