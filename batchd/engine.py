@@ -425,7 +425,7 @@ class Engine:
 
     def _trim(self) -> None:
         """Have the journal forget what was read, when it is thrown away anyway."""
-        if self._is_throwaway and (ranges := self._trimming.due()):
+        if self._is_throwaway and (ranges := self._trimming.due(is_full=self._session.is_paused)):
             self._session.trim(ranges)
 
     def _on_ended(self, error: BaseException | None) -> None:

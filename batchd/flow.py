@@ -172,6 +172,7 @@ class Flow:
     def _pump(self, timeout_s: float) -> None:
         session = self._session
         session.pump(timeout_s)
+        self._trim()
         progress = session.progress
         self._view.update(ProgressNews.from_fields(progress))
         if progress["state"] in {"stopped", "cancelled"} and self._due and not self._is_any_ready():
@@ -222,5 +223,9 @@ class Flow:
             return
         self._trimming.add(span.start, span.stop, span.block.nbytes)
         self._session.recorded.remove(span.start, span.stop)
-        if ranges := self._trimming.due():
+        self._trim()
+
+    def _trim(self) -> None:
+        """Have the journal forget what was read, when it is thrown away anyway."""
+        if self._trimming is not None and (ranges := self._trimming.due(is_full=self._session.is_paused)):
             self._session.trim(ranges)

@@ -26,6 +26,10 @@ def same(value: Any) -> Any:
     return value
 
 
+def text(size: int) -> str:
+    return "x" * size
+
+
 def work(seconds: float, value: Any = None) -> Any:
     """Take so long."""
     select([], [], [], seconds)

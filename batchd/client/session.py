@@ -231,6 +231,11 @@ class Session:
         return int(self.progress.get("busy", 0))
 
     @property
+    def is_paused(self) -> bool:
+        """Whether nothing is committed, because the disk is full."""
+        return bool(self.progress.get("trouble"))
+
+    @property
     def has_input(self) -> bool:
         """Whether it was given input to send."""
         return self._feed is not None

@@ -24,6 +24,8 @@ class Trimming:
     (None, None, [], None)
     >>> trimming.due()
     [(0, 40)]
+    >>> trimming.add(40, 41, 0), trimming.due(), trimming.due(is_full=True), trimming.due(is_full=True)
+    (None, [], [(0, 41)], [])
     """
 
     def __init__(self) -> None:
@@ -53,9 +55,9 @@ class Trimming:
         self._sent_bytes -= size
         return size
 
-    def due(self) -> list[Range]:
-        """Return what is worth forgetting now, [] when it is too little."""
-        if self._jobs < _JOBS and self._bytes < _BYTES:
+    def due(self, *, is_full: bool = False) -> list[Range]:
+        """Return what is worth forgetting now, [] when it is too little: on a full disk nothing is."""
+        if not is_full and self._jobs < _JOBS and self._bytes < _BYTES:
             return []
         grown = RangeSet()
         for start, _ in self._since:

@@ -3,21 +3,21 @@
 A slow fdatasync delays answers, never signals or timeouts: who makes a small one lets somebody stand in for him
 (supervisor/lead.py). Handing it over would take longer than making it.
 
-A full disk pauses; the same entries are written again when there is space. For a large commit it is full earlier than
+A full disk pauses; the same entries are written again when there is space. What deletes records need not wait behind
+them (`make_room`): it may be what makes the space. For a large commit it is full earlier than
 for a small one, so that values never take the room that cancelling and leaving need. Any other error means that the
 outcome of the commit is unknown: the supervisor must exit and replay, which is the one recovery path.
 """
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from queue import SimpleQueue
 from threading import Event, Thread
 from typing import NamedTuple
 
 import lmdb
 
-from batchd.core.entries import Defined, Entry, Noted, Recorded, Submitted
+from batchd.core.entries import Defined, Entry, Noted, Recorded, Submitted, Trimmed
 from batchd.edge.folder import free_bytes, is_full
 from batchd.edge.journal import BatchJournal, Progress
 from batchd.settings import (
@@ -61,12 +61,20 @@ class CommitThread:
         self._work: SimpleQueue[tuple[int, Work] | None] = SimpleQueue()
         self._outcomes: SimpleQueue[Outcome] = SimpleQueue()
         self._is_stopping = Event()
+        self._is_called = Event()
+        """Whether there is more to do than to wait for space."""
+        self._trims: SimpleQueue[tuple[BatchJournal, Trimmed]] = SimpleQueue()
         self._thread = Thread(target=self._run, name="commit", daemon=True)
         self._thread.start()
 
     def commit(self, turn: int, work: Work) -> None:
         """Ask for a commit. The caller keeps one in flight."""
         self._work.put((turn, work))
+
+    def make_room(self, journal: BatchJournal, trim: Trimmed) -> None:
+        """Delete records before the commit in flight is tried again, for which there is no space."""
+        self._trims.put((journal, trim))
+        self._is_called.set()
 
     def make(self, turn: int, work: Work) -> Outcome | None:
         """Make a light commit here and now; None when the disk is full: then it is the thread's."""
@@ -98,6 +106,7 @@ class CommitThread:
     def stop(self) -> None:
         """Finish the commit in flight and end the thread."""
         self._is_stopping.set()
+        self._is_called.set()
         self._work.put(None)
         self._thread.join()
         os.close(self.wake_fd)
@@ -107,6 +116,7 @@ class CommitThread:
             turn, work = item
             progress: dict[str, Progress] = {}
             try:
+                self._trim()
                 for journal, entries in work:
                     made = self._write(journal, entries)
                     if made is None:
@@ -119,15 +129,32 @@ class CommitThread:
 
     def _write(self, journal: BatchJournal, entries: Sequence[Entry]) -> Progress | None:
         while True:
-            if has_room(entries, journal.folder):
+            if has_room(entries, journal):
                 try:
                     return journal.commit(entries)
                 except (lmdb.Error, OSError) as error:
                     if not is_full(error, journal.folder):
                         raise
             self.tell(Stalled(f"disk full: paused until {journal.folder.parents[1]} has space"))
-            if self._is_stopping.wait(DISK_RETRY_S):
+            self._is_called.wait(DISK_RETRY_S)
+            self._is_called.clear()
+            if self._is_stopping.is_set():
                 return None
+            self._trim()
+
+    def _trim(self) -> None:
+        """Delete what may go, as far as it is durable by now, for others may be waiting for its space."""
+        while not self._trims.empty():
+            journal, trim = self._trims.get()
+            done = journal.facts.done
+            ranges = tuple(part for start, stop in trim.ranges for part in done.overlap(start, stop))
+            try:
+                journal.commit([Trimmed(trim.batch, ranges)])
+            except (lmdb.Error, OSError) as error:
+                if not is_full(error, journal.folder):
+                    raise
+                self._trims.put((journal, trim))
+                return
 
 
 def is_light(work: Work) -> bool:
@@ -139,10 +166,13 @@ def is_light(work: Work) -> bool:
     return _bytes_in(work[0][1]) <= LIGHT_COMMIT_BYTES
 
 
-def has_room(entries: Sequence[Entry], folder: Path) -> bool:
+def has_room(entries: Sequence[Entry], journal: BatchJournal) -> bool:
     """Whether a commit leaves DISK_RESERVE_BYTES free, if it is large; a small one is always tried."""
     nbytes = _bytes_in(entries)
-    return nbytes < VALUE_FILE_BYTES_MIN or free_bytes(folder) >= DISK_RESERVE_BYTES + nbytes
+    if nbytes < VALUE_FILE_BYTES_MIN:
+        return True
+    needed = nbytes - journal.bytes_reusable()
+    return needed <= 0 or free_bytes(journal.folder) >= DISK_RESERVE_BYTES + needed
 
 
 def _bytes_in(entries: Sequence[Entry]) -> int:

@@ -159,6 +159,13 @@ class BatchJournal:
         """Return what the batch occupies on the disk."""
         return disk_bytes(self.folder)
 
+    def bytes_reusable(self) -> int:
+        """Return how much of the data file is taken and holds nothing: about what it need not grow for."""
+        with self.begin() as txn:
+            stats = [self._env.stat(), *(txn.stat(db=db) for db in self._dbs.values())]
+        used = sum(stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"] for stat in stats)
+        return max(0, self._env.info()["last_pgno"] + 1 - used) * stats[0]["psize"]
+
     def keep(self, parts: Sequence[Buffer]) -> Reference | None:
         """Write a large input to a file of its own, which stays until this is closed or a record names it."""
         if self._files is None:

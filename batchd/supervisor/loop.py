@@ -23,7 +23,7 @@ import lmdb
 from batchd.core import commands as c
 from batchd.core import events as ev
 from batchd.core.assignment import rest_s
-from batchd.core.entries import Entry, Explained, Noted, Recorded
+from batchd.core.entries import Entry, Explained, Noted, Recorded, Trimmed
 from batchd.core.replay import cancelled
 from batchd.core.scheduler import Scheduler
 from batchd.core.stored import copy
@@ -207,6 +207,8 @@ class Supervisor:
 
     def _commit(self) -> bool:
         """Make or begin the commit that is due, if any; return whether this thread still leads."""
+        if self._in_flight and self.trouble:
+            self._make_room()
         if self._in_flight or not self._unsaved or self._may_gather():
             return True
         work = []
@@ -227,6 +229,20 @@ class Supervisor:
         elif made is not None:
             self._commits.tell(made)
         return is_leading
+
+    def _make_room(self) -> None:
+        """Have records deleted that nobody reads any more, of throw-away batches: what is committed may need it."""
+        for name, entries in list(self._unsaved.items()):
+            trims = [entry for entry in entries if isinstance(entry, Trimmed)]
+            if not trims:
+                continue
+            for trim in trims:
+                self._commits.make_room(self.journals[name], trim)
+            del self._unsaved[name]
+            self._unsaved_notes = {place: at for place, at in self._unsaved_notes.items() if place[0] != name}
+            for entry in entries:
+                if not isinstance(entry, Trimmed):
+                    self._save_later(entry)
 
     def _save_later(self, entry: Entry) -> None:
         """Gather an entry for the next commit: of a job's checkpoints the last, or a slow disk would cost memory."""

@@ -196,13 +196,31 @@ LARGE = bytes(VALUE_FILE_BYTES_MIN)
 )
 @pytest.mark.covers("D1")
 def test_for_a_large_commit_the_disk_is_full_before_it_is_for_a_small_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, entry: e.Entry, nbytes: int
+    written: Path, monkeypatch: pytest.MonkeyPatch, entry: e.Entry, nbytes: int
 ) -> None:
+    journal = BatchJournal(written, is_writer=True)
     needed = DISK_RESERVE_BYTES + nbytes
+    if needed:
+        needed -= journal.bytes_reusable()
     monkeypatch.setattr(commits_module, "free_bytes", lambda _: needed)
-    assert has_room([entry, e.Sealed("b")], tmp_path)
+    assert has_room([entry, e.Sealed("b")], journal)
     monkeypatch.setattr(commits_module, "free_bytes", lambda _: needed - 1)
-    assert has_room([e.Sealed("b"), entry], tmp_path) is (not needed)
+    assert has_room([e.Sealed("b"), entry], journal) is (not needed)
+    journal.close()
+
+
+@pytest.mark.covers("D1")
+def test_for_what_was_deleted_from_a_file_it_need_not_grow(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(commits_module, "free_bytes", lambda _: 0)
+    journal = BatchJournal(written, is_writer=True)
+    large = success("b", 1, ["x" * 2 * VALUE_FILE_BYTES_MIN])
+    assert not has_room([large], journal)
+    journal.commit([success("b", 0, ["x" * 2 * VALUE_FILE_BYTES_MIN])])
+    assert not has_room([large], journal)
+    journal.commit([e.Trimmed("b", ((0, 1),))])
+    assert has_room([large], journal)
+    assert not has_room([large, large], journal)
+    journal.close()
 
 
 @pytest.mark.covers("D1")

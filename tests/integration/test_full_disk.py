@@ -19,6 +19,8 @@ from batchd.core.facts import BatchState
 from batchd.core.job import JobState
 from batchd.edge.control import REPLY
 from batchd.edge.folder import journal_id, open_folder, recorder_path
+from batchd.formats.reference import keep_nothing
+from batchd.formats.segment import input_blocks
 from batchd.settings import SUPERVISOR_RESTARTS_MAX
 from tests.bench import ROOT, House, await_death, pump_until
 from tests.commands import until
@@ -254,6 +256,35 @@ def test_what_was_to_be_removed_when_the_disk_filled_does_not_wait_for_it(disk: 
         disk.make_space()
         house.finish(session)
         assert house.notes == told(house), "the supervisor died of it"
+    finally:
+        house.close()
+
+
+@pytest.mark.covers("D1")
+def test_what_nobody_reads_any_more_is_deleted_while_the_disk_is_full(disk: Disk, tmp_path: Path) -> None:
+    """Of a throw-away batch: it may make the space that is waited for, as long as it does not wait behind it."""
+    house = House(tmp_path / "journal")
+    try:
+        session = house.session(spec={"durability": "process", "is_throwaway": True})
+        session.open()
+        for _, block in input_blocks([("text", 2 << 20)] * 3, keep_nothing):
+            session.submit(block)
+        pump_until(session, lambda: session.progress["done"] == 3, "they are done")
+        values = house.folder / "batches" / "b" / "values"
+        assert len(list(values.iterdir())) == 3
+        disk.fill()
+        for _, block in input_blocks(LARGE_INPUT, keep_nothing):
+            session.submit(block)
+        pump_until(session, lambda: session.is_paused, "it is told")
+        session.trim([(0, 2)])
+        pump_until(session, lambda: len(list(values.iterdir())) == 1, "two are deleted")
+        session.trim([(2, 3)])
+        pump_until(session, lambda: not list(values.iterdir()), "and the third")
+        assert session.is_paused
+        disk.make_space()
+        pump_until(session, lambda: session.progress["done"] == 33, "it goes on")
+        put_down(house, session)
+        assert house.notes == told(house)
     finally:
         house.close()
 
