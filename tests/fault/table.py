@@ -75,7 +75,7 @@ FAULTS: Final[dict[str, Row]] = {
     "S4": Row("two supervisors on one journal", "second one started", "refused, first one named by pid"),
     "S5": Row(
         "supervisor killed for memory",
-        "oom_score_adj 1000, control group with a memory limit",
+        "oom_score_adj 1000, control group with a memory limit (version 1 or 2, as there is; version 1 was seen)",
         "as S1",
     ),
     "S6": Row(
@@ -170,7 +170,7 @@ FAULTS: Final[dict[str, Row]] = {
     "R3": Row("result of 2 GiB", "bytes(2 << 30)", "that job fails with the limit, supervisor stays small"),
     "H1": Row(
         "process or descriptor limit",
-        "control group that allows 10 processes, RLIMIT_NPROC of another user, EMFILE",
+        "control group that allows 10 processes (as S5), RLIMIT_NPROC of another user, EMFILE",
         "fewer workers do all of it, the client is told once, nobody is charged",
     ),
     "H2": Row("50 CPU hogs on one core", "taskset", "no false kills"),

@@ -16,6 +16,7 @@ from batchd.edge.lock import boot_id
 from batchd.supervisor import recovery
 from batchd.worker.recorder import POSITION, Lane, Recorder, phase_word
 from tests.bench import House
+from tests.cgroups import Group, cgroup
 from tests.commands import Desk, dead, squares, until
 from tests.fault import tasks
 from tests.fault.ledger import Tally
@@ -23,7 +24,6 @@ from tests.fault.tracing import ready_supervisor
 
 pytestmark = pytest.mark.fault
 TASKS = Path(tasks.__file__)
-CGROUPS = Path("/sys/fs/cgroup")
 
 
 def task(name: str, jobs: int, *args: str) -> tuple[str, ...]:
@@ -31,30 +31,10 @@ def task(name: str, jobs: int, *args: str) -> tuple[str, ...]:
 
 
 @contextmanager
-def cgroup(controller: str, **limits: int) -> Iterator[Path]:
-    """Make a control group (version 1) with limits; whoever is in it at the end is moved out."""
-    place = CGROUPS / controller / f"batchd-test-{os.getpid()}"
-    try:
-        place.mkdir()
-        for name, value in limits.items():
-            (place / f"{controller}.{name}").write_text(str(value))
-    except OSError as error:
-        with suppress(OSError):
-            place.rmdir()
-        pytest.skip(f"no control group can be made here: {error.strerror}")
-    try:
-        yield place
-    finally:
-        until(lambda: all(dead(int(pid)) for pid in (place / "cgroup.procs").read_text().split()), "all are dead")
-        until(lambda: not (place / "cgroup.procs").read_text(), "the group is empty")
-        place.rmdir()
-
-
-@contextmanager
-def supervisor_in(desk: Desk, place: Path) -> Iterator[int]:
+def supervisor_in(desk: Desk, group: Group) -> Iterator[int]:
     """Run the supervisor of `desk`, and all that it starts, in a control group."""
     open_folder(desk.journal)
-    enter = f'echo 1000 > /proc/self/oom_score_adj; echo $$ > {place}/cgroup.procs && exec "$@"'
+    enter = f'echo 1000 > /proc/self/oom_score_adj; echo $$ > {group.place}/cgroup.procs && exec "$@"'
     process = ready_supervisor(desk, "/bin/sh", "-c", enter, "sh")
     try:
         yield process.pid
@@ -67,7 +47,7 @@ def supervisor_in(desk: Desk, place: Path) -> Iterator[int]:
 def test_where_no_more_processes_are_allowed_fewer_workers_do_the_work(desk: Desk, tally: Tally) -> None:
     """16 workers are asked for, the supervisor and all it starts may be 10 threads, and no job is done so soon."""
     jobs = 12
-    with cgroup("pids", max=10) as place, supervisor_in(desk, place) as pid:
+    with cgroup("pids", 10) as group, supervisor_in(desk, group) as pid:
         ran = desk.run(*task("takes_a_second", jobs, "-j", "16"))
         assert ran.returncode == 0, ran.stderr
         assert "died" not in ran.stderr
@@ -118,16 +98,16 @@ while True:
 @pytest.mark.covers("S5", "S1")
 def test_a_supervisor_that_the_kernel_kills_for_memory_is_replaced(desk: Desk) -> None:
     """It shares a control group with somebody greedy, and is the kernel's first choice. Its workers do not."""
-    with cgroup("memory", limit_in_bytes=256 << 20) as place, supervisor_in(desk, place) as pid:
+    with cgroup("memory", 256 << 20) as group, supervisor_in(desk, group) as pid:
         process = desk.start(*task("short_work", 400, "-j", "2"))
         desk.wait_for_jobs(5, process)
-        for other in (place / "cgroup.procs").read_text().split():
+        for other in (group.place / "cgroup.procs").read_text().split():
             if int(other) != pid:
                 with suppress(OSError):
-                    (place.parent / "cgroup.procs").write_text(other)
+                    (group.outside / "cgroup.procs").write_text(other)
         for worker in desk.workers():  # Or they might be done before.
             os.kill(worker, signal.SIGSTOP)
-        greedy = subprocess.Popen([sys.executable, "-c", GREEDY, str(place)])
+        greedy = subprocess.Popen([sys.executable, "-c", GREEDY, str(group.place)])
         try:
             until(lambda: dead(pid), "the kernel kills the supervisor")
         finally:
