@@ -41,7 +41,7 @@ def main() -> int:
         os.write(ready_fd, b"ready")
     os.close(ready_fd)
     code = supervisor.run()
-    if is_throwaway and not code:  # Else its process has another one started, for those who go on.
+    if is_throwaway and not (code and supervisor.is_missed):  # Else another one is started, for those who go on.
         with suppress(OSError):
             shutil.rmtree(folder.rename(f"{folder}.gone"), ignore_errors=True)  # Nobody is to see a part of it.
         supervisor.ground.recorder_path.unlink(missing_ok=True)

@@ -104,6 +104,8 @@ class Supervisor:
         self._idle_since: float | None = None
         self._is_draining = False
         self._exit_code: int | None = None
+        self.is_missed = True
+        """Whether somebody is connected to whom another supervisor may matter."""
         lifeline_read, self._lifeline = os.pipe2(os.O_CLOEXEC)  # Its other end closes with this process, however.
         home = Home(
             batches=ground.folder / "batches",
@@ -465,6 +467,7 @@ class Supervisor:
             self.clients.refuse_new("the supervisor was asked to stop")
 
     def _close(self) -> None:
+        self.is_missed = self.clients.is_any
         (self.ground.folder / SOCKET_NAME).unlink(missing_ok=True)
         self.pool.close()
         self._commits.stop()
