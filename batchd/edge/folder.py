@@ -191,8 +191,10 @@ def _reported(path: Path) -> Iterator[None]:
     except NotADirectoryError:
         raise NotAJournal(f"{path} is not a folder; name a folder for the journal.") from None
     except OSError as error:
-        kind = JournalFull if error.errno in {errno.ENOSPC, errno.EDQUOT} else JournalError
-        raise kind(f"The journal's folder {path} cannot be used: {error.strerror}.") from error
+        why = f"The journal's folder {path} cannot be used: {error.strerror}"
+        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            raise JournalFull(f"{why}. Free some space there: `batchd prune` needs none for that.") from error
+        raise JournalError(f"{why}.") from error
 
 
 def _missing(path: Path) -> JournalError:

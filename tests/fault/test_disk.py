@@ -50,6 +50,7 @@ def test_a_disk_that_is_full_from_the_start_is_told_and_used_when_there_is_space
     ran = on_disk.run(*task())
     assert ran.returncode == 3
     assert "full" in ran.stderr or "No space left" in ran.stderr
+    assert "ree some space" in ran.stderr
     assert "Traceback" not in ran.stderr
     filler.unlink()
     ran = on_disk.run(*task())
