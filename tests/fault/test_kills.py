@@ -20,14 +20,16 @@ from tests.fault.ledger import Tally
 pytestmark = pytest.mark.fault
 
 
-def kill(pid: int, tally: Tally) -> None:
-    """SIGKILL, if it is still there."""
-    if pid <= 0:
-        return
+def kill(pid: int, tally: Tally) -> bool:
+    """SIGKILL, if it is still there; return whether it was."""
+    if dead(pid):
+        return False
     with suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
         tally.injected(1)
         tally.count("real SIGKILLs", 1)
+        return True
+    return False
 
 
 def check_whole(desk: Desk, jobs: int, tally: Tally) -> None:
@@ -52,15 +54,14 @@ def test_the_supervisor_is_killed_at_random_moments(desk: Desk, tally: Tally) ->
     jobs = 1500
     process = desk.start("run", desk.task("marked_square"), "--range", f"0:{jobs}", "--out", "out.jsonl")
     dice = random.Random(1)
-    kills = ran = 0
+    kills = 0
     while process.poll() is None and kills < 12:
-        ran = len(desk.attempts())
-        desk.wait_for_jobs(ran + 1, process, may_end=True)
-        pause(dice.uniform(0.0, 0.2))
-        kill(desk.supervisor(), tally)
-        kills += 1
+        desk.wait_for_jobs(len(desk.attempts()) + 1, process, may_end=True)  # So many of its lives get on.
+        pause(dice.uniform(0.0, 0.05))
+        kills += kill(desk.supervisor(), tally)
     _, err = process.communicate(timeout=90)
     assert process.returncode == 0, err
+    assert kills >= 6, "the batch was over too soon"
     assert "the supervisor died" in err
     check_whole(desk, jobs, tally)
 
