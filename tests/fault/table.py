@@ -216,7 +216,11 @@ FAULTS: Final[dict[str, Row]] = {
         "no inherited descriptors or locks", "descriptors of a worker listed", "only its own; template: 1 thread"
     ),
     "P23": Row("threads and CPUs are counted", "environment, made-up cgroups", "one BLAS thread, quota respected"),
-    "P24": Row("Ctrl-C", "SIGINT to the foreground", "one drain; a second aborts"),
+    "P24": Row(
+        "Ctrl-C",
+        "typed at a terminal whose foreground batchd is (pty), once and twice",
+        "one drain; a second aborts; neither supervisor nor workers hear of it",
+    ),
     "P25": Row("interpreter exit without shutdown", "program ends", "pending work done, no noise"),
     "P26": Row(
         "nothing is left behind",
