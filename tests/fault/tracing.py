@@ -4,8 +4,9 @@ import os
 import shutil
 import subprocess
 import sys
+from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -35,6 +36,15 @@ class Traced:
         code = self._strace.wait(60)  # It ends as the one that it has started did.
         return self._supervisor.wait(60) if self._supervisor is not None else code
 
+    def calls(self, nth: int) -> list[str]:
+        """Return what the thread called that came to its n-th call, [] if none did."""
+        calls: dict[str, list[str]] = defaultdict(list)
+        for line in self._log.read_text(errors="replace").splitlines():
+            thread, call = line.split(maxsplit=1)
+            if not call.startswith(("<", "-", "+")):  # The end of a call, a signal, an exit.
+                calls[thread].append(call)
+        return next((made for made in calls.values() if len(made) == nth), [])
+
     def injected(self) -> bool:
         """Whether something was done to some call."""
         log = self._log.read_text(errors="replace")
@@ -52,6 +62,16 @@ def ready_supervisor(desk: Desk, *before: str) -> subprocess.Popen[bytes]:
     return process
 
 
+def is_traced(supervisor: subprocess.Popen[bytes], by: int) -> bool:
+    """Whether each thread of it is held, or it was killed at once: a thread that waits in a call makes it now."""
+    threads = Path(f"/proc/{supervisor.pid}/task")
+    with suppress(OSError):  # One has just ended.
+        return supervisor.poll() is not None or all(
+            f"TracerPid:\t{by}\n" in status.read_text() for status in threads.glob("*/status")
+        )
+    return False
+
+
 @contextmanager
 def traced_supervisor(
     desk: Desk, *inject: str, from_the_start: bool = False, only: Path | None = None
@@ -65,7 +85,8 @@ def traced_supervisor(
     log = desk.folder / "strace.log"
     log.unlink(missing_ok=True)
     calls = ",".join(each.partition(":")[0] for each in inject)
-    options = ["-f", "-qq", "-o", str(log), "-e", f"trace={calls}"]
+    # All its threads and no other process: a template reads far more than it, and would come to the n-th call first.
+    options = ["-f", "-b", "execve", "-qq", "-y", "-o", str(log), "-e", f"trace={calls}"]
     for each in inject:
         options += ["-e", f"inject={each}"]
     if only is not None:
@@ -76,8 +97,7 @@ def traced_supervisor(
     else:
         supervisor = ready_supervisor(desk)
         strace = subprocess.Popen([STRACE, *options, "-p", str(supervisor.pid)])
-        status = Path(f"/proc/{supervisor.pid}/status")
-        until(lambda: f"TracerPid:\t{strace.pid}\n" in status.read_text(), "strace has attached")
+        until(lambda: is_traced(supervisor, strace.pid), "strace has attached")
     try:
         yield Traced(strace, supervisor, log)
     finally:
