@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -154,6 +155,14 @@ def dead(pid: int) -> bool:
     except OSError:
         return True
     return state in "ZX"
+
+
+def private_bytes(pid: int) -> int:
+    """Return how much memory of its own a process has, 0 when it is gone."""
+    with suppress(OSError, StopIteration):
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
+    return 0
 
 
 def is_template(pid: int) -> bool:

@@ -75,6 +75,7 @@ class Pool:
         self._reports = EpollSelector()
         """The report pipes, in a set of their own: they may be left unread for a moment."""
         selector.register(self._reports, EVENT_READ, self._read_reports)
+        self._holds = 0
         self.workers: dict[int, WorkerProcess] = {}
 
     # --- Orders ------------------------------------------------------------------------------------------------
@@ -166,16 +167,18 @@ class Pool:
         """Whether reports fit their pipes, so that nobody stands still while they are left unread."""
         return not any(worker.is_wordy for worker in self.workers.values())
 
-    def leave_reports(self, wait_s: float, then: Callable[[], None]) -> None:
-        """Let reports wait in their pipes for `wait_s`, then take them in and call `then`."""
-        self._selector.unregister(self._reports)
+    def hold_reports(self) -> None:
+        """Let reports wait in their pipes, and workers once these are full, until each holder lets them in."""
+        self._holds += 1
+        if self._holds == 1:
+            self._selector.unregister(self._reports)
 
-        def resume() -> None:
+    def let_reports_in(self) -> None:
+        """Take in what waits, unless somebody else still holds it."""
+        self._holds -= 1
+        if not self._holds:
             self._selector.register(self._reports, EVENT_READ, self._read_reports)
             self._read_reports()
-            then()
-
-        self._later(wait_s, resume)
 
     def _read_reports(self) -> None:
         for key, _ in self._reports.select(0):

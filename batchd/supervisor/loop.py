@@ -44,6 +44,7 @@ from batchd.settings import (
     REST_S_MAX,
     REST_S_MIN,
     START_WAIT_S,
+    UNSAVED_BYTES_MAX,
 )
 from batchd.supervisor.aside import Aside
 from batchd.supervisor.clients import Clients
@@ -86,6 +87,10 @@ class Supervisor:
         self._unsaved: dict[str, list[Entry]] = defaultdict(list)
         self._unsaved_notes: dict[tuple[str, int], int] = {}
         """Of jobs that left a checkpoint: where it stands among the batch's unsaved entries."""
+        self._unsaved_bytes = 0
+        """Of outcomes that are not yet in a commit."""
+        self._is_behind = False
+        """Whether reports are held because the disk is so far behind."""
         self._turn = 0
         self._in_flight: dict[str, list[Entry]] = {}
         """What is being committed."""
@@ -212,13 +217,15 @@ class Supervisor:
         if self._in_flight and self.trouble:
             self._make_room()
         if self._in_flight or not self._unsaved or self._may_gather():
+            self._hold_back(is_behind=self._unsaved_bytes >= UNSAVED_BYTES_MAX and not self.trouble)
             return True
         work = []
         for name, entries in self._unsaved.items():
             self.journals[name].usage = dict(self.batch_usage(name))
             work.append((self.journals[name], entries))
         self._in_flight = dict(self._unsaved)
-        self._unsaved, self._unsaved_notes = defaultdict(list), {}
+        self._unsaved, self._unsaved_notes, self._unsaved_bytes = defaultdict(list), {}, 0
+        self._hold_back(is_behind=False)
         self._is_free, self._is_urgent = not self._is_urgent, False
         turn = self._turn
         if not is_light(work):
@@ -254,7 +261,20 @@ class Supervisor:
             if at < len(unsaved):
                 unsaved[at] = entry
                 return
+        elif isinstance(entry, Recorded):
+            self._unsaved_bytes += len(entry.block)
         unsaved.append(entry)
+
+    def _hold_back(self, *, is_behind: bool) -> None:
+        """While results come faster than the disk takes them, let those who make them wait.
+
+        On a full disk nobody is given work, and what still runs must be able to end before its batch is put down.
+        """
+        if is_behind and not self._is_behind:
+            self.pool.hold_reports()
+        elif self._is_behind and not is_behind:
+            self.pool.let_reports_in()
+        self._is_behind = is_behind
 
     def _may_gather(self) -> bool:
         """Whether nobody waits for the entries, so that more may share their commit."""
@@ -333,9 +353,11 @@ class Supervisor:
         wait_s = rest_s(self.scheduler.workers.values(), self.scheduler.batches, longest_s)
         if wait_s >= REST_S_MIN:
             self._is_resting = True
-            self.pool.leave_reports(wait_s, self._end_rest)
+            self.pool.hold_reports()
+            self.later(wait_s, self._end_rest)
 
     def _end_rest(self) -> None:
+        self.pool.let_reports_in()
         self._is_resting = False
 
     def _tell_news(self) -> None:

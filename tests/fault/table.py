@@ -61,7 +61,9 @@ FAULTS: Final[dict[str, Row]] = {
         "result arrives after the time limit", "report left in the pipe over the kill", "one outcome, never two"
     ),
     "W15": Row(
-        "results faster than the disk", "flood of large results, slow fdatasync", "pressure back, no deadlock"
+        "results faster than the disk",
+        "flood of large results while fdatasync takes 2 s, and while nothing can be committed",
+        "pressure back: bounded memory, workers wait and go on; no deadlock",
     ),
     "S1": Row(
         "supervisor killed at any system call",

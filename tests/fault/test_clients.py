@@ -15,7 +15,10 @@ from batchd.edge import control
 from batchd.edge.journal import BatchJournal
 from batchd.edge.outcomes import Outcomes
 from batchd.errors import JournalError
+from batchd.settings import UNSAVED_BYTES_MAX
 from tests.bench import ROOT, WAIT_S, House, await_death, pump_until
+from tests.commands import Desk, pause, status_of
+from tests.fault import tasks
 from tests.fault.ledger import Tally
 
 pytestmark = pytest.mark.fault
@@ -123,6 +126,34 @@ def test_whoever_holds_the_lock_of_a_batch_holds_up_its_commits_and_nothing_else
     outcomes = house.outcomes("held")
     assert [outcomes[index] for index in range(1, jobs)] == list(range(1, jobs))
     assert outcomes[0].type == "JobTimeout"
+
+
+@pytest.mark.covers("W15")
+def test_whoever_makes_results_waits_while_none_can_be_committed(desk: Desk, tally: Tally) -> None:
+    """As on a disk that stands still: what gathers in the supervisor is bounded, the rest waits in full pipes."""
+    jobs, workers = 200, 2
+    task = f"{tasks.__file__}:large_result_soon"
+    process = desk.start("run", task, "--range", f"0:{jobs}", "-j", f"{workers}", "--name", "held")
+    desk.wait_for_jobs(workers, process)
+    (folder,) = (desk.journal / "batches").iterdir()
+
+    def recorded() -> int:
+        return int(status_of(desk)["batches"][folder.name]["done"])
+
+    with program(WRITER, folder):
+        filled = UNSAVED_BYTES_MAX // tasks.LARGE_REPORT_BYTES
+        desk.wait_for_jobs(recorded() + filled, process)
+        before, begun = recorded(), 0
+        while begun < len(desk.attempts()):
+            begun = len(desk.attempts())
+            pause(0.5)
+        assert recorded() == before
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert f"{jobs} succeeded" in err
+    tally.saw(f"{begun - before} results of 0.9 MB made, and then none")
+    # Of each worker: one read, one in the pipe, one half in it, one that runs.
+    assert begun - before < 3 * filled + 4 * workers, "more than what is written, and what gathers behind it"
 
 
 def settled(session: Session) -> int:

@@ -12,10 +12,12 @@ import pytest
 
 from batchd.edge.journal import BatchJournal
 from batchd.edge.outcomes import Outcomes
+from batchd.settings import UNSAVED_BYTES_MAX
 from tests.bench import await_death
-from tests.commands import Desk, dead, squares, summary_of, until
+from tests.commands import Desk, dead, pause, private_bytes, squares, status_of, summary_of, until
 from tests.fault import tasks
 from tests.fault.ledger import Tally
+from tests.fault.tasks import LARGE_REPORT_BYTES
 from tests.fault.tracing import STRACE, needs_strace, traced_supervisor
 
 pytestmark = [pytest.mark.fault, needs_strace]
@@ -281,10 +283,29 @@ def drafts(desk: Desk) -> list[Path]:
 
 @pytest.mark.covers("W15")
 @pytest.mark.slow
-def test_a_flood_of_large_results_onto_a_slow_disk_comes_through(desk: Desk) -> None:
+def test_a_flood_of_large_results_onto_a_slow_disk_makes_workers_wait(desk: Desk, tally: Tally) -> None:
+    """Each flush takes two seconds. What gathers meanwhile is bounded, however much more there will be."""
+    jobs, workers = 200, 2
     desk.run("run", f"{TASKS}:short_work", "--range", "0:1", "--name", "before")
-    with traced_supervisor(desk, "fdatasync:delay_enter=300000", "pwrite64:delay_enter=2000") as traced:
-        ran = desk.run("run", f"{TASKS}:large_result", "--range", "0:60", "-j", "2", "--name", "flood")
+    desk.marks.unlink()
+    with traced_supervisor(desk, "fdatasync:delay_enter=2000000") as traced:
+        process = desk.start(
+            *("run", f"{TASKS}:large_result_soon", "--range", f"0:{jobs}", "-j", f"{workers}", "--name", "flood")
+        )
+        ahead_most = memory_most = 0
+        while process.poll() is None:
+            begun = len(desk.attempts())
+            for flood in status_of(desk).get("batches", {}).values():  # None at first, and when all is over.
+                ahead_most = max(ahead_most, begun - flood["done"])
+            memory_most = max(memory_most, private_bytes(desk.supervisor()))
+            pause(0.01)
+        _, err = process.communicate()
         assert traced.injected()
-    assert ran.returncode == 0, ran.stderr
-    assert "60 succeeded" in ran.stderr
+    assert process.returncode == 0, err
+    assert f"{jobs} succeeded" in err
+    tally.saw(f"at most {ahead_most} of {jobs} results not recorded, {memory_most >> 20} MiB in the supervisor")
+    filled = UNSAVED_BYTES_MAX // LARGE_REPORT_BYTES
+    assert ahead_most > filled, "the disk was never behind"
+    # Of each worker: one read, one in the pipe, one half in it, one that runs.
+    assert ahead_most < 3 * filled + 4 * workers, "more than what is written, and what gathers behind it"
+    assert memory_most < 10 * UNSAVED_BYTES_MAX

@@ -5,6 +5,7 @@ import re
 import signal
 from pathlib import Path
 from resource import RLIMIT_NOFILE, getrlimit, setrlimit
+from select import select
 
 import pytest
 
@@ -151,3 +152,17 @@ def test_the_environment_of_an_outer_worker_does_not_mark_an_inner_one(bench: Be
     expected = f"{bench.journal_id:.16}.00000001.{worker.number:08d}"
     assert bench.run(worker, 0, 1)[0].value == expected
     assert f"BATCHD_WORKER={expected}" in Path(f"/proc/{worker.pid}/environ").read_text().split("\0")
+
+
+@pytest.mark.covers("W15")
+def test_reports_wait_in_their_pipe_for_as_long_as_anybody_holds_them(bench: Bench) -> None:
+    worker = at_work(bench, [("same", 7)])
+    for _ in range(2):
+        bench.pool.hold_reports()
+    lease = bench.lease(worker, 0, 1)
+    bench.until(lambda: select([worker.reports_fd], [], [], 0)[0], "it has reported")
+    bench.pool.let_reports_in()
+    bench.turn()
+    assert bench.told(lease) == []
+    bench.pool.let_reports_in()
+    assert [told.value for told in bench.told(lease)] == [7]
