@@ -9,7 +9,6 @@ import heapq
 import os
 import random
 import signal
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from itertools import count
@@ -23,7 +22,7 @@ import lmdb
 from batchd.core import commands as c
 from batchd.core import events as ev
 from batchd.core.assignment import rest_s
-from batchd.core.entries import Entry, Explained, Noted, Recorded, Trimmed
+from batchd.core.entries import Entry, Recorded
 from batchd.core.replay import cancelled
 from batchd.core.scheduler import Scheduler
 from batchd.core.stored import copy
@@ -51,6 +50,7 @@ from batchd.supervisor.clients import Clients
 from batchd.supervisor.lead import Lead
 from batchd.supervisor.recovery import Ground
 from batchd.supervisor.requests import Requests
+from batchd.supervisor.unsaved import Unsaved
 
 _LIMIT_CHECK_S = 0.02
 """Timeouts are enforced to about this."""
@@ -84,18 +84,12 @@ class Supervisor:
         self._timer_numbers = count()
         self._lead = Lead()
         self._commits = CommitThread()
-        self._unsaved: dict[str, list[Entry]] = defaultdict(list)
-        self._unsaved_notes: dict[tuple[str, int], int] = {}
-        """Of jobs that left a checkpoint: where it stands among the batch's unsaved entries."""
-        self._unsaved_bytes = 0
-        """Of outcomes that are not yet in a commit."""
+        self._unsaved = Unsaved()
         self._is_behind = False
         """Whether reports are held because the disk is so far behind."""
         self._turn = 0
         self._in_flight: dict[str, list[Entry]] = {}
         """What is being committed."""
-        self._is_urgent = False
-        """Whether an entry that is not yet in a commit frees something."""
         self._is_free = False
         """Whether what is in a commit frees nothing."""
         self._next_commit = 0.0
@@ -165,9 +159,7 @@ class Supervisor:
             turn = self.scheduler.step(events, monotonic())
             self._turn = turn.number
             for entry in turn.entries:
-                self._save_later(entry)
-                is_outcome = isinstance(entry, Recorded | Explained | Noted)
-                self._is_urgent |= not is_outcome or entry.batch in self.clients.eager
+                self._unsaved.add(entry, is_awaited=entry.batch in self.clients.eager)
             if not (self._unsaved or self._in_flight):
                 self._durable_turn = self._turn
             self._perform(turn.commands)
@@ -215,18 +207,17 @@ class Supervisor:
     def _commit(self) -> bool:
         """Make or begin the commit that is due, if any; return whether this thread still leads."""
         if self._in_flight and self.trouble:
-            self._make_room()
+            for trim in self._unsaved.take_trims():  # What is committed may need the room.
+                self._commits.make_room(self.journals[trim.batch], trim)
         if self._in_flight or not self._unsaved or self._may_gather():
-            self._hold_back(is_behind=self._unsaved_bytes >= UNSAVED_BYTES_MAX and not self.trouble)
+            self._hold_back(is_behind=self._unsaved.nbytes >= UNSAVED_BYTES_MAX and not self.trouble)
             return True
+        self._is_free, self._in_flight = not self._unsaved.is_urgent, self._unsaved.take()
         work = []
-        for name, entries in self._unsaved.items():
+        for name, entries in self._in_flight.items():
             self.journals[name].usage = dict(self.batch_usage(name))
             work.append((self.journals[name], entries))
-        self._in_flight = dict(self._unsaved)
-        self._unsaved, self._unsaved_notes, self._unsaved_bytes = defaultdict(list), {}, 0
         self._hold_back(is_behind=False)
-        self._is_free, self._is_urgent = not self._is_urgent, False
         turn = self._turn
         if not is_light(work):
             self._commits.commit(turn, work)
@@ -238,32 +229,6 @@ class Supervisor:
         elif made is not None:
             self._commits.tell(made)
         return is_leading
-
-    def _make_room(self) -> None:
-        """Have records deleted that nobody reads any more, of throw-away batches: what is committed may need it."""
-        for name, entries in list(self._unsaved.items()):
-            trims = [entry for entry in entries if isinstance(entry, Trimmed)]
-            if not trims:
-                continue
-            for trim in trims:
-                self._commits.make_room(self.journals[name], trim)
-            del self._unsaved[name]
-            self._unsaved_notes = {place: at for place, at in self._unsaved_notes.items() if place[0] != name}
-            for entry in entries:
-                if not isinstance(entry, Trimmed):
-                    self._save_later(entry)
-
-    def _save_later(self, entry: Entry) -> None:
-        """Gather an entry for the next commit: of a job's checkpoints the last, or a slow disk would cost memory."""
-        unsaved = self._unsaved[entry.batch]
-        if isinstance(entry, Noted):
-            at = self._unsaved_notes.setdefault((entry.batch, entry.index), len(unsaved))
-            if at < len(unsaved):
-                unsaved[at] = entry
-                return
-        elif isinstance(entry, Recorded):
-            self._unsaved_bytes += len(entry.block)
-        unsaved.append(entry)
 
     def _hold_back(self, *, is_behind: bool) -> None:
         """While results come faster than the disk takes them, let those who make them wait.
@@ -278,7 +243,7 @@ class Supervisor:
 
     def _may_gather(self) -> bool:
         """Whether nobody waits for the entries, so that more may share their commit."""
-        return not self._after and not self._is_urgent and monotonic() < self._next_commit
+        return not self._after and not self._unsaved.is_urgent and monotonic() < self._next_commit
 
     def _on_commits(self) -> None:
         for outcome in self._commits.outcomes():
