@@ -148,3 +148,5 @@ OPEN_BATCHES_MAX: Final = 256
 """Each open batch takes MAP_BYTES of address space and a few descriptors."""
 DOOR_REST_S: Final = 0.1
 """A supervisor that has no descriptor left for another client looks again after this time."""
+REFUSED_TOLD_S: Final = 60.0
+"""Of other users at the door the first is told in the log, and how many more there were after so long."""

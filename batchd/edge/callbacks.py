@@ -5,9 +5,9 @@ served on.
 """
 
 from collections.abc import Callable, Iterable
-from contextlib import suppress
-from traceback import print_exc
 from typing import ParamSpec
+
+from batchd.edge.log import log_traceback
 
 Told = ParamSpec("Told")
 
@@ -19,9 +19,3 @@ def call_each(calls: Iterable[Callable[Told, object]], *args: Told.args, **named
             call(*args, **named)
         except Exception:
             log_traceback()
-
-
-def log_traceback() -> None:
-    """Write what is being handled to the log, if there is room for it."""
-    with suppress(OSError):
-        print_exc()

@@ -83,7 +83,7 @@ def check_peer(line: socket.socket) -> int:
     data = line.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
     pid, uid, _ = _CREDENTIALS.unpack(data)
     if uid != os.geteuid():
-        raise SupervisorError(f"the control socket's other end belongs to user {uid}: refused")
+        raise SupervisorError(f"the control socket's other end is process {pid} of user {uid}: refused")
     return int(pid)
 
 

@@ -14,14 +14,16 @@ from typing import Any, Protocol
 from batchd.core import events as ev
 from batchd.core.ranges import Range, RangeSet
 from batchd.core.scheduler import Scheduler
-from batchd.edge.callbacks import call_each, log_traceback
+from batchd.edge.callbacks import call_each
 from batchd.edge.control import NEWS, REPLY, Line, Message, listen
 from batchd.edge.journal import BatchJournal, Progress
+from batchd.edge.log import log_traceback, say
 from batchd.edge.pool import Pool
 from batchd.errors import BatchdError, FormatError
-from batchd.settings import DOOR_REST_S
+from batchd.settings import DOOR_REST_S, REFUSED_TOLD_S
 from batchd.supervisor.aside import Aside
 from batchd.supervisor.recovery import Ground
+from batchd.units import counted
 
 
 class Host(Protocol):
@@ -104,6 +106,10 @@ class Clients:
         self.eager: set[str] = set()
         """Live batches whose outcomes somebody waits for one by one."""
         self._is_watching_door = False
+        self._refused = 0
+        """Connections of other users that were not told of yet."""
+        self._is_quiet = False
+        """Whether one was told of a short while ago: a flood is a line a while."""
         self._told = 0
         """Numbers what is told of progress: a client that reads a reply before older news can tell."""
         self.is_news_urgent = False
@@ -238,6 +244,7 @@ class Clients:
             self._drop(client)
         self._leave_door()
         self._door.close()
+        self._tell_refused()
 
     # --- Connections -------------------------------------------------------------------------------------------
 
@@ -262,13 +269,32 @@ class Clients:
             return
         try:
             client = Client(Line(line))
-        except (BatchdError, OSError):
-            line.close()  # Another user, or gone already.
+        except BatchdError as error:
+            line.close()
+            self._on_refused(error)
+            return
+        except OSError:
+            line.close()  # Gone already.
             return
         self._clients.append(client)
         selector = self._supervisor.selector
         selector.register(line, EVENT_READ, partial(self._on_line, client))
         selector.register(client.pidfd, EVENT_READ, partial(self._drop, client))
+
+    def _on_refused(self, error: BatchdError) -> None:
+        if self._is_quiet:
+            self._refused += 1
+        else:
+            say(f"somebody else is at the door: {error}")
+            self._is_quiet = True
+            self._supervisor.later(REFUSED_TOLD_S, self._tell_refused)
+
+    def _tell_refused(self) -> None:
+        self._is_quiet = bool(self._refused)
+        if self._is_quiet:
+            say(f"{counted(self._refused, 'more connection')} of other users refused since that was told last")
+            self._refused = 0
+            self._supervisor.later(REFUSED_TOLD_S, self._tell_refused)
 
     def _on_line(self, client: Client) -> None:
         if client.is_gone:

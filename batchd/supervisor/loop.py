@@ -10,7 +10,6 @@ import os
 import random
 import signal
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from itertools import count
 from math import inf
 from selectors import EVENT_READ, BaseSelector, DefaultSelector
@@ -32,6 +31,7 @@ from batchd.edge.commits import Broken, CommitThread, Done, Outcome, Stalled, is
 from batchd.edge.control import SOCKET_NAME
 from batchd.edge.gauges import Gauges
 from batchd.edge.journal import BatchJournal, Progress
+from batchd.edge.log import say
 from batchd.edge.pool import Pool
 from batchd.edge.template import Home
 from batchd.settings import (
@@ -465,9 +465,3 @@ class Supervisor:
             journal.close()
         if self._exit_code == 0:  # In order: nothing is left to charge anybody for.
             self.ground.recorder_path.unlink(missing_ok=True)
-
-
-def say(text: str) -> None:
-    """Write a line to the supervisor's log, if there is room for it: the disk may be what the line is about."""
-    with suppress(OSError):
-        os.write(2, f"batchd supervisor {os.getpid()}: {text}\n".encode(errors="replace"))

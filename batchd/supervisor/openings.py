@@ -18,11 +18,12 @@ from batchd.core.ranges import RangeSet
 from batchd.core.replay import all_interrupted
 from batchd.core.stored import copy
 from batchd.edge import strays
-from batchd.edge.callbacks import call_each, log_traceback
+from batchd.edge.callbacks import call_each
 from batchd.edge.control import Message
 from batchd.edge.drafts import make_batch
 from batchd.edge.folder import free_bytes, unwritten
 from batchd.edge.journal import BatchJournal
+from batchd.edge.log import log_traceback
 from batchd.edge.template import KeySpec
 from batchd.errors import (
     BatchBusy,

@@ -108,7 +108,11 @@ FAULTS: Final[dict[str, Row]] = {
     "C6": Row(
         "garbage on the socket", "random bytes, changed requests, half a frame", "closed or refused; others served"
     ),
-    "C7": Row("another user connects", "process with another uid", "refused by SO_PEERCRED"),
+    "C7": Row(
+        "another user connects",
+        "process with another uid, once and again",
+        "refused by SO_PEERCRED; the log names the first and counts the others",
+    ),
     "D1": Row(
         "disk full at a commit",
         "small tmpfs, filled by others, by results, by both; stopped, cancelled, pruned, client killed meanwhile",

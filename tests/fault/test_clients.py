@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from batchd.client import Session, request
+from batchd.client.connection import LOG_NAME
 from batchd.edge import control
 from batchd.edge.journal import BatchJournal
 from batchd.edge.outcomes import Outcomes
@@ -190,31 +191,43 @@ sys.stdin.read()
 
 STRANGER = """
 import os, socket, sys
-line = socket.socket(socket.AF_UNIX)
+path, times = sys.argv[1], int(sys.argv[2])
 os.setresgid(65534, 65534, 65534); os.setgroups([]); os.setresuid(65534, 65534, 65534)
-line.connect(sys.argv[1])
 print("there", flush=True)
-line.settimeout(20)
-try:
-    sys.stdout.write(repr(line.recv(10)))
-except ConnectionError:
-    sys.stdout.write("b''")
+for _ in range(times):
+    with socket.socket(socket.AF_UNIX) as line:
+        line.connect(path)
+        line.settimeout(20)
+        try:
+            sys.stdout.write(repr(line.recv(10)))
+        except ConnectionError:
+            sys.stdout.write("b''")
 """
 
 
 @pytest.mark.covers("C7")
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else for a moment")
-def test_another_user_is_refused_even_where_the_modes_would_let_him_in(house: House, tmp_path: Path) -> None:
-    """The folder is 0700 and the socket 0600; both are opened wide here, so that only the peer's uid is left."""
+def test_another_user_is_refused_even_where_the_modes_would_let_him_in(house: House) -> None:
+    """The folder is 0700 and the socket 0600; both are opened wide here, so that only the peer's uid is left.
+
+    The log names who came first, and of a flood of them only how many there were.
+    """
+    times = 50
     session = house.start([("work", 0.05, index) for index in range(100)])
     pump_until(session, lambda: session.progress["done"] > 2, "it runs")
     for path in (house.folder, *house.folder.parents[:4]):
         if path.stat().st_uid == 0 and path != Path("/tmp"):
             path.chmod(0o755)
     (house.folder / control.SOCKET_NAME).chmod(0o666)
-    with program(STRANGER, house.folder / control.SOCKET_NAME) as stranger:
+    supervisor = house.supervisor
+    with program(STRANGER, house.folder / control.SOCKET_NAME, times) as stranger:
         assert stranger.stdout is not None
-        assert stranger.stdout.read() == b"b''", "somebody else was served"
+        assert stranger.stdout.read() == b"b''" * times, "somebody else was served"
     house.folder.chmod(0o700)
     house.finish(session)
+    await_death(supervisor)  # It says the rest when it leaves, if not earlier.
+    lines = [line for line in (house.folder / LOG_NAME).read_text().splitlines() if "refused" in line]
+    assert len(lines) < 5, "the log is full of them"
+    assert f"is process {stranger.pid} of user 65534: refused" in lines[0]
+    assert sum(int(line.split(": ")[1].split()[0]) for line in lines[1:]) == times - 1
     assert house.outcomes() == {index: index for index in range(100)}
