@@ -28,7 +28,9 @@ READERS_MAX: Final = 4096
 LOCK_BYTES: Final = 72 << 10
 """Of a batch's reader slots so many bytes get their blocks at once: 1,150 readers, more than WORKERS_MAX."""
 READERS_CHECK_COMMITS: Final = 1024
-"""So often slots of readers that died within a transaction are freed: until then no page they saw is used again."""
+"""So often slots of readers that died within a transaction are freed: until then no page they saw is used again.
+
+Who lives and has been reading for as many commits is warned of."""
 CHECKPOINT_ENTRIES: Final = 2_000
 """Write the interval checkpoint after so many entries, so that a restart reads no more again (10 ms).
 
@@ -120,6 +122,8 @@ GRACE_LOOK_S: Final = 0.01
 SAMPLE_S: Final = 0.25
 """Gauges are read this often, less often when reading them would cost more than SAMPLE_COST_MAX of a core."""
 SAMPLE_COST_MAX: Final = 0.01
+LOOK_S: Final = 0.5
+"""So often, with a sample, it is looked whether open batches have their files, and who reads them for long."""
 PROGRESS_S: Final = 0.1
 """Clients hear of progress at most this often."""
 ANSWER_S: Final = 0.002

@@ -38,6 +38,8 @@ def status(args: argparse.Namespace) -> int:
     print(f"supervisor {told['pid']}: {counted(len(told['workers']), 'worker')}, memory {used} of {limit}")
     if told["trouble"]:
         print(f"  {told['trouble']}")
+    for warning in told["warnings"]:
+        print(f"  {warning}")
     for name, made in told["batches"].items():
         print(f"batch {name}: {made['done']:,} of {made['size']:,} done, {made['state']}")
     for row in told["workers"]:

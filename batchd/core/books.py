@@ -65,6 +65,11 @@ class LiveBatch:
         return not (self.is_leaving or self.facts.stopped or self.facts.cancelled)
 
     @property
+    def may_stop(self) -> bool:
+        """Whether it has not ended, and nothing else ends it."""
+        return self.is_leasing and not self.facts.is_finished
+
+    @property
     def workers_max(self) -> int:
         """At most so many workers may hold leases of the batch."""
         return self.scaled or self.options.workers

@@ -118,6 +118,14 @@ class DetachRequested:
 
 
 @dataclass(frozen=True, slots=True)
+class JournalLost:
+    """Somebody took the batch's files away: nothing of it can be recorded where others find it."""
+
+    batch: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class CancelRequested:
     """Somebody gives the batch up."""
 
@@ -258,6 +266,7 @@ Event = (
     | SealRequested
     | UnsealRequested
     | DetachRequested
+    | JournalLost
     | CancelRequested
     | ReopenRequested
     | ScaleRequested

@@ -161,6 +161,8 @@ class Scheduler:
             case ev.DetachRequested(at_once=at_once):
                 batch.is_leaving = True
                 self._halt(batch, kill=at_once)
+            case ev.JournalLost(reason=reason):
+                self._stop_batch(batch, reason, kill=True)
             case ev.CancelRequested(reason=reason):
                 self._cancel(batch, reason)
             case ev.ReopenRequested():
@@ -226,10 +228,10 @@ class Scheduler:
                 for part in ranges:
                     batch.unwanted.remove(*part)
 
-    def _stop_batch(self, batch: LiveBatch, reason: str) -> None:
-        if batch.is_leasing and not batch.facts.is_finished:
+    def _stop_batch(self, batch: LiveBatch, reason: str, *, kill: bool = False) -> None:
+        if batch.may_stop:
             self._record(e.Stopped(batch.facts.batch, reason))
-            self._halt(batch, kill=False)
+            self._halt(batch, kill=kill)
 
     def _halt(self, batch: LiveBatch, *, kill: bool) -> None:
         """Take back what has not begun; end what runs only if told to."""

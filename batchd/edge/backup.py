@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from batchd.edge.damage import judge, open_file
-from batchd.edge.environment import open_environment
+from batchd.edge.environment import DATA_NAME, LOCK_NAME, open_environment
 from batchd.edge.folder import BATCHES_NAME, begin_copy, disk_bytes, finish_copy, sync
 from batchd.edge.isolation import Isolated, Tell
 from batchd.edge.shelf import batch_folders
 from batchd.edge.survey import Survey
-from batchd.edge.watch import DATA_NAME, LOCK_NAME
 from batchd.errors import BatchdError, JournalError, JournalFull, UsageError
 from batchd.formats import tables
 from batchd.settings import FORMAT_VERSION

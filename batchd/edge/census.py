@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from batchd.core.facts import BatchState
+from batchd.edge.environment import DATA_NAME
 from batchd.edge.folder import disk_bytes
 from batchd.edge.isolation import Isolated, Tell
 from batchd.edge.journal import BatchJournal
 from batchd.edge.shelf import batch_folders, open_batch
-from batchd.edge.watch import DATA_NAME
 from batchd.errors import BatchdError, JournalNewer
 
 RUNNING: Final = "running"

@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 from batchd.core.job import JobState
 from batchd.core.ranges import Range, RangeSet
 from batchd.edge.datafile import DataFile
+from batchd.edge.environment import DATA_NAME, LOCK_NAME
 from batchd.edge.survey import FILE, JOBS_MAX, ROOT, Finding, Survey, covered
-from batchd.edge.watch import DATA_NAME, LOCK_NAME, Watch
+from batchd.edge.watch import Watch
 from batchd.errors import JournalError, JournalNewer
 from batchd.formats import pages, tables
 

@@ -1,18 +1,23 @@
-"""LMDB environments: the one set of settings everybody opens them with, and those this process reads.
+"""LMDB environments: the one set of settings everybody opens them with, their files, and those this process reads.
 
 What is in them is journal.py's. LMDB must not have the same environment open twice in a process.
 """
 
 import errno
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from threading import Lock
+from typing import Final
 
 import lmdb
 
 from batchd.errors import JournalDamaged, JournalError, JournalFull
 from batchd.formats import tables
 from batchd.settings import LOCK_BYTES, MAP_BYTES, READERS_MAX
+
+DATA_NAME: Final = "data.mdb"
+LOCK_NAME: Final = "lock.mdb"
 
 
 def open_environment(folder: Path, *, readonly: bool = False, sync: bool = True) -> lmdb.Environment:
@@ -39,7 +44,7 @@ def open_environment(folder: Path, *, readonly: bool = False, sync: bool = True)
     except lmdb.ReadersFullError:
         raise JournalError(f"{READERS_MAX} readers are in {folder}, which is the limit: try again later") from None
     except lmdb.Error as error:
-        data = folder / "data.mdb"
+        data = folder / DATA_NAME
         is_empty = data.is_file() and not data.stat().st_size
         is_damaged = is_empty or isinstance(error, lmdb.InvalidError | lmdb.CorruptedError)
         kind = JournalDamaged if is_damaged else JournalError
@@ -56,7 +61,7 @@ def _reserve_lock(folder: Path) -> bool:
     Without them a full disk is a SIGBUS for whoever comes. Only where they are missing, because
     closing the file would drop the locks of an environment this process has open.
     """
-    path = folder / "lock.mdb"
+    path = folder / LOCK_NAME
     try:
         if not path.exists() or path.stat().st_blocks * 512 < LOCK_BYTES:
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
@@ -67,6 +72,37 @@ def _reserve_lock(folder: Path) -> bool:
     except OSError as error:  # Where nothing may be written, LMDB reads without a lock by itself, or says why not.
         return error.errno not in {errno.ENOSPC, errno.EDQUOT}
     return True
+
+
+def readers_in(env: lmdb.Environment) -> Iterator[tuple[int, int]]:
+    """Give (pid, transaction) of everybody who is reading now. Waits for nobody, and touches no page."""
+    for line in env.readers().splitlines()[1:]:
+        pid, _, transaction = line.split()
+        if transaction != "-":
+            yield int(pid), int(transaction)
+
+
+class Files:
+    """The files of an environment, as they are when it is opened.
+
+    LMDB keeps to the files it opened, whatever becomes of their names. Who opens the environment later would have
+    others: not what is recorded, or a table of readers that the writer does not see.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._opened = {path: path.stat() for path in (folder / DATA_NAME, folder / LOCK_NAME)}
+
+    def lost(self) -> str:
+        """Return the name that has no file any more, or another one; '' when all is well."""
+        for path, opened in self._opened.items():
+            try:
+                if not os.path.samestat(path.stat(), opened):
+                    return path.name
+            except FileNotFoundError:
+                return path.name
+            except OSError:
+                continue  # The disk is ill, and what is written tells of that.
+        return ""
 
 
 class _Readers:

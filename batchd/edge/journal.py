@@ -22,7 +22,7 @@ from batchd.core.job import JobState
 from batchd.core.ranges import RangeSet
 from batchd.core.stored import copy, entry_of, facts_of, fields_of, stored_of
 from batchd.edge.drafts import make_batch
-from batchd.edge.environment import open_environment, readers
+from batchd.edge.environment import DATA_NAME, Files, open_environment, readers, readers_in
 from batchd.edge.folder import disk_bytes, unwritten
 from batchd.errors import BatchdError, FormatError, IllegalTransition, JournalDamaged, JournalError, JournalNewer
 from batchd.formats import tables
@@ -64,7 +64,7 @@ class BatchJournal:
     def __init__(self, folder: Path, *, is_writer: bool = False) -> None:
         """Open an existing batch. Raises JournalError for what is not one."""
         self.folder = folder
-        if not (folder / "data.mdb").is_file():
+        if not (folder / DATA_NAME).is_file():
             raise JournalError(f"there is no batch in {folder}")
         self._is_writer = is_writer
         self._files: ValueFiles | None = None
@@ -91,9 +91,13 @@ class BatchJournal:
             self._env.close()
             self._env = open_environment(folder, sync=False)
             self._dbs = self._open_tables()
+        if is_writer:
+            self.opened = Files(folder)
         self.usage: dict[str, Any] = {}
         self._lock = Lock()
         self._commits = self._sequence = 0
+        self._checked = 0
+        """The last transaction when its readers were checked."""
         self._entries_since = 0
         """How many entries the checkpoint does not cover: what a restart has to read again."""
         try:
@@ -249,6 +253,7 @@ class BatchJournal:
         self._commits += 1
         if self._commits % READERS_CHECK_COMMITS == 0:
             self._env.reader_check()
+            self._checked = self._env.info()["last_txnid"]
         if any(isinstance(entry, e.Detached) for entry in entries):
             self._env.sync(True)
         return self.progress()
@@ -262,6 +267,13 @@ class BatchJournal:
         """Return (number of a client's last submission, its first job), also while another thread commits."""
         with self._lock:
             return self.facts.sequences.get(client, (0, 0))
+
+    def late_readers(self) -> dict[tuple[int, int], int]:
+        """Return how many commits ago who still reads began, by (pid, transaction); only those of long ago."""
+        if not self._checked:
+            return {}
+        ago = {(pid, transaction): self._checked - transaction for pid, transaction in readers_in(self._env)}
+        return {reader: commits for reader, commits in ago.items() if commits >= READERS_CHECK_COMMITS}
 
     def replace_spec(self, spec: dict[str, Any]) -> None:
         """Store another specification: the user said that changed code continues the batch."""

@@ -15,9 +15,10 @@ from batchd.core.job import JobState
 from batchd.core.ranges import RangeSet
 from batchd.edge.damage import is_throwaway, judge, open_file
 from batchd.edge.datafile import Found
+from batchd.edge.environment import DATA_NAME
 from batchd.edge.outcomes import Span
 from batchd.edge.survey import JOBS_MAX, ROOT, Finding, Piece, Survey, blocks_in
-from batchd.edge.watch import DATA_NAME, Watch
+from batchd.edge.watch import Watch
 from batchd.errors import FormatError, JournalError
 from batchd.formats import tables
 from batchd.formats.segment import HEADER_BYTES, INPUT_STATE, Block, unpack

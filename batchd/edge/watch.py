@@ -12,14 +12,12 @@ from typing import Any, Final, Self
 
 import lmdb
 
-from batchd.edge.environment import open_environment
+from batchd.edge.environment import DATA_NAME, open_environment
 from batchd.edge.isolation import Isolated, Tell
 from batchd.edge.journal import BatchJournal
 from batchd.errors import BatchdError, JournalError
 from batchd.formats import pages, tables
 
-DATA_NAME: Final = "data.mdb"
-LOCK_NAME: Final = "lock.mdb"
 _BEAT_RECORDS: Final = 4096
 _TRIES: Final = 1000
 

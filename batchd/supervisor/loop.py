@@ -48,6 +48,7 @@ from batchd.settings import (
 from batchd.supervisor.aside import Aside
 from batchd.supervisor.clients import Clients
 from batchd.supervisor.lead import Lead
+from batchd.supervisor.lookout import Lookout
 from batchd.supervisor.recovery import Ground
 from batchd.supervisor.requests import Requests
 from batchd.supervisor.unsaved import Unsaved
@@ -120,6 +121,7 @@ class Supervisor:
         self.clients = Clients(self)
         self.requests = Requests(self, self.clients)
         self.clients.answer = self.requests.answer
+        self._lookout = Lookout(self)
         self.selector.register(self._commits.wake_fd, EVENT_READ, self._on_commits)
         self._watch_signals()
 
@@ -351,6 +353,7 @@ class Supervisor:
             usage["memory_peak_bytes"] = max(usage["memory_peak_bytes"], gauge.memory_bytes)
             usage["cpu_s"] += max(0.0, gauge.cpu_s - worker.cpu_seen_s)
             worker.cpu_seen_s = gauge.cpu_s
+        self._lookout.look(now)
 
     def _first_timeout_s(self) -> float:
         """Return how long it takes at least until a job runs into its time limit: one that runs, or begins now."""
@@ -372,6 +375,7 @@ class Supervisor:
             "epoch": self.ground.epoch,
             "scaled": self.scheduler.scaled,
             "trouble": self.trouble,
+            "warnings": self._lookout.warnings,
             "workers": workers,
             "batches": {name: made._asdict() for name, made in self.progress.items()},
             "machine": {

@@ -102,7 +102,11 @@ FAULTS: Final[dict[str, Row]] = {
         "write transaction in a process that is stopped (no client of batchd's ever begins one)",
         "status and time limits go on, nothing is told to be recorded, all goes on when the holder is gone",
     ),
-    "C3": Row("reader stopped in a read transaction", "SIGSTOP", "batch goes on, growth bounded, space used again"),
+    "C3": Row(
+        "reader stopped in a read transaction",
+        "SIGSTOP",
+        "batch goes on, the log and status name its pid and what ends it; growth bounded, space used again",
+    ),
     "C4": Row("submit repeated after a lost reply", "same sequence sent again", "not doubled"),
     "C5": Row("client forks with everything open", "os.fork", "child refused, parent unharmed"),
     "C6": Row(
@@ -148,7 +152,9 @@ FAULTS: Final[dict[str, Row]] = {
     ),
     "J2": Row("data file cut off", "truncated at many lengths", "told before it is mapped, no signal"),
     "J3": Row(
-        "lock file deleted", "unlink under a writer, and at rest", "told by the check; made again; nothing lost"
+        "lock or data file deleted",
+        "unlink and rename under a running batch, of its data file too; at rest",
+        "that batch stops at once, with what to do; no other does; at rest it is made again; nothing lost",
     ),
     "J4": Row("map full", "small map", "grown, the transaction made whole"),
     "J5": Row("map grown by another process", "set_mapsize", "readers follow"),

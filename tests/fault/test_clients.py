@@ -1,12 +1,14 @@
 """Clients that are stopped, of another user, or too many: the others are served."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,7 +20,7 @@ from batchd.edge.outcomes import Outcomes
 from batchd.errors import JournalError
 from batchd.settings import UNSAVED_BYTES_MAX
 from tests.bench import ROOT, WAIT_S, House, await_death, pump_until
-from tests.commands import Desk, pause, status_of
+from tests.commands import Desk, pause, status_of, until
 from tests.fault import tasks
 from tests.fault.ledger import Tally
 
@@ -93,6 +95,57 @@ def test_a_reader_that_is_stopped_costs_bounded_space_and_no_time(house: House, 
     assert house.outcomes("watched") == dict.fromkeys(range(jobs), "x" * 500)
     assert watched < 10 * alone
     tally.saw(f"{watched / alone:.1f} times the space")
+
+
+STRICT = """
+import os, sys
+from pathlib import Path
+from batchd.edge import journal
+from batchd.supervisor.loop import Supervisor
+from batchd.supervisor.recovery import recover
+journal.READERS_CHECK_COMMITS = 16
+os.dup2(os.open(sys.argv[2], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), 2)
+supervisor = Supervisor(recover(Path(sys.argv[1])))
+print("there", flush=True)
+sys.exit(supervisor.run())
+"""
+
+
+@pytest.mark.covers("C3")
+def test_a_reader_that_holds_the_space_of_a_batch_is_named(house: House) -> None:
+    """And nobody who reads all the time, a moment each time. Here sixteen commits are long."""
+    with program(STRICT, house.folder, house.folder / LOG_NAME) as supervisor:
+        session = house.start([("work", 0.02, index) for index in range(5_000)])
+        pump_until(session, lambda: session.progress["done"] > 0, "it runs")
+        often = BatchJournal(house.folder / "batches" / "b")
+
+        def warnings() -> Any:
+            session.pump(0.01)
+            often.refresh()
+            return request(house.folder, "status")["warnings"]
+
+        assert warnings() == []
+        with program(READER, often.folder) as reader:
+            os.kill(reader.pid, signal.SIGSTOP)
+            (told,) = until(warnings, "it is told")
+            found = re.fullmatch(
+                rf"process {reader.pid} \(python\S*\) has been reading batch b for ([\d,]+) commits: "
+                rf"until it ends the batch's file only grows; `kill {reader.pid}` ends it, "
+                rf"`kill -CONT {reader.pid}` lets it go on, for it was stopped",
+                told,
+            )
+            assert found, told
+            assert int(found[1].replace(",", "")) >= 16
+            command = [sys.executable, "-m", "batchd", "status", "--journal", str(house.folder)]
+            shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+            assert f"  {told}\n" in shown
+        until(lambda: not warnings(), "it is over with the reader")
+        often.close()
+        session.leave(at_once=True)
+        pump_until(session, lambda: session.is_put_down, "it is put down")
+        session.close()
+        supervisor.wait(WAIT_S)
+    assert (house.folder / LOG_NAME).read_text().count("has been reading") == 1
 
 
 WRITER = """

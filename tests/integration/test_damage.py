@@ -13,11 +13,12 @@ from batchd.core import entries as e
 from batchd.core.job import JobState
 from batchd.edge.damage import check_batch, open_file
 from batchd.edge.datafile import DataFile
+from batchd.edge.environment import DATA_NAME
 from batchd.edge.isolation import Isolated, Tell
 from batchd.edge.journal import BatchJournal
 from batchd.edge.outcomes import Outcomes
 from batchd.edge.survey import FILE, FREE, ROOT, Finding, blocks_in
-from batchd.edge.watch import DATA_NAME, Watch
+from batchd.edge.watch import Watch
 from batchd.errors import JournalError, JournalNewer
 from batchd.formats import pages, tables
 from batchd.formats.segment import Block, pack_vector

@@ -1,6 +1,7 @@
 """What else a batch's journal holds: functions, keys and its specification; and what is done now and then."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from threading import Thread
@@ -138,6 +139,39 @@ def test_slots_of_dead_readers_are_looked_for_now_and_then(place: Path, monkeypa
     for turn in range(5):
         journal.commit([submission(journal.facts, [turn], sequence=turn + 1)])
     assert journal.facts.size == 5
+    journal.close()
+
+
+def test_who_reads_for_as_many_commits_is_known_as_long_as_he_does(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal_module, "READERS_CHECK_COMMITS", 4)
+    journal = BatchJournal.create(place, {"durability": "process"})
+    with journal.begin() as txn:
+        late = []
+        for turn in range(12):
+            with journal.begin():  # Reads, but not for long.
+                journal.commit([submission(journal.facts, [turn], sequence=turn + 1)])
+            late.append(journal.late_readers())
+        told = [{(os.getpid(), txn.id()): commits} for commits in (4, 8, 12)]
+    assert late == [{}] * 3 + [told[0]] * 4 + [told[1]] * 4 + [told[2]]
+    assert journal.late_readers() == {}
+    journal.close()
+
+
+def test_files_that_are_removed_or_replaced_are_missed(place: Path, tmp_path: Path) -> None:
+    journal = BatchJournal.create(place, {"durability": "process"})
+    assert journal.opened.lost() == ""
+    for file in (place / "data.mdb", place / "lock.mdb"):
+        file.rename(tmp_path / "aside")
+        assert journal.opened.lost() == file.name
+        file.touch()
+        assert journal.opened.lost() == file.name
+        (tmp_path / "aside").rename(file)
+        assert journal.opened.lost() == ""
+    place.rename(place.with_name("other"))
+    place.symlink_to(place)  # No folder, and nothing that is not there either.
+    assert journal.opened.lost() == ""
     journal.close()
 
 

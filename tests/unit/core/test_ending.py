@@ -26,6 +26,7 @@ def cuts(desk: Desk) -> list[tuple[int, bool]]:
         ev.DetachRequested("b", at_once=True),
         ev.CancelRequested("b", "enough"),
         ev.KeyFailed("key", "cannot be started any more"),
+        ev.JournalLost("b", "its file is gone"),
     ],
 )
 def test_who_ends_a_batch_ends_its_running_jobs(event: ev.Event) -> None:
@@ -68,7 +69,14 @@ def test_an_end_ordered_while_work_is_taken_back_is_not_forgotten() -> None:
     assert cuts(desk) == [(2, False), (3, True), (2, True)]
 
 
-@pytest.mark.parametrize("event", [ev.DetachRequested("b", at_once=True), ev.CancelRequested("b", "enough")])
+@pytest.mark.parametrize(
+    "event",
+    [
+        ev.DetachRequested("b", at_once=True),
+        ev.CancelRequested("b", "enough"),
+        ev.JournalLost("b", "its file is gone"),
+    ],
+)
 def test_ending_what_runs_leaves_time_to_end(event: ev.Event) -> None:
     assert c.KillWorker(1, "", has_grace=True) in long_lease().tell(event).commands
 

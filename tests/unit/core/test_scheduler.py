@@ -408,6 +408,14 @@ def test_a_key_that_fails_stops_its_batches() -> None:
     assert desk.tell(ev.KeyFailed("key", "no module")).entries == [e.Stopped("b", "no module")]
 
 
+def test_a_lost_journal_stops_its_batch_once() -> None:
+    desk = attached(3)
+    desk.tell(ev.JournalLost("other", "gone"))
+    assert stopped(desk) == ""
+    assert desk.tell(ev.JournalLost("b", "gone")).entries == [e.Stopped("b", "gone")]
+    assert desk.tell(ev.JournalLost("b", "gone")).entries == []
+
+
 def test_workers_that_die_for_nothing_stop_the_batch() -> None:
     desk = attached(3)
     for worker in range(1, 6):
