@@ -152,7 +152,7 @@ def test_who_reads_for_as_many_commits_is_known_as_long_as_he_does(
         for turn in range(12):
             with journal.begin():  # Reads, but not for long.
                 journal.commit([submission(journal.facts, [turn], sequence=turn + 1)])
-            late.append(journal.late_readers())
+                late.append(journal.late_readers())
         told = [{(os.getpid(), txn.id()): commits} for commits in (4, 8, 12)]
     assert late == [{}] * 3 + [told[0]] * 4 + [told[1]] * 4 + [told[2]]
     assert journal.late_readers() == {}
