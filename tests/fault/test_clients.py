@@ -41,6 +41,12 @@ def program(source: str, *args: object) -> Iterator["subprocess.Popen[bytes]"]:
             process.kill()
 
 
+def status(house: House, *args: str) -> str:
+    """Return what `batchd status` shows. Fails after a deadline."""
+    command = [sys.executable, "-m", "batchd", "status", "--journal", str(house.folder), *args]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=WAIT_S).stdout
+
+
 HALF = """
 import sys
 from pathlib import Path
@@ -136,9 +142,7 @@ def test_a_reader_that_holds_the_space_of_a_batch_is_named(house: House) -> None
             )
             assert found, told
             assert int(found[1].replace(",", "")) >= 16
-            command = [sys.executable, "-m", "batchd", "status", "--journal", str(house.folder)]
-            shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-            assert f"  {told}\n" in shown
+            assert f"  {told}\n" in status(house)
         until(lambda: not warnings(), "it is over with the reader")
         often.close()
         session.leave(at_once=True)
@@ -161,7 +165,7 @@ sys.stdin.read()
 def test_whoever_holds_the_lock_of_a_batch_holds_up_its_commits_and_nothing_else(house: House) -> None:
     """No client of batchd's ever writes a batch. This one does, stops in the middle, and is killed in the end.
 
-    Where commits wait for the disk. Small ones that do not are made by the loop, which would wait as well.
+    Its commits are small, and so the loop's own: while one waits, the deputy leads.
     """
     jobs, spec = 100, {"durability": "disk"}
     items = [("work", 600), *[("work", 0.005, index) for index in range(1, jobs)]]
