@@ -12,6 +12,7 @@ from typing import Any, Final
 from batchd.cli.cards import card_lines, is_death
 from batchd.core.facts import BatchState
 from batchd.core.job import JobState
+from batchd.edge.environment import LOST
 from batchd.edge.failures import OTHER, FailureGroup, group_failures
 from batchd.edge.journal import BatchJournal
 from batchd.edge.outcomes import Outcomes
@@ -196,7 +197,7 @@ def next_steps(journal: BatchJournal, state: str) -> list[str]:
     failed = facts.count(JobState.FAILED) + facts.count(JobState.QUARANTINED)
     if state == BatchState.CANCELLED.value:
         return [command(journal, "retry", "--cancelled")]
-    if state == BatchState.STOPPED.value:
+    if state == BatchState.STOPPED.value and LOST not in facts.stopped:
         return [
             *([command(journal, "failures")] if failed else []),
             "fix the task, then run the same command with --accept-code to go on"

@@ -18,6 +18,8 @@ from batchd.settings import LOCK_BYTES, MAP_BYTES, READERS_MAX
 
 DATA_NAME: Final = "data.mdb"
 LOCK_NAME: Final = "lock.mdb"
+LOST: Final = "was removed or replaced while the batch ran"
+"""Said of one of these: why a batch stopped whose task is as it should be."""
 
 
 def open_environment(folder: Path, *, readonly: bool = False, sync: bool = True) -> lmdb.Environment:

@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 
 from batchd.core import events as ev
-from batchd.edge.environment import DATA_NAME
+from batchd.edge.environment import DATA_NAME, LOST
 from batchd.edge.journal import BatchJournal
 from batchd.edge.log import say
 from batchd.settings import LOOK_S
@@ -57,7 +57,7 @@ class Lookout:
             what = "what was recorded since is lost with it. Put the batch's own file back, or one of a backup"
         else:
             what = "its readers would no longer be seen. Nothing that was recorded is lost"
-        reason = f"{path} was removed or replaced while the batch ran: {what}; run it again to go on"
+        reason = f"{path} {LOST}: {what}; run it again to go on"
         say(f"batch {name} is stopped: {reason}")
         self._host.emit(ev.JournalLost(name, reason))
 

@@ -9,6 +9,7 @@ import pytest
 from batchd.cli.summary import summarise, summary_fields, usage_since
 from batchd.core import entries as e
 from batchd.core.job import JobState
+from batchd.edge.environment import LOST
 from batchd.edge.failures import OTHER, FailureGroup, group_failures
 from batchd.edge.folder import open_folder
 from batchd.edge.journal import BatchJournal
@@ -141,6 +142,15 @@ def test_a_stop_rule_says_why_and_names_the_choices(make: Make) -> None:
         "next: batchd failures last",
         "      fix the task, then run the same command with --accept-code to go on and batchd retry last --failed",
         "      or run it with --new to start from the beginning, or with --keep-going to go on as it is",
+    ]
+
+
+def test_a_batch_whose_files_were_lost_is_run_again_as_it_is(make: Make) -> None:
+    reason = f"lock.mdb {LOST}: nothing is lost"
+    journal = make(succeeded(0, 6), e.Stopped("b1", reason), size=10)
+    assert told(journal, state="stopped")[1:] == [
+        f"stopped: {reason}",
+        "next: run the same command again to continue",
     ]
 
 
