@@ -122,6 +122,8 @@ GRACE_LOOK_S: Final = 0.01
 SAMPLE_S: Final = 0.25
 """Gauges are read this often, less often when reading them would cost more than SAMPLE_COST_MAX of a core."""
 SAMPLE_COST_MAX: Final = 0.01
+LIMIT_CHECK_S: Final = 0.02
+"""Timeouts are enforced to about this."""
 LOOK_S: Final = 0.5
 """So often, with a sample, it is looked whether open batches have their files, and who reads them for long."""
 PROGRESS_S: Final = 0.1

@@ -10,6 +10,7 @@ import os
 import random
 import signal
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from itertools import count
 from math import inf
 from selectors import EVENT_READ, BaseSelector, DefaultSelector
@@ -37,6 +38,7 @@ from batchd.edge.template import Home
 from batchd.settings import (
     ANSWER_S,
     COMMIT_GAP_S,
+    LIMIT_CHECK_S,
     LINGER_S,
     PROGRESS_S,
     REST_S_EAGER,
@@ -52,9 +54,6 @@ from batchd.supervisor.lookout import Lookout
 from batchd.supervisor.recovery import Ground
 from batchd.supervisor.requests import Requests
 from batchd.supervisor.unsaved import Unsaved
-
-_LIMIT_CHECK_S = 0.02
-"""Timeouts are enforced to about this."""
 
 
 class Supervisor:
@@ -343,7 +342,7 @@ class Supervisor:
         before = self.pool.positions()
         gauges = self.gauges.sample(worker.pid for worker in self.pool.workers.values() if worker.pid)
         self.pool.observe(gauges, before)
-        self._next_sample = now + min(self.gauges.interval_s(), max(_LIMIT_CHECK_S, self._first_timeout_s()))
+        self._next_sample = now + min(self.gauges.interval_s(), max(LIMIT_CHECK_S, self._first_timeout_s()))
         for worker in self.pool.workers.values():
             gauge = gauges.get(worker.pid)
             booked = self.scheduler.workers.get(worker.number)
@@ -364,7 +363,6 @@ class Supervisor:
     def status(self) -> dict[str, Any]:
         """Return what everybody is doing, for `batchd status`."""
         gauges = self.gauges.sample(worker.pid for worker in self.pool.workers.values() if worker.pid)
-        machine = self.gauges.machine()
         workers = self.pool.status()
         for row in workers:
             gauge = gauges.get(row["pid"])
@@ -378,12 +376,7 @@ class Supervisor:
             "warnings": self._lookout.warnings,
             "workers": workers,
             "batches": {name: made._asdict() for name, made in self.progress.items()},
-            "machine": {
-                "memory_used_bytes": machine.memory_used_bytes,
-                "memory_limit_bytes": machine.memory_limit_bytes,
-                "cpu_ratio": machine.cpu_ratio,
-                "cpus": machine.cpus,
-            },
+            "machine": asdict(self.gauges.machine()),
             "sample_cost_s": self.gauges.cost_s,
         }
 
