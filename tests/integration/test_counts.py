@@ -193,7 +193,7 @@ KINDS = {
         bound=Price(
             by_role={
                 "client": Count(calls=4, reads=0.2, writes=0.1, written_bytes=2),
-                "supervisor": Count(calls=120, reads=1, writes=1, written_bytes=10_000),
+                "supervisor": Count(calls=120, reads=2, writes=1, written_bytes=10_000),
                 "worker": Count(calls=1_520, reads=0.2, writes=1.4, written_bytes=7_600),
             },
             commits=0.15,
