@@ -57,19 +57,25 @@ def _add_run(verbs: "_Verbs[argparse.ArgumentParser]") -> None:
         "command",
         metavar="COMMAND",
         help="in quotes, read by no shell; {} is the item, {/} without its folders, {.} without its suffix, "
-        "{/.} without both, {//} its folder, {FIELD} a field of a JSON row; without any of them the item comes last",
+        "{/.} without both, {//} its folder, {FIELD} a field of a row; without any of them the item comes last",
     )
     _add_input(command)
     _add_running(command)
 
 
 def _add_input(run: argparse.ArgumentParser) -> None:
-    run.add_argument("inputs", metavar="INPUT", nargs="*", help=".jsonl/.ndjson: a JSON value a line; else a line; -")
+    run.add_argument(
+        "inputs",
+        metavar="INPUT",
+        nargs="*",
+        help="a file: of .csv and .tsv a row is an item, of .jsonl and .ndjson a JSON value, else a line; .gz is "
+        "unpacked; - is standard input",
+    )
     run.add_argument("-0", "--null", action="store_true", help="inputs are separated by NUL, not by line ends")
     run.add_argument("--paths", metavar="GLOB", action="append", default=[], help="file names, sorted; ** recurses")
     run.add_argument("--range", metavar="A:B[:STEP]", dest="range_spec", help="whole numbers, as Python's range")
     run.add_argument(
-        "--cost", metavar="FIELD", help="start the costliest first, by this field of JSON rows; with --paths: size"
+        "--cost", metavar="FIELD", help="start the costliest first, by this field of rows; with --paths: size"
     )
     run.add_argument("--name", help="the batch's name; finds it again from anywhere")
     run.add_argument("--new", action="store_true", help="start a new batch even if this command has one")

@@ -216,7 +216,7 @@ def _described(journal: BatchJournal, fields: dict[str, Any]) -> Iterator[str]:
 
 def _input_text(spec: dict[str, Any], size: int) -> str:
     match spec:
-        case {"kind": "text", "files": [*files]}:
+        case {"kind": "text" | "table", "files": [*files]}:
             return shlex.join(map(str, files))
         case {"kind": "paths", "patterns": [*patterns]}:
             return " ".join(f"--paths {shlex.quote(str(pattern))}" for pattern in patterns)

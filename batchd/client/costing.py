@@ -57,9 +57,9 @@ class Costing:
         """Return what one item costs. Raises InputError, and what a function of the user's raises."""
         try:
             found = self._cost(item) if callable(self._cost) else field_of(item, self._cost)
-        except NoField:
+        except NoField as error:
             raise InputError(
-                f"{_named(item, place, where)} has no {self._cost!r}, which {self._option} asks for. Give every "
+                f"{_named(item, place, where)} has no {error.args[0]!r}, which {self._option} asks for. Give every "
                 f"item one, null or None where it is not known, or leave {self._option} out."
             ) from None
         except Exception as error:

@@ -1,7 +1,7 @@
-"""Where the items of a batch come from: text, file names, ranges.
+"""Where the items of a batch come from: text, tables, file names, ranges.
 
 `open_source` turns what a person wrote into one source and refuses what cannot be meant. Reading itself lives
-in `text`, `paths` and `ranges`; nothing here knows jobs, the journal or the supervisor.
+in `text`, `table`, `paths` and `ranges`; nothing here knows jobs, the journal or the supervisor.
 """
 
 from collections.abc import Sequence
@@ -11,9 +11,10 @@ from batchd.sources.costed import with_cost
 from batchd.sources.paths import PathSource
 from batchd.sources.ranges import RangeSource
 from batchd.sources.source import Block, Checkpoint, Source
+from batchd.sources.table import TableSource, is_table
 from batchd.sources.text import TextSource
 
-__all__ = ["Block", "Checkpoint", "PathSource", "RangeSource", "Source", "TextSource", "open_source"]
+__all__ = ["Block", "Checkpoint", "PathSource", "RangeSource", "Source", "TableSource", "TextSource", "open_source"]
 
 
 def open_source(
@@ -43,6 +44,13 @@ def open_source(
         source = RangeSource.parse(range_spec)
     elif paths:
         source = PathSource(paths)
+    elif tables := [name for name in inputs if is_table(name)]:
+        if len(tables) < len(inputs):
+            other = next(name for name in inputs if name not in tables)
+            raise UsageError(f"{tables[0]} holds rows and {other} lines: give tables and other files to two batches.")
+        if null:
+            raise UsageError(f"{tables[0]} holds rows, which --null cannot split: leave --null out.")
+        source = TableSource(inputs, skip_bad_input=skip_bad_input)
     else:
         source = TextSource(inputs, null=null, skip_bad_input=skip_bad_input)
     if cost is None:

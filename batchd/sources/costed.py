@@ -6,10 +6,12 @@ The items, their checkpoints and the identity of the input are the source's own:
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, Final
 
-from batchd.client.costing import Costing, CostOf
+from batchd.client.costing import Costing, CostOf, field_of
 from batchd.errors import UsageError
+from batchd.sources.files import has_suffix
 from batchd.sources.source import Block, Checkpoint, Source
 from batchd.sources.text import JSON_SUFFIXES
 
@@ -57,17 +59,28 @@ class CostedSource:
 
 
 def with_cost(source: Source, cost: str) -> CostedSource:
-    """The source with the costs that `--cost` asks for: the size of files, or a field of JSON rows."""
+    """The source with the costs that `--cost` asks for: the size of files, or a field of rows."""
     is_paths = source.spec["kind"] == "paths"
     if is_paths and cost != SIZE:
         raise UsageError(f"--cost {cost}: of --paths the cost of a file can only be its size: write --cost {SIZE}.")
     names = source.spec.get("files", ())
-    if not is_paths and not any(name.lower().endswith(JSON_SUFFIXES) for name in names):
+    is_table = source.spec["kind"] == "table"
+    if not (is_paths or is_table or any(has_suffix(name, JSON_SUFFIXES) for name in names)):
         raise UsageError(
-            f"--cost {cost} names a field of JSON rows (.jsonl, .ndjson), or with --paths, as --cost {SIZE}, the "
-            "size of each file; lines and ranges have neither: give those first that take long."
+            f"--cost {cost} names a field of rows (.jsonl, .ndjson, .csv, .tsv), or with --paths, as --cost {SIZE}, "
+            "the size of each file; lines and ranges have neither: give those first that take long."
         )
-    return CostedSource(source, _size_of if is_paths else cost, f"--cost {cost}")
+    cost_of = _size_of if is_paths else partial(_number_of, cost) if is_table else cost
+    return CostedSource(source, cost_of, f"--cost {cost}")
+
+
+def _number_of(column: str, row: dict[str, str]) -> Any:
+    """The number in a row of a table, where all is text; what is no number is for others to refuse."""
+    text = field_of(row, column)
+    try:
+        return float(text) if text.strip() else None
+    except ValueError:
+        return text
 
 
 def _size_of(name: str) -> float | None:

@@ -19,6 +19,8 @@ BLOCK_ITEMS: Final = (64, 512, 4_096)
 """Items a block: the first blocks are small so that the first jobs start early; the last number stays."""
 BLOCK_BYTES: Final = 1 << 20
 """Raw text a block, unless one item alone is longer; also the most that is read at once."""
+PLACES_MAX: Final = 5
+"""Of what was left out, so many places are told."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,16 +10,23 @@ import os
 import stat
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from pathlib import Path
 from typing import Any, Final
 
 from batchd import settings
 from batchd.errors import InputChanged, InputError, UsageError
-from batchd.sources.source import BLOCK_BYTES, BLOCK_ITEMS, Block, Checkpoint, Place, block_limits, new_hash
+from batchd.sources.files import STDIN, UNREADABLE, absolute, has_suffix, opened, refuse_unreadable, title, unreadable
+from batchd.sources.source import (
+    BLOCK_BYTES,
+    BLOCK_ITEMS,
+    PLACES_MAX,
+    Block,
+    Checkpoint,
+    Place,
+    block_limits,
+    new_hash,
+)
 
-STDIN: Final = "-"
 JSON_SUFFIXES: Final = (".jsonl", ".ndjson")
-_PLACES_MAX: Final = 5
 BYTE_ORDER_MARK: Final = "\ufeff"
 
 
@@ -45,8 +52,7 @@ class TextSource:
         self.skip_bad_input = skip_bad_input
         self.chunk_bytes = chunk_bytes
         self.block_items = block_items
-        # Not Path.resolve: a link that is pointed elsewhere is still the same input by name.
-        self.names = [name if name == STDIN else os.path.abspath(name) for name in inputs]  # noqa: PTH100
+        self.names = [absolute(name) for name in inputs]
         self.spec: dict[str, Any] = {"kind": "text", "files": self.names}
         if self.names == [STDIN]:
             self.spec = {"kind": "stdin"}
@@ -84,26 +90,15 @@ class TextSource:
 
     def title(self) -> str:
         """The input as a sentence names it."""
-        first = _title(self.names[0])
-        return first if len(self.names) == 1 else f"The input {first} .. {_title(self.names[-1])}"
+        first = title(self.names[0])
+        return first if len(self.names) == 1 else f"The input {first} .. {title(self.names[-1])}"
 
     def _check(self, *, null: bool) -> None:
         """Refuse, before anything is read, what cannot be read."""
-        if self.names.count(STDIN) > 1:
-            raise UsageError("Standard input (-) was named twice, but it can be read only once: name it once.")
         for name in self.names:
             if null and _is_json(name):
                 raise UsageError(f"{name} holds JSON lines, which --null cannot split: leave --null out.")
-            if name == STDIN:
-                continue
-            try:
-                mode = os.stat(name).st_mode  # noqa: PTH116
-                if stat.S_ISDIR(mode):
-                    raise IsADirectoryError
-                if not os.access(name, os.R_OK):
-                    raise PermissionError
-            except OSError as error:
-                raise _unreadable(name, error) from None
+        refuse_unreadable(self.names)
 
 
 class _Stream:
@@ -113,11 +108,8 @@ class _Stream:
         self.name = name
         self.line = 1
         self._ended = False
-        try:
-            self._fd = stdin_fd if name == STDIN else os.open(name, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            raise _unreadable(name, error) from None
-        self.waits = not stat.S_ISREG(os.fstat(self._fd).st_mode)
+        self._file = opened(name, stdin_fd)
+        self.waits = not stat.S_ISREG(os.fstat(self._file.fileno()).st_mode)
         """Reading may have to wait for somebody who writes."""
 
     def read(self, size: int) -> bytes:
@@ -125,9 +117,9 @@ class _Stream:
         if self._ended:
             return b""
         try:
-            chunk = os.read(self._fd, size)
-        except OSError as error:
-            raise _unreadable(self.name, error) from None
+            chunk = self._file.read(size) or b""
+        except UNREADABLE as error:
+            raise unreadable(self.name, error) from None
         self._ended = not chunk
         return chunk
 
@@ -144,7 +136,7 @@ class _Stream:
             held += len(rest)
             if held > settings.VALUE_BYTES_MAX:
                 raise InputError(
-                    f"{_title(self.name)}:{self.line} is longer than {settings.VALUE_BYTES_MAX} bytes, "
+                    f"{title(self.name)}:{self.line} is longer than {settings.VALUE_BYTES_MAX} bytes, "
                     "the most one item may have. Is this text? To give the files themselves as items use --paths."
                 )
         if last := b"".join(pieces):
@@ -152,8 +144,7 @@ class _Stream:
 
     def close(self) -> None:
         """Give the descriptor back; standard input is not ours to close."""
-        if self.name != STDIN:
-            os.close(self._fd)
+        self._file.close()
 
 
 class _Reading:
@@ -232,7 +223,7 @@ class _Reading:
         raw = self._separator.join(lines) + ending
         texts = self._strings(raw, first=stream.line == 1)
         if texts is not None and not _is_json(stream.name):
-            self._give(raw, texts, [Place(0, _title(stream.name), stream.line)])
+            self._give(raw, texts, [Place(0, title(stream.name), stream.line)])
         else:
             self._take_one_by_one(stream, lines, texts, raw)
         stream.line += len(lines)
@@ -256,7 +247,7 @@ class _Reading:
                     self._skip(stream, stream.line + at)
                 else:
                     if given != at or not places:  # Lines before it are blank, or bad.
-                        places.append(Place(len(items) - 1, _title(stream.name), stream.line + at))
+                        places.append(Place(len(items) - 1, title(stream.name), stream.line + at))
                     given = at + 1
         finally:
             end = sum(map(len, lines[:given])) + given  # The last line of all may lack its separator.
@@ -266,8 +257,8 @@ class _Reading:
 
     def _skip(self, stream: _Stream, line: int) -> None:
         self._source.skipped += 1
-        if len(self._source.skipped_places) < _PLACES_MAX:
-            self._source.skipped_places.append(f"{_title(stream.name)}:{line}")
+        if len(self._source.skipped_places) < PLACES_MAX:
+            self._source.skipped_places.append(f"{title(stream.name)}:{line}")
 
     def _strings(self, raw: bytes, *, first: bool) -> list[str] | None:
         """All lines at once, or None when one of them is not text."""
@@ -315,7 +306,7 @@ class _Reading:
             more = stream.read(1)
         if more not in {b"", self._separator}:
             raise InputChanged(
-                f"{_title(stream.name)}:{stream.line} was the unfinished last line when this batch read it, and "
+                f"{title(stream.name)}:{stream.line} was the unfinished last line when this batch read it, and "
                 "has grown since. Pass --new to start a new batch; end the last line before a batch reads it."
             )
         self._consume(more)
@@ -328,13 +319,13 @@ def _json(text: str, name: str, line: int) -> Any:
     except (ValueError, RecursionError) as error:
         what = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
         raise InputError(
-            f"{_title(name)}:{line} is not valid JSON: {what}. "
+            f"{title(name)}:{line} is not valid JSON: {what}. "
             "Repair the line, or leave such lines out with --skip-bad-input."
         ) from None
 
 
 def _text(raw: bytes, name: str, line: int, separator: bytes) -> str:
-    place = f"{_title(name)}:{line}"
+    place = f"{title(name)}:{line}"
     remedy = "To give the files themselves as items use --paths; --skip-bad-input leaves such lines out."
     try:
         text = raw.decode()
@@ -356,23 +347,4 @@ def _text(raw: bytes, name: str, line: int, separator: bytes) -> str:
 
 
 def _is_json(name: str) -> bool:
-    return name.lower().endswith(JSON_SUFFIXES)
-
-
-def _title(name: str) -> str:
-    return "standard input" if name == STDIN else name
-
-
-def _unreadable(name: str, error: OSError) -> InputError:
-    title = _title(name)
-    match error:
-        case FileNotFoundError():
-            return InputError(f"{title} does not exist. Check the name; relative names start at {Path.cwd()}.")
-        case IsADirectoryError():
-            return InputError(
-                f"{title} is a folder. Name its files, or take them as items with --paths '{title}/**'."
-            )
-        case PermissionError():
-            return InputError(f"{title} may not be read by this user. Check its permissions with ls -l.")
-        case _:
-            return InputError(f"{title} could not be read: {error.strerror}. Check the file and its disk.")
+    return has_suffix(name, JSON_SUFFIXES)

@@ -4,7 +4,7 @@ No shell reads the words, so whatever stands in an item is data. What the comman
 what it writes to stderr is what the job prints.
 
     {}  the item      {/}  without its folders      {.}  without its suffix      {/.}  without both
-    {//}  its folder      {field}  a field of an item that is a JSON object
+    {//}  its folder      {field}  a field of an item that is a row
 """
 
 import json

@@ -1,5 +1,6 @@
 """What `batchd run` is given: kinds of input, input that grew or changed, and input that cannot be read."""
 
+import gzip
 import json
 
 from tests.commands import Desk
@@ -79,3 +80,15 @@ def test_a_missing_input_and_a_binary_one_get_a_sentence(desk: Desk) -> None:
         assert ran.returncode == 2
         assert name in ran.stderr
         assert "Traceback" not in ran.stderr
+
+
+def test_rows_of_a_compressed_table_go_to_tasks_and_commands(desk: Desk) -> None:
+    with gzip.open(desk.folder / "rows.csv.gz", "wt") as file:
+        file.write('a,b\n1,"x\ny"\n2,z\n')
+    command = ("run", desk.task("first_field"), "rows.csv.gz", "--out", "out.jsonl")
+    assert desk.run(*command).returncode == 0
+    assert desk.values() == ["1", "2"]
+    assert "finished already" in desk.run(*command).stderr
+    assert "rows.csv.gz" in desk.run("show").stdout
+    ran = desk.run("exec", "printf %s-%s {a} {b}", "rows.csv.gz", "--out", "-")
+    assert [json.loads(line)["result"] for line in ran.stdout.splitlines()] == ["1-x\ny", "2-z"]
