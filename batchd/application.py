@@ -11,8 +11,10 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 from batchd.batch import Batch
+from batchd.client.attachment import Attachment
 from batchd.client.codedigest import code_digest
 from batchd.client.costing import CostOf
+from batchd.client.leaving import leave
 from batchd.client.reading import error_at, values_of
 from batchd.client.session import Session, batch_id
 from batchd.client.world import (
@@ -304,7 +306,8 @@ class Client:
     def close(self, *, at_once: bool = False) -> None:
         """Let go of everything: running jobs may finish unless `at_once`, the rest stays in the journal.
 
-        What waits there is run when a client comes again. A client used with `with` is closed at its end.
+        What waits there is run when a client comes again. A client used with `with` is closed at its end. A
+        KeyboardInterrupt meanwhile makes it `at_once`: what runs is cut off, uncharged, and waits like the rest.
 
         >>> mine = Client(folder, queue="mine", workers=1)
         >>> job = mine.submit(pow, 2, 5)
@@ -313,12 +316,16 @@ class Client:
         ...     mine.submit(pow, 2, 6).result(), mine.job(job.id).value
         (64, 32)
         """
-        if self._pid != os.getpid():
-            return
-        self._queue.close(at_once=at_once)
-        for batch in self._batches:
-            batch.close(at_once=at_once)
-        self._queue.join()
+        try:
+            leave(self.let_go, at_once=at_once)
+        finally:
+            for batch in self._batches:
+                batch.release()
+
+    def let_go(self, at_once: bool) -> list[Attachment]:
+        """Have everything stop; return what is to end then: client/leaving.py."""
+        queue = self._queue.let_go(at_once)
+        return queue + [each for batch in self._batches for each in batch.let_go(at_once)]
 
     def __enter__(self) -> Self:
         return self

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
+from threading import Thread
 from types import TracebackType
 from typing import Any, Final, NamedTuple, Self
 
@@ -222,8 +223,10 @@ class AsyncClient:
         client = await self._opened()
         return await in_thread(self._hands, partial(client.job, job))
 
-    async def close(self) -> None:
-        """Let go of everything; what was handed over and not run stays in the journal.
+    async def close(self, *, at_once: bool = False) -> None:
+        """Let go of everything: running jobs may finish unless `at_once`, the rest stays in the journal.
+
+        Cancelled while it waits, as by a second Ctrl-C, it cuts off what runs as `at_once` does, and then ends.
 
         >>> async def application():
         ...     client = AsyncClient(folder, workers=1)
@@ -235,10 +238,29 @@ class AsyncClient:
         32
         """
         self._is_closed = True
-        if self._client is not None:
-            await asyncio.to_thread(self._client.close)
-        await asyncio.to_thread(self._courier.shutdown)
-        await asyncio.to_thread(self._hands.shutdown)
+        closing = asyncio.get_running_loop().create_future()
+        slices = _Slices(asyncio.get_running_loop())
+
+        def close() -> None:
+            try:
+                if self._client is not None:
+                    self._client.close(at_once=at_once)
+                self._courier.shutdown()
+                self._hands.shutdown()
+            except Exception as error:
+                slices.add(partial(_settle, closing, error=error))
+            else:
+                slices.add(partial(_settle, closing))
+
+        # One of its own: asyncio.run() waits for those of the event loop, whoever is interrupted.
+        Thread(target=close, name="batchd-close", daemon=True).start()
+        try:
+            await asyncio.shield(closing)
+        except asyncio.CancelledError:
+            if self._client is not None:
+                self._client.let_go(True)
+            await closing
+            raise
 
     async def __aenter__(self) -> Self:
         await self._opened()

@@ -15,6 +15,7 @@ from typing import Any, Final, NamedTuple
 from batchd.client.attachment import Attachment
 from batchd.client.connection import request
 from batchd.client.costing import Costing, CostOf
+from batchd.client.leaving import leave
 from batchd.client.reading import check_on_error, values_of
 from batchd.client.session import Session
 from batchd.client.world import check_python, stored_key, warn
@@ -320,7 +321,7 @@ class Batch:
         self._ask("cancel", reason=reason or "cancelled")
 
     def close(self, *, at_once: bool = False) -> None:
-        """Let go of the batch. What runs may finish, unless `at_once`; the rest stays in the journal.
+        """Let go of the batch. What runs may finish, unless `at_once` or interrupted; the rest stays in the journal.
 
         `Client.close` does so for all of its batches. `wait` takes the batch up again.
 
@@ -329,12 +330,21 @@ class Batch:
         >>> client.batch("let go").wait().succeeded
         1000
         """
-        if self._pid != os.getpid():
-            return
-        if self._attachment is not None:
-            self._attachment.stop(at_once=at_once)
-            self._attachment.thread.join()
-        if self._source is not None:
+        try:
+            leave(self.let_go, at_once=at_once)
+        finally:
+            self.release()
+
+    def let_go(self, at_once: bool) -> list[Attachment]:
+        """Have it put down; return what is to end then: client/leaving.py."""
+        if self._pid != os.getpid() or self._attachment is None:
+            return []
+        self._attachment.stop(at_once=at_once)
+        return [self._attachment]
+
+    def release(self) -> None:
+        """Close what its input was held against."""
+        if self._pid == os.getpid() and self._source is not None:
             self._source.close()
             self._source = self._intake = None
 
@@ -363,7 +373,7 @@ class Batch:
 
     def _attach(self, make: Callable[[], Session]) -> Attachment:
         made = self._attachment = Attachment(
-            make, self.id, opened=self._on_opened, turn=self._on_turn, ended=lambda _: self._on_turn()
+            make, f"batch {self.id}", opened=self._on_opened, turn=self._on_turn, ended=lambda _: self._on_turn()
         )
         made.start()
         with self._changed:

@@ -103,6 +103,7 @@ class Engine:
         self.batch = batch_id([kind, name] if name else [kind, os.urandom(16).hex()])
         self._options = options
         self._place = journal, name
+        self._title = f"{kind} {name or self.batch}"
         self._prepare = initializer, initargs
         self._is_queue = is_queue
         self.pid = os.getpid()
@@ -127,7 +128,10 @@ class Engine:
 
     @classmethod
     def living(cls) -> "list[Engine]":
-        """Return the engines of this process that have a thread."""
+        """Return the engines of this process that have a thread, whose calls are done before it ends.
+
+        What a queue has is on disk: a client that is never closed lets go of it at once.
+        """
         return [engine for engine in cls._living if engine.pid == os.getpid()]
 
     # --- From any thread ---------------------------------------------------------------------------------------
@@ -216,7 +220,7 @@ class Engine:
         if self.pid != os.getpid():  # Its parent goes on, and may have held the lock when this process was forked.
             return
         with self._lock:
-            self._is_closing, self._is_urgent = True, at_once
+            self._is_closing, self._is_urgent = True, self._is_urgent or at_once
             waiting = [call.future for call in self._queue] + list(self._futures.values()) if cancel else []
         if waiting:
             self.withdraw(waiting)
@@ -241,6 +245,11 @@ class Engine:
         if self._attachment is not None and self.pid == os.getpid():
             self._attachment.thread.join()
 
+    def let_go(self, at_once: bool) -> list[Attachment]:
+        """Close it; return what is to end then: client/leaving.py."""
+        self.close(at_once=at_once)
+        return [self._attachment] if self._attachment is not None and self.pid == os.getpid() else []
+
     def _check_process(self) -> None:
         if self.pid != os.getpid():
             kind = "Client" if self._is_queue else "Executor"
@@ -251,9 +260,10 @@ class Engine:
 
     def _attach(self, fn: Callable[..., Any] | None) -> Attachment:
         made = Attachment(
-            lambda: self._make_session(fn), self.batch, opened=self._on_opened, turn=self._turn, ended=self._on_ended
+            lambda: self._make_session(fn), self._title, opened=self._on_opened, turn=self._turn, ended=self._on_ended
         )
-        self._living.add(self)
+        if not self._is_queue:
+            self._living.add(self)
         self._attachment = made  # Before it starts: the supervisor may be there, and the thread faster.
         made.start()
         return made

@@ -299,9 +299,12 @@ def test_asking_for_help_is_cheap() -> None:
 # --- What users may call is shown ------------------------------------------------------------------------------
 
 UNSHOWN: Final = {
+    "Batch.let_go": "Client lets go of its batches together",
     "Batch.open": "Client opens its batches",
+    "Batch.release": "and closes what they have open",
     "Batch.steps": "AsyncBatch reads by it",
     "Client.hand_over": "AsyncClient hands over by it",
+    "Client.let_go": "AsyncClient lets go by it, without waiting",
     "FailureGroup.add": "the journal's failures are counted by it",
 }
 """Public to batchd's own modules alone, and why."""

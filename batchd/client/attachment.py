@@ -25,7 +25,7 @@ class Attachment:
     def __init__(
         self,
         make: Callable[[], Session],
-        name: str,
+        title: str,
         *,
         opened: Callable[[], None] = lambda: None,
         turn: Callable[[], None] = lambda: None,
@@ -38,8 +38,13 @@ class Attachment:
         self.session: Session
         """Made by the thread: not there before `opened` is called."""
         self._make = make
+        self.title = title
+        """What people call it."""
         self.error: BaseException | None = None
-        self.thread = threading.Thread(target=self._run, name=f"batchd-{name}", daemon=True)
+        self.thread = threading.Thread(target=self._run, name=f"batchd-{title}", daemon=True)
+        self.end: Future[None] = Future()
+        """Done when nothing more will happen. Whoever waits may be interrupted, after which `Thread.join` errs."""
+        self.end.set_running_or_notify_cancel()
         self._opened, self._turn, self._ended = opened, turn, ended
         self._inbox: deque[Callable[[], None]] = deque()
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -84,8 +89,11 @@ class Attachment:
             self._refuse(answer)
 
     def stop(self, *, at_once: bool) -> None:
-        """Have the batch put down and the thread end."""
-        self._stopping = at_once
+        """Have the batch put down and the thread end; said again, only `at_once` changes anything."""
+        with self._lock:
+            if self._stopping is not None and self._stopping >= at_once:
+                return  # Nothing new, and `turn` may say it every time.
+            self._stopping = at_once
         self.wake()
 
     @property
@@ -103,15 +111,22 @@ class Attachment:
             self._opened()
             while self._stopping is None:
                 self._go_on()
-            session.leave(at_once=self._stopping)
+            is_urgent = self._stopping
+            session.leave(at_once=is_urgent)
             while not session.is_put_down:
+                if self._stopping is not is_urgent:
+                    is_urgent = self._stopping
+                    session.leave(at_once=is_urgent)
                 self._go_on()
         except BaseException as error:
             self.error = error
         finally:
-            if session is not None:
-                session.close()
-            self._end()
+            try:
+                if session is not None:
+                    session.close()
+                self._end()
+            finally:
+                self.end.set_result(None)
 
     def _go_on(self) -> None:
         self.session.pump(_PUMP_S, [self._wake_fd])

@@ -147,12 +147,10 @@ class Requests:
 
     def _detach(self, client: Client, number: int, message: Message) -> None:
         name = str(message.fields["batch"])
-        if name not in self._supervisor.journals:
+        at_once = bool(message.fields.get("at_once"))
+        if name not in client.bound:  # It has left meanwhile, when it asks again to have that done at once.
             client.reply(number, {})
             return
-        at_once = bool(message.fields.get("at_once"))
-        if name not in client.bound:
-            raise SupervisorError(f"batch {name} is not open on this connection")
         self._clients.detach(client, name, at_once=at_once, then=lambda: client.reply(number, {}))
 
     def _accept_code(self, client: Client, number: int, message: Message) -> None:

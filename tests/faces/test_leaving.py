@@ -1,0 +1,190 @@
+"""Leaving while jobs run: it is told what is waited for, waiting costs nothing, and an interrupt ends it in order."""
+
+import asyncio
+import signal
+import subprocess
+import threading
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+import batchd
+from batchd.client.world import library_folder
+from batchd.edge.shelf import find_batch
+from batchd.engine import Engine
+from batchd.mapping import job_options
+from tests.commands import Desk, until
+from tests.contract.calls import WAIT_S, Door, nap, square
+from tests.faces.programs import Programs
+
+
+class CountingEngine(Engine):
+    """It counts how often its thread looks whether there is something to do."""
+
+    turns = 0
+
+    def _turn(self) -> None:
+        self.turns += 1
+        super()._turn()
+
+
+def test_waiting_for_what_runs_is_no_work(desk: Desk, tmp_path: Path) -> None:
+    door = Door(tmp_path)
+    options = job_options(1, 0, None, 3, keep_going=True)
+    engine = CountingEngine(options, library_folder(desk.journal, "jobs")[0], "jobs", is_queue=True)
+    future = engine.submit(door.enter, (7,), {})
+    until(door.came, "it runs")
+    (attachment,) = engine.let_go(False)
+    until(lambda: attachment._stopping is not None, "it leaves")
+    before = engine.turns
+    nap(0.2)  # Thousands of turns, of a thread that wakes itself.
+    door.open()
+    attachment.end.result(WAIT_S)
+    assert future.result() == 7
+    assert engine.turns - before < 20
+
+
+def test_whoever_leaves_may_think_again_and_leave_at_once(desk: Desk, tmp_path: Path) -> None:
+    door = Door(tmp_path)
+    client = batchd.Client(desk.journal, workers=1)
+    job = client.submit(door.enter)
+    until(door.came, "it runs")
+    (attachment,) = client.let_go(False)
+    until(lambda: attachment._stopping is not None, "it leaves")
+    client.let_go(True)
+    attachment.end.result(WAIT_S)
+    assert client.job(job.id).state == "queued"
+
+
+# --- What is told -------------------------------------------------------------------------------------------------
+
+
+def test_what_a_close_waits_for_is_told(desk: Desk, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    door = Door(tmp_path)
+    client = batchd.Client(desk.journal, workers=3)
+    jobs = [client.submit(door.enter, x) for x in range(2)]
+    batch = client.submit_batch(door.enter, ["of a batch"])
+    until(lambda: len(door.came()) == 3, "all run")
+    leaving = threading.Thread(target=client.close)
+    leaving.start()
+    until(lambda: caplog.messages, "it is told")
+    door.open()
+    leaving.join(WAIT_S)
+    (told,) = caplog.messages
+    assert told.startswith(f"waiting for 3 running jobs of queue jobs and batch {batch.id}; an interrupt (Ctrl-C) or")
+    assert [job.result() for job in jobs] == [0, 1]
+
+
+def test_who_need_not_wait_is_told_nothing(desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
+    with batchd.Client(desk.journal, workers=1) as client:
+        assert client.submit(square, 3).result(WAIT_S) == 9
+    assert caplog.messages == []
+
+
+# --- Interrupts of real programs ----------------------------------------------------------------------------------
+
+HEAD = """
+import asyncio
+from tests.contract.calls import Door
+door = Door(Path.cwd())
+"""
+WAYS = {
+    "queue": """
+with batchd.Client(workers=1) as client:
+    client.submit(door.enter).result()
+""",
+    "batch": """
+with batchd.Client(workers=1) as client:
+    client.submit_batch(door.enter, [1]).wait()
+""",
+    "asyncio": """
+async def main():
+    async with batchd.AsyncClient(workers=1) as client:
+        await (await client.submit(door.enter)).result()
+
+asyncio.run(main())
+""",
+    "batch in asyncio": """
+async def main():
+    async with batchd.AsyncClient(workers=1) as client:
+        await (await client.submit_batch(door.enter, [1])).wait()
+
+asyncio.run(main())
+""",
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_second_interrupt_ends_the_program_and_no_job_is_charged(programs: Programs, way: str) -> None:
+    door = Door(programs.folder)
+    process = programs.start(HEAD + WAYS[way])
+    until(door.came, "the job runs", process)
+    process.send_signal(signal.SIGINT)
+    told = lines_until(process, "waiting for 1 running job of ")
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=WAIT_S)
+    assert process.returncode == -signal.SIGINT, told
+    assert standing(programs) == (False, False)  # It has left in order, before it ended.
+    door.open()
+    with batchd.Client(programs.journal, workers=1) as client:
+        assert client.batch("last").wait(WAIT_S).succeeded == 1
+
+
+def test_a_client_that_is_never_closed_does_not_hold_the_program(programs: Programs) -> None:
+    """Whether or not an executor was used beside it, whose calls would be waited for."""
+    process = programs.start(
+        HEAD
+        + """
+with batchd.Executor(1) as executor:
+    assert executor.submit(abs, -1).result() == 1
+client = batchd.Client(workers=1)
+client.submit(door.enter)
+while not door.came():
+    nap(0.01)
+"""
+    )
+    assert process.communicate(timeout=WAIT_S) == ("", "")
+    assert process.returncode == 0
+    until(lambda: standing(programs) == (False, False), "it was let go, and nothing is done")
+
+
+def lines_until(process: "subprocess.Popen[str]", beginning: str) -> list[str]:
+    """Return what a program complained of, up to the line that begins so."""
+    assert process.stderr is not None
+    told: list[str] = []
+    while not (told and told[-1].startswith(beginning)):
+        line = process.stderr.readline()
+        assert line, told
+        told.append(line)
+    return told
+
+
+def standing(programs: Programs) -> tuple[bool, bool]:
+    """Return whether somebody has the only batch open, and whether its job is done or was charged with anything."""
+    with closing(find_batch(programs.journal, "last")) as journal:
+        facts = journal.facts
+        return facts.is_attached, bool(facts.done) or any(facts.histories.get(0)[1:])
+
+
+# --- Asyncio ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("way", ["at_once", "cancelled"])
+def test_an_asyncio_client_need_not_wait(desk: Desk, tmp_path: Path, way: str) -> None:
+    door = Door(tmp_path)
+
+    async def main() -> None:
+        client = batchd.AsyncClient(desk.journal, workers=1)
+        await client.submit(door.enter)
+        await asyncio.to_thread(until, door.came, "it runs")
+        if way == "at_once":
+            await client.close(at_once=True)
+        else:
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(client.close(), 0.05)
+
+    asyncio.run(main())
+    with closing(find_batch(desk.journal, "jobs")) as journal:
+        assert not journal.facts.is_attached
+        assert not journal.facts.done
