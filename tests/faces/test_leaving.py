@@ -1,6 +1,7 @@
 """Leaving while jobs run: it is told what is waited for, waiting costs nothing, and an interrupt ends it in order."""
 
 import asyncio
+import os
 import signal
 import subprocess
 import threading
@@ -11,6 +12,7 @@ import pytest
 
 import batchd
 from batchd.client.world import library_folder
+from batchd.edge.lock import holder_of
 from batchd.edge.shelf import find_batch
 from batchd.engine import Engine
 from batchd.mapping import job_options
@@ -129,6 +131,45 @@ def test_a_second_interrupt_ends_the_program_and_no_job_is_charged(programs: Pro
     door.open()
     with batchd.Client(programs.journal, workers=1) as client:
         assert client.batch("last").wait(WAIT_S).succeeded == 1
+
+
+STUCK = """
+async def watch():
+    try:
+        await asyncio.sleep(3_600)
+    finally:
+        print("interrupted twice", flush=True)
+
+async def main():
+    async with batchd.AsyncClient(workers=1) as client:
+        watching = asyncio.create_task(watch())
+        job = await client.submit(door.enter)
+        try:
+            await job.result()
+        finally:
+            print("interrupted once", flush=True)
+
+asyncio.run(main())
+"""
+
+
+def test_a_third_interrupt_waits_for_nobody(programs: Programs) -> None:
+    """As when the supervisor is stuck: neither the event loop nor the interpreter's end holds the program."""
+    door = Door(programs.folder)
+    process = programs.start(HEAD + STUCK)
+    until(door.came, "the job runs", process)
+    supervisor = int(holder_of(programs.journal)["pid"])
+    os.kill(supervisor, signal.SIGSTOP)
+    try:
+        assert process.stdout is not None
+        for word in ("once", "twice"):
+            process.send_signal(signal.SIGINT)
+            assert process.stdout.readline() == f"interrupted {word}\n"
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=WAIT_S)
+    finally:
+        os.kill(supervisor, signal.SIGCONT)
+    assert process.returncode == -signal.SIGINT
 
 
 def test_a_client_that_is_never_closed_does_not_hold_the_program(programs: Programs) -> None:
