@@ -6,13 +6,14 @@ code keeps the name of its file. cloudpickle 3.1.3 writes a constant instead, an
 
 import io
 from collections import ChainMap
-from types import CodeType
+from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
 from typing import Any, ClassVar, Final
 
 import cloudpickle
 
 _NO_FILE: Final = "<dynamic-code>"
 _reduce = cloudpickle.Pickler.dispatch_table[CodeType]
+_reduce_module = cloudpickle.Pickler.dispatch_table[ModuleType]
 
 
 def dumps(value: Any) -> bytes:
@@ -28,6 +29,18 @@ def dumps(value: Any) -> bytes:
     return file.getvalue()
 
 
+def dumps_naming(value: Any) -> tuple[bytes, list[str]]:
+    """Return what `dumps` returns, and which modules whoever unpickles it will import.
+
+    >>> dumps_naming(ChainMap)[1], dumps_naming(lambda x: 2 * x)[1]
+    (['collections'], ['cloudpickle.cloudpickle'])
+    """
+    file = io.BytesIO()
+    pickler = _NamingPickler(file, 5)
+    pickler.dump(value)
+    return file.getvalue(), list(pickler.modules)
+
+
 def _reduce_code(code: CodeType) -> tuple[Any, tuple[Any, ...]]:
     make, parts = _reduce(code)
     return make, tuple(code.co_filename if part == _NO_FILE else part for part in parts)
@@ -37,3 +50,25 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
     """cloudpickle's, with the files of functions."""
 
     dispatch_table: ClassVar = ChainMap({CodeType: _reduce_code}, cloudpickle.Pickler.dispatch_table)
+
+
+class _NamingPickler(Pickler):
+    """It notes the modules of what it writes down as a name."""
+
+    def __init__(self, file: io.BytesIO, protocol: int) -> None:
+        super().__init__(file, protocol)
+        self.modules: dict[str, None] = {}
+
+    def reducer_override(self, value: Any) -> Any:
+        """Let cloudpickle decide."""
+        if isinstance(value, ModuleType):
+            made = _reduce_module(value)
+            if made[0].__name__ == "subimport":
+                self.modules[value.__name__] = None
+            return made
+        made = super().reducer_override(value)
+        if made is NotImplemented and isinstance(value, type | FunctionType | BuiltinFunctionType):
+            module = value.__module__
+            if module is not None:  # A method of a built-in value has none.
+                self.modules[module] = None
+        return made

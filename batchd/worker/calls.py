@@ -2,7 +2,8 @@
 
 A task with a name is imported (worker/task.py). One without (a lambda, a closure, a function of a script) travels as
 a pickled bundle, made here in the client and unpickled here in the template, once for all its workers. The client
-of an executor sends each further function once, under a mark that its calls then name.
+of an executor sends each further function once, under a mark that its calls then name; worker/origins.py sees that it
+is the same function there.
 """
 
 import importlib
@@ -16,6 +17,7 @@ from typing import Any, Final, NamedTuple
 
 from batchd.errors import TaskError
 from batchd.worker.mainglobals import keep_prepared, load_function, tag_of, tagged
+from batchd.worker.origins import check_origins, with_origins
 
 ONE: Final = "one"
 """The task is called with the item, and with the batch's constant arguments."""
@@ -63,7 +65,7 @@ def pack_function(function: Callable[..., Any]) -> bytes:
     """Return a callable's pickle: by name where workers can import it, else by value. Raises what pickling raises."""
     from batchd.formats import byvalue  # noqa: PLC0415  (30 ms, needed in clients only)
 
-    return tagged(byvalue.dumps(function))
+    return tagged(with_origins(*byvalue.dumps_naming(function)))
 
 
 def pack_bundle(bundle: Bundle) -> bytes:
@@ -102,7 +104,8 @@ def bind(
     """
     kind = spec.get("call", ONE)
     if kind == CALLS:
-        return _Calls(function)
+        is_queue = spec.get("input", {}).get("kind") == "queue"
+        return _Calls(function, f"{'queue' if is_queue else 'batch'} {spec.get('name', '')}")
     if task is None:
         raise TaskError("the batch has no task")
     if kind == STAR:
@@ -118,8 +121,8 @@ class _Calls:
     the calls, and as large as what they hold. One that was let go is in the journal still.
     """
 
-    def __init__(self, function: Callable[[bytes], bytes]) -> None:
-        self._function = function
+    def __init__(self, function: Callable[[bytes], bytes], batch: str) -> None:
+        self._function, self._batch = function, batch
         self._known: OrderedDict[bytes, tuple[Callable[..., Any], int]] = OrderedDict()
         """Functions and the sizes of their pickles, the one used last at the end."""
         self._bytes = 0
@@ -138,6 +141,7 @@ class _Calls:
             self._known.move_to_end(mark)
             return known[0]
         payload = self._function(mark)
+        check_origins(payload, self._batch)
         found: Callable[..., Any] = load_function(payload)
         self._known[mark] = found, len(payload)
         self._bytes += len(payload)
