@@ -161,7 +161,8 @@ class Client:
     ) -> None:
         """`queue` is the batch that `submit` hands jobs to; the other options are those of its jobs.
 
-        What earlier clients left is run from now on, with the import path and folder of who opened the queue.
+        What earlier clients left is run from now on, with the import path and folder of who opened the queue: a
+        function whose module is another file there fails with TaskError, and needs a queue of another name.
         """
         self._folder, _ = library_folder(journal if journal is not None else journal_folder(None, os.environ), queue)
         self._workers = workers
