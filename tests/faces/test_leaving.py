@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import batchd
+from batchd.client import request
 from batchd.client.world import library_folder
 from batchd.edge.lock import holder_of
 from batchd.edge.shelf import find_batch
@@ -57,6 +58,18 @@ def test_whoever_leaves_may_think_again_and_leave_at_once(desk: Desk, tmp_path: 
     client.let_go(True)
     attachment.end.result(WAIT_S)
     assert client.job(job.id).state == "queued"
+
+
+def test_whoever_has_left_may_ask_for_it_again(desk: Desk, tmp_path: Path) -> None:
+    """As when it was put down while the word to do that at once was on its way; the others go on."""
+    door = Door(tmp_path)
+    with batchd.Client(desk.journal, workers=1) as client:
+        job = client.submit(door.enter, 7)
+        until(door.came, "it runs")
+        request(desk.journal, "detach", batch=job.batch, at_once=True)
+        door.open()
+        assert job.result(WAIT_S) == 7
+        assert door.came() == ["7"]
 
 
 # --- What is told -------------------------------------------------------------------------------------------------
