@@ -1,0 +1,53 @@
+"""Where an answer cannot go as it is, or nothing can be asked from here: one line, and the exit code that says so."""
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from tests.commands import Desk
+
+
+def ask(desk: Desk, *words: str, **given: Any) -> "subprocess.CompletedProcess[bytes]":
+    environ = {**desk.environ, **given.pop("environ", {})}
+    del environ["BATCHD_JOURNAL"]
+    command = [sys.executable, "-m", "batchd", *words]
+    return subprocess.run(
+        command, env=environ, stderr=subprocess.PIPE, cwd=given.pop("cwd", desk.folder), check=False, **given
+    )
+
+
+@pytest.mark.parametrize(("word", "unbuffered"), [("ls", ""), ("--help", "1")])
+def test_a_full_standard_output_is_one_line(desk: Desk, word: str, unbuffered: str) -> None:
+    with open("/dev/full", "wb") as full:
+        told = ask(desk, word, stdout=full, environ={"PYTHONUNBUFFERED": unbuffered})
+    assert told.stderr == b"batchd: standard output could not be written: No space left on device\n"
+    assert told.returncode == 3
+
+
+def test_a_closed_standard_output_is_one_line(desk: Desk) -> None:
+    told = subprocess.run(
+        ["/bin/sh", "-c", f"{sys.executable} -m batchd ls >&-"], env=desk.environ, capture_output=True, check=False
+    )
+    assert told.stderr == b"batchd: standard output could not be written: Bad file descriptor\n"
+    assert told.returncode == 3
+
+
+def test_what_the_encoding_lacks_is_shown_by_its_number(desk: Desk) -> None:
+    home = desk.folder / "hölle"
+    told = ask(desk, "ls", stdout=subprocess.PIPE, environ={"XDG_STATE_HOME": str(home), "PYTHONIOENCODING": "ascii"})
+    assert (told.returncode, told.stderr) == (0, b"")
+    assert b"h\\xf6lle" in told.stdout
+
+
+def test_a_folder_that_is_gone_or_may_not_be_looked_at_is_one_line(desk: Desk) -> None:
+    gone = desk.folder / "gone"
+    gone.mkdir()
+    command = f"rmdir {gone}; exec {sys.executable} -m batchd run builtins:abs --range 0:3"
+    told = subprocess.run(["/bin/sh", "-c", command], env=desk.environ, cwd=gone, capture_output=True, check=False)
+    assert told.stderr == b"batchd: the current folder does not exist any more: change to another\n"
+    assert told.returncode == 3
+    told = ask(desk, "ls", stdout=subprocess.PIPE, environ={"XDG_STATE_HOME": "/" + 300 * "x"})
+    assert told.stderr.endswith(b"cannot be used: File name too long\n")
+    assert (told.returncode, told.stderr.count(b"\n")) == (3, 1)
