@@ -198,11 +198,14 @@ def next_steps(journal: BatchJournal, state: str) -> list[str]:
     if state == BatchState.CANCELLED.value:
         return [command(journal, "retry", "--cancelled")]
     if state == BatchState.STOPPED.value and LOST not in facts.stopped:
+        is_limit = "--max-failures" in facts.stopped
         return [
             *([command(journal, "failures")] if failed else []),
             "fix the task, then run the same command with --accept-code to go on"
             + (f" and {command(journal, 'retry', '--failed')}" if facts.count(JobState.FAILED) else ""),
-            "or run it with --new to start from the beginning, or with --keep-going to go on as it is",
+            "or run it with --new to start from the beginning, or with "
+            + ("a higher --max-failures" if is_limit else "--keep-going")
+            + " to go on as it is",
         ]
     is_left = facts.done.size < facts.size
     if state != BatchState.FINISHED.value and (is_left or not is_queue(journal.spec)):

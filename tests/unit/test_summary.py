@@ -154,6 +154,11 @@ def test_a_batch_whose_files_were_lost_is_run_again_as_it_is(make: Make) -> None
     ]
 
 
+def test_past_max_failures_only_a_higher_one_goes_on(make: Make) -> None:
+    journal = make(failed(0, failure("ValueError")), e.Stopped("b1", "1 jobs failed; --max-failures is 0"), size=2)
+    assert told(journal, ran=1, state="stopped")[-1].endswith(", or with a higher --max-failures to go on as it is")
+
+
 def test_a_reason_of_many_lines_keeps_them(make: Make) -> None:
     journal = make(e.Stopped("b1", "importing m failed; its own traceback:\nTraceback\nboom"), size=2)
     lines = told(journal, ran=0, state="stopped")
