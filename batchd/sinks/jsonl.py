@@ -174,8 +174,8 @@ class JsonlFile:
         try:
             if self.name == STDOUT:
                 self._file = io.FileIO(1, "w", closefd=False)
-            elif _is_special(self._target):
-                self._file = io.FileIO(self._target, "w")
+            elif _is_special(self.name):  # By its own name: of a pipe under /dev/fd no other leads to it.
+                self._file = io.FileIO(self.name, "w")
             else:
                 partial = f"{self._target}.partial"
                 self._file = io.BufferedWriter(io.FileIO(_open_partial(partial), "w"), BUFFER_BYTES)
@@ -229,9 +229,9 @@ class JsonlFile:
         return self._partial or self.name
 
 
-def _is_special(target: str) -> bool:
+def _is_special(name: str) -> bool:
     try:
-        mode = os.stat(target).st_mode  # noqa: PTH116
+        mode = os.stat(name).st_mode  # noqa: PTH116
     except FileNotFoundError:
         return False
     if stat.S_ISDIR(mode):

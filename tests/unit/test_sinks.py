@@ -282,6 +282,17 @@ def test_what_is_no_plain_file_is_written_directly(tmp_path: Path) -> None:
     os.close(reader)
 
 
+@pytest.mark.parametrize("place", ["/dev/fd", "/proc/self/fd"])
+def test_a_pipe_that_has_only_a_number_is_written_directly(place: str) -> None:
+    reader, writer = os.pipe()
+    file = JsonlFile(f"{place}/{writer}")
+    file.write(["1"])
+    file.finish()
+    assert os.read(reader, 100) == b"1\n"
+    os.close(reader)
+    os.close(writer)
+
+
 def test_standard_output_shows_each_line_at_once(capfd: pytest.CaptureFixture[str]) -> None:
     file = JsonlFile("-")
     file.write(["1"])
