@@ -81,7 +81,10 @@ def start(args: argparse.Namespace, task: tasks.Task, constants: dict[str, Any],
         return runner.run(spec, blocks, already_done=known["done"], source=source, behind=behind)
     first = next(blocks, None)  # Reads the earlier input again: refuses it if it changed.
     if first is None and known["is_finished"]:
-        return runner.report_finished(known["size"])
+        runner.note(
+            f"{batch} is finished already: {counted(known['size'], 'job')} done, nothing to run (--new starts another)"
+        )
+        return runner.report_over(known["size"])
     rest: Iterator[Block] | None = chain([first], blocks) if first is not None else blocks
     if first is None and known["is_sealed"]:
         rest = None
@@ -106,11 +109,12 @@ def retry(args: argparse.Namespace) -> int:
             "or --cancelled"
         )
     named = " or ".join(name for name in chosen if getattr(args, name))
+    runner = Runner(folder, batch, args, options, key_spec)
     if states and not count:
         rest = f"; {counted(left, 'job')} without an outcome: {again}" if left else ""
         print(f"batchd: {batch} has no {named} jobs: nothing to retry{rest}", file=sys.stderr)
-        return 0
-    these, runner = counted(count, f"{named} job"), Runner(folder, batch, args, options, key_spec)
+        return runner.report_over(facts.size, is_interrupted=left > 0) if args.out else 0
+    these = counted(count, f"{named} job")
     if key_spec.payload:
         check_python(spec, batch)
     else:  # Who retries after mending the task means the mended one.

@@ -105,13 +105,10 @@ class Runner:
             self.note(skipped_text(source))
         return self._finish(session, already_done, used_before)
 
-    def report_finished(self, size: int) -> int:
-        """Say that there is nothing to run; still write the results."""
+    def report_over(self, size: int, *, is_interrupted: bool = False) -> int:
+        """Say how the batch stands, of which nothing is to run; still write the results."""
         self._open_stream()
-        self.note(
-            f"{self._batch} is finished already: {counted(size, 'job')} done, nothing to run (--new starts another)"
-        )
-        return self._conclude({}, ran=0, already_done=size, is_interrupted=False)
+        return self._conclude({}, ran=0, already_done=size, is_interrupted=is_interrupted)
 
     def _follow(self, session: Session, wake_fd: int) -> None:
         heard, is_leaving, more = 0, False, False

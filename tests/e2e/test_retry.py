@@ -65,6 +65,10 @@ def test_a_retry_with_out_writes_the_results_and_refuses_what_holds_none(desk: D
     ran = desk.run("retry", "last", "--failed", "--out", "out.jsonl")
     assert "as it was before" not in ran.stderr
     assert desk.values() == [0, 1, 2, 3]
+    nothing = desk.run("retry", "last", "--failed", "--out", "again.jsonl")
+    assert nothing.returncode == 0
+    assert "nothing to retry" in nothing.stderr
+    assert desk.results("again.jsonl") == desk.results()
 
 
 def test_a_batch_with_nothing_left_wants_to_know_what_to_retry(desk: Desk) -> None:
