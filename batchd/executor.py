@@ -19,7 +19,7 @@ from batchd.core.events import Options
 from batchd.core.job import Allowances
 from batchd.edge.gauges import workers_auto
 from batchd.engine import Engine, JobFuture
-from batchd.settings import WORKERS_MAX
+from batchd.settings import MEMORY_PER_JOB_BYTES_MIN, WORKERS_MAX
 from batchd.units import seconds_of
 
 T = TypeVar("T")
@@ -77,8 +77,9 @@ class Executor(futures.Executor):
             raise ValueError("timeout must be greater than 0")
         for option, value, least in (("retries", retries, 0), ("crashes_max", crashes_max, 1)):
             _check_count(option, value, least)
-        if memory_per_job is not None:
-            _check_count("memory_per_job", memory_per_job, 1)
+        if memory_per_job is not None and operator.index(memory_per_job) < MEMORY_PER_JOB_BYTES_MIN:
+            floor = f"{MEMORY_PER_JOB_BYTES_MIN:,} bytes or more"
+            raise ValueError(f"memory_per_job must be {floor}: a worker takes most of that by itself")
         self._max_workers = max_workers
         options = Options(
             workers=max_workers,

@@ -113,7 +113,7 @@ class JobOverMemory(JobError, MemoryError):
     >>> import batchd, time
     >>> with batchd.Executor(1, memory_per_job=200 << 20) as executor:
     ...     error = executor.submit(lambda: (b"x" * (300 << 20), time.sleep(60))).exception()
-    >>> type(error).__name__, isinstance(error, MemoryError), "GiB > 0.20 GiB" in error.cause
+    >>> type(error).__name__, isinstance(error, MemoryError), " > 200M " in error.cause
     ('JobOverMemory', True, True)
     """
 

@@ -97,6 +97,8 @@ RESTART_PERIOD_S: Final = 30.0
 """So many unexplained deaths within the period without a finished job stop the pool (as Erlang/OTP does)."""
 SHORT_S: Final = 1.0
 """When the system refused a process, another is asked for after this time, as long as there are others."""
+MEMORY_PER_JOB_BYTES_MIN: Final = 16 << 20
+"""No job may be given less: a worker takes most of it (measured: 11 to 12 MiB) before any code of the task's runs."""
 OUTPUT_TAIL_BYTES: Final = 4_096
 """Of what a failing job printed, this much is kept."""
 OUTPUT_FILE_BYTES_MAX: Final = 8 << 20

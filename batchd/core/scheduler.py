@@ -20,6 +20,7 @@ from batchd.core.restart import RestartIntensity
 from batchd.core.retry import bucket, delay_s
 from batchd.core.stopping import reason_to_stop
 from batchd.settings import SHORT_S
+from batchd.units import format_size
 
 _CHANGES_NOTHING = (
     *(ev.JobsAcked, ev.CauseExplained, ev.CheckpointReceived, ev.WorkerObserved, ev.Committed),
@@ -415,8 +416,8 @@ class Scheduler:
         if options.timeout_s is not None and event.running_s > options.timeout_s:
             self.crew.kill(worker, target, f"timed out after {event.running_s:.1f} s", with_stack=True)
         elif options.memory_bytes_max is not None and event.memory_bytes > options.memory_bytes_max:
-            used, limit = event.memory_bytes / 2**30, options.memory_bytes_max / 2**30
-            self.crew.kill(worker, target, f"memory {used:.2f} GiB > {limit:.2f} GiB (--memory-per-job)")
+            used, limit = format_size(event.memory_bytes), format_size(options.memory_bytes_max)
+            self.crew.kill(worker, target, f"memory {used} > {limit} (memory per job)")
 
     def _on_explained(self, event: ev.CauseExplained) -> None:
         _, lease = self.crew.find(event.worker, event.lease)

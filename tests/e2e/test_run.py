@@ -195,8 +195,8 @@ def test_a_job_past_its_memory_limit_fails_with_both_figures(desk: Desk) -> None
     )
     assert ran.returncode == 1
     message = desk.results()[1]["error"]["message"]
-    assert "0.29 GiB" in message
-    assert message.startswith("memory 0.")
+    assert message.startswith("memory ")
+    assert message.endswith("M > 300M (memory per job)")
 
 
 def test_results_json_cannot_hold_are_told_by_index(desk: Desk) -> None:

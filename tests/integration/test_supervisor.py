@@ -318,7 +318,7 @@ def test_a_memory_limit_ends_the_job_that_is_over_it(house: House) -> None:
     found = house.run(items, memory_bytes_max=100 << 20, keep_going=True)
     assert [index for index, value in found.items() if isinstance(value, Failure)] == [10]
     assert found[10].type == "JobOverMemory"
-    assert re.fullmatch(r"memory 0\.\d\d GiB > 0\.10 GiB \(--memory-per-job\)", found[10].message)
+    assert re.fullmatch(r"memory \d+M > 100M \(memory per job\)", found[10].message)
     assert found[10].details["memory_peak_bytes"] > 100 << 20
 
 

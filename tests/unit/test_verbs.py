@@ -17,6 +17,17 @@ def test_every_verb_is_shown_and_understood(capsys: pytest.CaptureFixture[str]) 
         assert capsys.readouterr().out.startswith(f"usage: batchd {verb}")
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [(("--memory-per-job", "5M"), "--memory-per-job must be 16M or more: a worker takes most of that by itself")],
+)
+def test_what_no_job_could_keep_is_refused(
+    capsys: pytest.CaptureFixture[str], options: tuple[str, ...], words: str
+) -> None:
+    assert main(["run", "builtins:abs", "--range", "0:3", *options]) == 2
+    assert words in capsys.readouterr().err
+
+
 def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
     assert capsys.readouterr().out.startswith("batchd 0.")

@@ -233,7 +233,7 @@ def test_the_job_after_the_one_that_timed_out_is_not_to_blame() -> None:
 def test_too_much_memory_is_said_in_words() -> None:
     turn = long_lease(memory_bytes_max=2 << 30).tell(observed(4, 0.1, 3 << 30))
 
-    assert turn.commands == [c.KillWorker(1, "memory 3.00 GiB > 2.00 GiB (--memory-per-job)")]
+    assert turn.commands == [c.KillWorker(1, "memory 3G > 2G (memory per job)")]
 
 
 @pytest.mark.parametrize("event", [observed(4, 0.5), observed(4, 9.0, phase=Phase.IDLE)])
