@@ -27,7 +27,7 @@ from batchd.edge.shelf import find_batch
 from batchd.edge.template import KeySpec
 from batchd.errors import CodeChanged, UsageError
 from batchd.settings import MEMORY_PER_JOB_BYTES_MIN
-from batchd.sources import Block, Source, open_source
+from batchd.sources import Block, Source, hints, open_source
 from batchd.units import continuing, counted, format_size, parse_duration, parse_share, parse_size
 from batchd.worker import task as tasks
 from batchd.worker.command import TASK as COMMAND
@@ -64,6 +64,8 @@ def start(args: argparse.Namespace, task: tasks.Task, constants: dict[str, Any],
     runner = Runner(folder, batch, args, options, key_spec)
     known = read_known(folder, batch)
     if known is None:
+        for hint in hints(args.inputs if not args.null else ()):
+            runner.note(hint)
         made = source.blocks()
         if not is_stream(spec):  # Of an input that cannot be read at all no batch is made.
             made = chain(list(islice(made, 1)), made)
@@ -311,9 +313,13 @@ def accept_code(folder: Path, batch: str, known: dict[str, Any], digest: str) ->
 
 def dry_run(args: argparse.Namespace, source: Source, spec: dict[str, Any]) -> int:
     """Show what would be run."""
-    count = source.count()
-    block = next(source.blocks(), None)
+    for hint in hints(args.inputs if not args.null else ()):
+        print(f"batchd: {hint}", file=sys.stderr)
+    count, blocks = source.count(), source.blocks()
+    block = next(blocks, None)
     items = list(block.items[:3]) if block else []
+    if count is None and not is_stream(spec):
+        count = sum(len(each.items) for each in chain([block], blocks) if each)
     workers, why = workers_auto()
     if args.workers != "auto":
         workers, why = parse_workers(args.workers, cpus_usable()), f"-j {args.workers}"
@@ -326,7 +332,7 @@ def dry_run(args: argparse.Namespace, source: Source, spec: dict[str, Any]) -> i
         print(f"command  {shlex.join(words)}")
     else:
         print(f"task     {':'.join(spec['task'])}" + (f"  with {spec['args']}" if spec["args"] else ""))
-    print(f"jobs     {'not known before the input is read' if count is None else f'{count:,}'}")
+    print(f"jobs     {'not known before the pipe is read' if count is None else f'{count:,}'}")
     for index, item in enumerate(items):
         print(f"job {index}    {shlex.join(fill(words, item)) if words else repr(item):.100}")
     print(f"workers  {workers}: {why}")

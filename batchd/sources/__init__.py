@@ -8,13 +8,24 @@ from collections.abc import Sequence
 
 from batchd.errors import UsageError
 from batchd.sources.costed import with_cost
+from batchd.sources.kinds import hints
 from batchd.sources.paths import PathSource
 from batchd.sources.ranges import RangeSource
 from batchd.sources.source import Block, Checkpoint, Source
 from batchd.sources.table import TableSource, is_table
 from batchd.sources.text import TextSource
 
-__all__ = ["Block", "Checkpoint", "PathSource", "RangeSource", "Source", "TableSource", "TextSource", "open_source"]
+__all__ = [
+    "Block",
+    "Checkpoint",
+    "PathSource",
+    "RangeSource",
+    "Source",
+    "TableSource",
+    "TextSource",
+    "hints",
+    "open_source",
+]
 
 
 def open_source(

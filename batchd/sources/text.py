@@ -15,6 +15,7 @@ from typing import Any, Final
 from batchd import settings
 from batchd.errors import InputChanged, InputError, UsageError
 from batchd.sources.files import STDIN, UNREADABLE, absolute, has_suffix, opened, refuse_unreadable, title, unreadable
+from batchd.sources.kinds import remedy
 from batchd.sources.source import (
     BLOCK_BYTES,
     BLOCK_ITEMS,
@@ -239,7 +240,7 @@ class _Reading:
                 if is_json and not line.strip():
                     continue
                 try:
-                    text = _text(line, stream.name, stream.line + at, self._separator) if texts is None else texts[at]
+                    text = _text(line, stream.name, stream.line + at) if texts is None else texts[at]
                     items.append(_json(text, stream.name, stream.line + at) if is_json else text)
                 except InputError:
                     if not self._source.skip_bad_input:
@@ -263,8 +264,8 @@ class _Reading:
     def _strings(self, raw: bytes, *, first: bool) -> list[str] | None:
         """All lines at once, or None when one of them is not text."""
         separator = self._separator.decode()
-        try:
-            text = raw.decode()
+        try:  # What NUL parts may be names of files, which are any bytes: as --paths gives them.
+            text = raw.decode(errors="strict" if separator == "\n" else "surrogateescape")
         except UnicodeDecodeError:
             return None
         if separator == "\n" and "\0" in text:
@@ -324,24 +325,22 @@ def _json(text: str, name: str, line: int) -> Any:
         ) from None
 
 
-def _text(raw: bytes, name: str, line: int, separator: bytes) -> str:
+def _text(raw: bytes, name: str, line: int) -> str:
     place = f"{title(name)}:{line}"
-    remedy = "To give the files themselves as items use --paths; --skip-bad-input leaves such lines out."
+    rest = "To give the files themselves as items use --paths; --skip-bad-input leaves such lines out."
     try:
         text = raw.decode()
     except UnicodeDecodeError as error:
         raise InputError(
             f"{place} is not UTF-8 text, from byte {error.start + 1} of the line on. "
-            f"Convert the file with iconv. {remedy}"
+            f"{remedy(name, 'Convert the file with iconv.')} {rest}"
         ) from None
     if line == 1:
         text = text.removeprefix(BYTE_ORDER_MARK)
-    if separator == b"\0":
-        return text
     if "\0" in text:
         raise InputError(
             f"{place} is not text: byte {raw.index(0) + 1} of the line is NUL. "
-            f"Strings parted by NUL need --null. {remedy}"
+            f"{remedy(name, 'Strings parted by NUL need --null.')} {rest}"
         )
     return text.removesuffix("\r")
 

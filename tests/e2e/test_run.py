@@ -334,6 +334,10 @@ def test_dry_run_runs_nothing(desk: Desk) -> None:
     ran = desk.run("run", desk.task("marked_square"), "--range", "0:1000", "--dry-run")
     assert ran.returncode == 0
     assert "1,000" in ran.stdout
+    (desk.folder / "in.json").write_text("n\n" * 5_000)
+    ran = desk.run("run", desk.task("text_length"), "in.json", "--dry-run")
+    assert "jobs     5,000" in ran.stdout
+    assert "in.json: each line is a job, as text" in ran.stderr
     assert not desk.executions()
     assert not desk.journal.exists()
 

@@ -183,6 +183,18 @@ def test_what_is_not_text_is_named_by_line_and_byte(folder: Path, data: bytes, m
         items_of(open_source([written(folder / "a.txt", data)]))
 
 
+def test_what_a_compressed_file_needs_is_said(folder: Path) -> None:
+    with pytest.raises(InputError, match=r"Unpack it on the way: bzcat .*a\.txt\.bz2 \| batchd run TASK -\."):
+        items_of(open_source([written(folder / "a.txt.bz2", b"BZh\xff\n")]))
+    with pytest.raises(InputError, match=r"Read it in Python, and give its rows to batchd\.map"):
+        items_of(open_source([written(folder / "a.parquet", b"\xff\n")]))
+
+
+def test_names_of_files_may_be_any_bytes(folder: Path) -> None:
+    name = written(folder / "a.txt", b"a\0\xff\xfe.log\0")
+    assert items_of(open_source([name], null=True)) == ["a", "\udcff\udcfe.log"]
+
+
 def test_line_numbers_count_within_each_file_also_behind_a_checkpoint(folder: Path) -> None:
     names = [written(folder / "a.jsonl", b"1\n2\n"), written(folder / "b.jsonl", b"3\n4\n5\n")]
     start = [block.checkpoint for block in TextSource(names, block_items=(1,)).blocks()][3]
