@@ -212,8 +212,14 @@ def _make_folder(path: Path) -> None:
     """Make `path` and the folders above it that are missing, for the user alone, and make that durable."""
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]
     for folder in reversed(missing):
-        with contextlib.suppress(FileExistsError):  # Another batchd may be making it at this moment.
+        try:
             folder.mkdir(mode=0o700)
+        except FileExistsError:  # Another batchd may be making it at this moment.
+            pass
+        except FileNotFoundError:
+            raise JournalError(
+                f"The journal's folder {path} cannot be made: nothing can be made in {folder.parent}."
+            ) from None
         sync(folder.parent)
 
 

@@ -104,6 +104,8 @@ def test_opening_again_changes_nothing(place: Path) -> None:
 
 
 def test_a_missing_journal_is_not_made_for_a_reader(place: Path) -> None:
+    with pytest.raises(JournalError, match=r"folder /proc/x/y cannot be made: nothing can be made in /proc\."):
+        open_folder(Path("/proc/x/y"))
     with pytest.raises(JournalError, match=r"There is no journal at .*; it is created by the first `batchd run`"):
         open_folder(place, create=False)
     assert not place.exists()
