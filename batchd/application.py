@@ -238,7 +238,7 @@ class Client:
         options = job_options(workers or self._workers, retries, timeout, crashes_max, keep_going=keep_going)
         digest = code_digest(fn)
         spec = library_spec(
-            name or name_of(fn),
+            name_of(fn) if name is None else name,
             is_named=name is not None,
             task=name_of(fn),
             call=ONE,

@@ -15,6 +15,7 @@ from itertools import islice
 from time import monotonic
 from typing import Any, TypeVar
 
+from batchd.client.world import check_name
 from batchd.core.events import Options
 from batchd.core.job import Allowances
 from batchd.edge.gauges import workers_auto
@@ -71,6 +72,7 @@ class Executor(futures.Executor):
             raise ValueError("max_workers must be greater than 0")
         if max_workers > WORKERS_MAX:
             raise ValueError(f"max_workers must be {WORKERS_MAX} or less")
+        check_name(name)
         if initializer is not None and not callable(initializer):
             raise TypeError("initializer must be a callable")
         if isinstance(timeout, int | float) and timeout <= 0:

@@ -51,6 +51,8 @@ LIGHT_COMMIT_BYTES: Final = 64 << 10
 """A commit of no more than this is made by the loop itself: it takes about as long as handing it over."""
 LEAD_S: Final = 0.005
 """So long the loop may be held up by a commit it makes itself; then another thread goes on with it."""
+NAME_CHARS_MAX: Final = 100
+"""Of a batch: it stands in a column, and is typed."""
 
 # --- Leases ----------------------------------------------------------------------------------------------------
 LEASE_TARGET_S: Final = 0.2

@@ -146,3 +146,12 @@ def visible(text: str) -> str:
     'a\tb \\x1b[31mred'
     """
     return "".join(char if char.isprintable() or char in "\n\t" else repr(char)[1:-1] for char in text)
+
+
+def visible_line(text: str) -> str:
+    r"""Return text from elsewhere as one line, however many it has.
+
+    >>> visible_line("two\nlines")
+    'two\\nlines'
+    """
+    return visible(text).replace("\n", r"\n").replace("\t", r"\t")

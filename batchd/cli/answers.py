@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from batchd.edge.journal import BatchJournal
+from batchd.units import visible
 
 
 def answer(lines: Iterable[str]) -> None:
@@ -33,7 +34,7 @@ def told_lines(told: dict[str, str]) -> Iterator[str]:
     """Give what is told under each name, names in a column of their own; what is empty is left out."""
     width = max(map(len, told))
     for name, text in told.items():
-        first, *rest = text.splitlines() or [""]
+        first, *rest = visible(text).splitlines() or [""]
         if first:
             yield f"  {name:<{width}}  {first}"
             yield from (f"  {'':<{width}}  {line}" for line in rest)

@@ -38,7 +38,8 @@ from batchd.edge.outcomes import Outcomes
 from batchd.edge.shelf import Damaged, find_batch, find_job, list_batches
 from batchd.edge.stacks import cut_own_frames
 from batchd.errors import BatchdError
-from batchd.units import counted, format_duration, format_size, visible
+from batchd.settings import NAME_CHARS_MAX
+from batchd.units import counted, format_duration, format_size, visible, visible_line
 from batchd.worker.command import command_words
 
 RUNNING: Final = "running"
@@ -104,14 +105,19 @@ def _row(batch: dict[str, Any]) -> tuple[str, ...]:
     failed = batch["failed"] + batch["quarantined"]
     return (
         batch["batch"],
-        batch["name"],
+        _cell(batch["name"]),
         batch["shown_state"],
         f"{batch['done']:,}/{size}",
         f"{failed:,}" if failed else "-",
         _age(batch["created"]),
         format_size(batch["disk_bytes"]),
-        _task_name(batch),
+        _cell(_task_name(batch)),
     )
+
+
+def _cell(text: str) -> str:
+    shown = visible_line(text)
+    return shown if len(shown) <= NAME_CHARS_MAX else f"{shown[: NAME_CHARS_MAX - 1]}…"
 
 
 def _table(rows: list[tuple[str, ...]]) -> list[str]:
@@ -188,7 +194,7 @@ def show(args: argparse.Namespace) -> int:
 
 def _described(journal: BatchJournal, fields: dict[str, Any]) -> Iterator[str]:
     spec = journal.spec
-    yield f"{fields['name']} ({fields['batch']}): {fields['shown_state']}"
+    yield f"{visible_line(fields['name'])} ({fields['batch']}): {fields['shown_state']}"
     jobs = f"{fields['done']:,} of {fields['size']:,}{'' if fields['is_sealed'] else '+'} done: "
     told = {
         "reason": fields["reason"],
@@ -248,7 +254,7 @@ def failures(args: argparse.Namespace) -> int:
 
 def _explained(journal: BatchJournal, groups: list[FailureGroup], causes_max: int) -> Iterator[str]:
     facts, names = journal.facts, head(journal)
-    title = f"{names['name']} ({names['batch']})"
+    title = f"{visible_line(names['name'])} ({names['batch']})"
     failed, quarantined = facts.count(JobState.FAILED), facts.count(JobState.QUARANTINED)
     if not groups:
         yield f"{title}: nothing failed, {facts.done.size:,} of {counted(facts.size, 'job')} done"

@@ -22,7 +22,7 @@ from batchd.edge.outcomes import Outcomes, Span
 from batchd.errors import BatchdError, FormatError, ResultError
 from batchd.formats.values import load
 from batchd.joberrors import error_of
-from batchd.units import format_duration, visible
+from batchd.units import format_duration, visible, visible_line
 
 _RESULT_CHARS_MAX: Final = 1_000
 _WAYS: Final = {"failed": "--failed", "quarantined": "--quarantined", "cancelled": "--cancelled"}
@@ -68,7 +68,7 @@ def job_fields(journal: BatchJournal, index: int, *, is_live: bool) -> dict[str,
 
 def described(told: dict[str, Any]) -> Iterator[str]:
     """Say in words what `job_fields` returned."""
-    yield f"{told['name']} ({told['batch']}), job {told['index']}: {told['state']}"
+    yield f"{visible_line(told['name'])} ({told['batch']}), job {told['index']}: {told['state']}"
     error, attempts = told["error"] or {}, told["attempts"]
     result = json.dumps(told["result"], ensure_ascii=False) if told["state"] == "succeeded" else ""
     if told["unreadable"]:

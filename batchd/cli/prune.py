@@ -26,7 +26,7 @@ from batchd.edge.lock import vacant
 from batchd.edge.removal import left_aside, set_aside, sweep
 from batchd.edge.shelf import find_folder
 from batchd.errors import BatchdError, JournalError, SupervisorError, UsageError
-from batchd.units import counted, format_duration, format_size, parse_duration, parse_size, visible
+from batchd.units import counted, format_duration, format_size, parse_duration, parse_size, visible_line
 
 STATES: Final = ("finished", "cancelled", "stopped", INTERRUPTED, DAMAGED)
 _BY_DEFAULT: Final = frozenset({"finished", "cancelled"})
@@ -174,7 +174,7 @@ def _show(folder: Path, rows: list[Row], chosen: list[Row], wish: _Wish) -> None
     now = time.time()
     for row in chosen:
         age = format_duration(max(0.0, now - row.changed))
-        lines.append((row.batch, visible(row.name), row.state, age, format_size(row.disk_bytes)))
+        lines.append((row.batch, visible_line(row.name), row.state, age, format_size(row.disk_bytes)))
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for line in lines:
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())

@@ -17,7 +17,7 @@ from batchd.cli.results import check_target
 from batchd.cli.runner import Runner, checkpoint_of
 from batchd.cli.signature import check_call
 from batchd.client import batch_id, request
-from batchd.client.world import check_python, key_of_spec, stored_key
+from batchd.client.world import check_name, check_python, key_of_spec, stored_key
 from batchd.core.events import Options
 from batchd.core.job import Allowances, JobState
 from batchd.edge.folder import journal_folder, open_folder
@@ -42,8 +42,7 @@ def run(args: argparse.Namespace) -> int:
 
 def start(args: argparse.Namespace, task: tasks.Task, constants: dict[str, Any], name: str) -> int:
     """Start or continue the batch that means a task with these constant arguments; `name` is what it is shown as."""
-    if args.name in {"", "last"}:
-        raise UsageError(f"--name {args.name!r} cannot be asked for later: choose another")
+    check_name(args.name)
     source = open_source(
         args.inputs,
         paths=args.paths,

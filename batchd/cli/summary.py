@@ -18,7 +18,7 @@ from batchd.edge.journal import BatchJournal
 from batchd.edge.outcomes import Outcomes
 from batchd.edge.shelf import LAST, is_default, is_newest
 from batchd.errors import BatchdError
-from batchd.units import format_duration, format_size, visible
+from batchd.units import format_duration, format_size, visible, visible_line
 
 INTERRUPTED: Final = "interrupted"
 """The state of a run that left jobs undone without a rule that says so."""
@@ -50,7 +50,7 @@ def summarise(
     if ran:
         elapsed = format_duration(elapsed_s)
         parts += [f"ran {ran:,} in {elapsed}" if already_done else elapsed, *usage_parts(usage, elapsed_s)]
-    lines = [f"{_name(journal)}: {' · '.join(parts)}", *cause_lines(journal, groups)]
+    lines = [f"{visible_line(_name(journal))}: {' · '.join(parts)}", *cause_lines(journal, groups)]
     if trouble:
         lines.append(f"  the causes could not be read: {trouble}")
     lines += (f"  {line}" for line in crash_lines(journal, groups))

@@ -21,13 +21,30 @@ from batchd.edge.journal import BatchJournal
 from batchd.edge.template import KeySpec
 from batchd.errors import CodeChanged, UsageError
 from batchd.formats.tables import TASK_MARK
+from batchd.settings import NAME_CHARS_MAX
 from batchd.worker.calls import Bundle, pack_bundle
 
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 
 
+def check_name(name: str | None) -> None:
+    """Refuse a name that a batch could not be asked for by, or that would spoil whatever shows it. Raises UsageError.
+
+    >>> check_name("nightly")
+    """
+    if name is None:
+        return  # One is made up.
+    if name in {"", "last"}:
+        raise UsageError(f"a batch cannot be asked for by the name {name!r}: choose another")
+    if not name.isprintable():
+        raise UsageError(f"the name {name!r:.200} holds what no terminal shows: choose another")
+    if len(name) > NAME_CHARS_MAX:
+        raise UsageError(f"a name of {len(name):,} characters is too long: choose one of {NAME_CHARS_MAX} at most")
+
+
 def library_folder(journal: str | os.PathLike[str] | None, name: str | None) -> tuple[Path, bool]:
     """Return (folder, whether it is thrown away): a name or a folder asks for a journal that stays."""
+    check_name(name)
     if journal is None and name is None:
         return throwaway_folder(), True
     return open_folder(journal_folder(os.fspath(journal) if journal is not None else None, os.environ)), False
@@ -36,7 +53,8 @@ def library_folder(journal: str | os.PathLike[str] | None, name: str | None) -> 
 def library_spec(
     name: str, *, is_named: bool, task: str, call: str, kind: str, digest: str, is_throwaway: bool
 ) -> dict[str, Any]:
-    """Return the specification of a batch whose task is a callable of this process."""
+    """Return the specification of a batch whose task is a callable of this process. Its name may be refused."""
+    check_name(name if is_named else None)
     spec = {
         "name": name,
         "is_named": is_named,

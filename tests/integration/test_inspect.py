@@ -118,6 +118,16 @@ def test_a_cut_off_file_is_an_error_and_no_signal(folder: Path) -> None:
 # --- ls --------------------------------------------------------------------------------------------------------
 
 
+def test_whatever_a_batch_is_called_it_takes_one_bounded_row(folder: Path, run: Run) -> None:
+    make(folder, "abc1", name="a\x1b[31m\nred", task=["", "f\x07"])
+    make(folder, "abd2", name="n" * 5_000)
+    for verb in (inspect.ls, inspect.show, inspect.failures):
+        _, out, _ = run(verb, batch="abc1")
+        assert r"a\x1b[31m\nred" in out
+        assert not set(out) & {"\x1b", "\x07"}
+    assert max(map(len, run(inspect.ls)[1].splitlines())) < 250
+
+
 def test_ls_lists_the_newest_first(folder: Path, run: Run) -> None:
     make_mixed(folder, "abc1", created="2026-01-01T00:00:00+00:00")
     make(folder, "abd2", size=1500, is_sealed=False, task=["/home/x/job.py", "f"], name="é")
