@@ -42,6 +42,7 @@ def details_text(details: dict[str, Any]) -> str:
         "attempt": lambda value: f"attempt {value}",
         "cpu_s": lambda value: f"{format_duration(value)} of CPU",
         "memory_peak_bytes": lambda value: f"peak {format_size(value)}",
+        "rss_peak_bytes": lambda value: f"peak {format_size(value)} with what is shared",
     }
     unsaid = {"pid", "signal", "exit_code"}  # The message says how it died; the process is gone.
     return ", ".join(

@@ -78,7 +78,9 @@ def described(told: dict[str, Any]) -> Iterator[str]:
     yield from told_lines(
         {
             "cause": visible(error.get("cause", "")),
-            "attempts": f"{attempts:,}" + _history_text(told["history"] or {}) if attempts else "",
+            # A number is never given twice, and may be given to an attempt that was not begun.
+            "attempt": f"{attempts:,}" if attempts and told["history"] is None else "",
+            "attempts": f"{attempts:,}" + _history_text(told["history"]) if attempts and told["history"] else "",
             "running": _running_text(told["running"]) if told["running"] else "",
             "input": visible(told["input"]),
             "result": visible(result),

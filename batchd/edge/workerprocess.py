@@ -69,8 +69,10 @@ class WorkerProcess:
             "attempt": next((lane.attempt for lane in self.slot.lanes() if lane.lease == lease), 0),
             "pid": self.pid,
             "cpu_s": round(usage.ru_utime + usage.ru_stime, 3),
-            "memory_peak_bytes": max(self.memory_peak_bytes, 0) or usage.ru_maxrss * 1024,
         }
+        # One that died before it was measured: then what is known is more than its own.
+        peak = ("memory_peak_bytes", self.memory_peak_bytes), ("rss_peak_bytes", usage.ru_maxrss * 1024)
+        details.update([peak[not self.memory_peak_bytes]])
         if os.WIFSIGNALED(status):
             details["signal"] = os.WTERMSIG(status)
         else:

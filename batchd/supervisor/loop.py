@@ -78,6 +78,8 @@ class Supervisor:
         self._has_stalled = False
         """Whether a commit found the disk full in this turn."""
         self._events: list[ev.Event] = []
+        self._seen_running: dict[int, tuple[ev.Position | None, float]] = {}
+        """Where each worker was seen last, and for how long its job had run, as far as that is known."""
         self._is_pressed = False
         """Whether one of the events is not to wait for the end of a rest."""
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
@@ -183,11 +185,22 @@ class Supervisor:
             self._sample(now)
         events, self._events, self._is_pressed = self._events, [], False
         for event in events:
-            if isinstance(event, ev.JobsAcked) and (worker := self.scheduler.workers.get(event.worker)):
-                lease = worker.lease(event.lease)
-                if lease is not None:
-                    self.batch_usage(lease.batch)["busy_s"] += event.busy_s
+            match event:
+                case ev.JobsAcked(worker=worker, lease=lease, busy_s=busy_s):
+                    self._count_busy(worker, lease, busy_s)
+                case ev.WorkerObserved(worker=worker, position=position, running_s=running_s):
+                    self._seen_running[worker] = (position, running_s)
+                case ev.WorkerGone(worker=worker):  # Nobody reports what its last job took.
+                    seen, running_s = self._seen_running.pop(worker, (None, 0.0))
+                    if seen is not None and seen == event.position:
+                        self._count_busy(worker, seen.lease, running_s)
         return events
+
+    def _count_busy(self, number: int, lease_number: int, busy_s: float) -> None:
+        worker = self.scheduler.workers.get(number)
+        lease = worker.lease(lease_number) if worker is not None else None
+        if lease is not None:
+            self.batch_usage(lease.batch)["busy_s"] += busy_s
 
     def _timeout_s(self) -> float:
         if self._is_pressed or (self._after and not self._in_flight):

@@ -106,7 +106,7 @@ class Outcomes:
             details={
                 "attempt": self._attempt,
                 "cpu_s": round(process_time() - self._cpu_mark, 6),
-                "memory_peak_bytes": 1024 * getrusage(RUSAGE_SELF).ru_maxrss,
+                "rss_peak_bytes": 1024 * getrusage(RUSAGE_SELF).ru_maxrss,
             },
             exception=_pickled(error),
         )

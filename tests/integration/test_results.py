@@ -23,7 +23,7 @@ def test_show_tells_of_one_job(folder: Path, run: Run) -> None:
     code, out, err = run(inspect.show, batch="nightly:3")
     assert (code, err) == (0, "")
     assert out.splitlines()[0] == "nightly (mixed), job 3: failed"
-    for words in ("cause      raised ValueError: 9 is odd", "attempts   2", "| reading 9", "0.5 s of CPU"):
+    for words in ("cause      raised ValueError: 9 is odd", "attempt    2", "| reading 9", "0.5 s of CPU"):
         assert words in out
     assert "Traceback (most recent call last):" in out
     assert "batchd rerun mixed:3" in out

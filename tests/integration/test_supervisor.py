@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from resource import RLIMIT_NOFILE, getrlimit
@@ -18,6 +19,7 @@ from batchd.client import connect, request, start_supervisor
 from batchd.client import connection as client
 from batchd.core.job import Allowances, JobState
 from batchd.edge import control
+from batchd.edge.journal import BatchJournal
 from batchd.edge.lock import holder_of
 from batchd.errors import BatchNotFound, JournalError, SupervisorError, SupervisorMismatch, TaskError, UsageError
 from batchd.formats.report import Failure
@@ -309,6 +311,8 @@ def test_a_time_limit_ends_the_job_that_is_over_it(house: House) -> None:
     }
     for index in (7, 8):
         assert found[index].type == "JobTimeout"
+    with closing(BatchJournal(house.folder / "batches" / "b")) as journal:
+        assert journal.read_usage()["busy_s"] > 0.6  # Of the two that were ended; the others take no time.
         assert re.fullmatch(r"timed out after \d+\.\d s", found[index].message)
 
 
