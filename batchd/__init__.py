@@ -92,3 +92,8 @@ def __getattr__(name: str) -> "Any":
     from importlib import import_module  # noqa: PLC0415  (the point of this function)
 
     return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> "list[str]":
+    """Name what is public before it is loaded, for completion."""
+    return sorted({*__all__, *globals()})

@@ -323,6 +323,7 @@ def examples_missing(name: str, thing: object) -> Iterator[str]:
 
 
 def test_every_public_name_has_an_example() -> None:
+    assert set(dir(batchd)) >= set(batchd.__all__)  # Also before any of them is loaded.
     public = [(name, getattr(batchd, name)) for name in batchd.__all__]
     missing = {each for name, thing in public for each in examples_missing(name, thing)}
     assert missing - UNSHOWN.keys() == set(), "what has no example is not public, or not finished"
