@@ -182,7 +182,9 @@ def _add_keeping(verbs: "_Verbs[argparse.ArgumentParser]") -> None:
     acts = journal.add_subparsers(dest="act", required=True, metavar="ACT")
     check = _verb(acts, "check", "Read every record and name what is damaged; exit code 3 if anything is.")
     check.add_argument("batch", metavar="BATCH", nargs="?", help="id, unique prefix, name, or last (all of them)")
-    salvage = _verb(acts, "salvage", "Bring out all that can be read of a batch, however damaged.")
+    salvage = _verb(
+        acts, "salvage", "Bring out what can be read of a damaged batch: outcomes, and inputs without one."
+    )
     salvage.add_argument("batch", metavar="BATCH", help="id, unique prefix, name, or last")
     salvage.add_argument("--to", metavar="DIR", required=True, help="a new or empty folder for the files")
     backup = _verb(acts, "backup", "Copy the journal, also while it is used; the copy is a journal of its own.")

@@ -67,12 +67,14 @@ def bring_out(
         _prepare(target)
         told = _write_values(salvage, target)
         if (place / LOG_NAME).is_file():
+            (target / LOG_NAME).touch(0o600)
             shutil.copyfile(place / LOG_NAME, target / LOG_NAME)
         for name in _NAMES:
             if not (target / name).stat().st_size and name not in {OUTCOMES_NAME, INPUTS_NAME}:
                 (target / name).unlink()
         report = _report(salvage, told)
         report["next"] = steps(report)
+        (target / REPORT_NAME).touch(0o600)
         (target / REPORT_NAME).write_text(json.dumps(report, indent=1) + "\n")
     except OSError as error:
         kind = JournalFull if error.errno in {errno.ENOSPC, errno.EDQUOT} else JournalError
