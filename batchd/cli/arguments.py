@@ -171,8 +171,8 @@ def _add_keeping(verbs: "_Verbs[argparse.ArgumentParser]") -> None:
         metavar="STATE",
         action="append",
         default=[],
-        help="finished, cancelled, stopped, interrupted, damaged, or all; several with commas "
-        "(without names: finished,cancelled)",
+        help="finished, cancelled, stopped, interrupted, damaged, or all of these; idle: queues in which "
+        "nothing waits; several with commas (without names: finished,cancelled)",
     )
     prune.add_argument("--keep", metavar="N", type=int, help="keep the N that changed last")
     prune.add_argument("--max-size", metavar="SIZE", help="the oldest, until the journal is no larger, like 10G")

@@ -18,18 +18,16 @@ from typing import Any, Final, Literal
 from batchd.cli.answers import answer, head, remark, told_lines
 from batchd.cli.cards import card_lines, details_text, is_death
 from batchd.cli.summary import (
-    INTERRUPTED,
-    QUEUE,
     command,
     command_in,
     count_fields,
     count_parts,
-    is_queue,
     next_steps,
     usage_parts,
 )
 from batchd.core.facts import BatchState
 from batchd.core.job import JobState
+from batchd.edge.census import DAMAGED, IDLE, INTERRUPTED, QUEUE, RUNNING, is_queue
 from batchd.edge.control import connect
 from batchd.edge.failures import RANGES_MAX, FailureGroup, group_failures
 from batchd.edge.folder import journal_folder, open_folder
@@ -42,10 +40,6 @@ from batchd.settings import NAME_CHARS_MAX
 from batchd.units import counted, format_duration, format_size, visible, visible_line
 from batchd.worker.command import command_words
 
-RUNNING: Final = "running"
-IDLE: Final = "idle"
-"""The state of a queue in which nothing waits."""
-DAMAGED: Final = "damaged"
 _FROM_PYTHON: Final = {
     QUEUE: "a queue: jobs as applications hand them over",
     "calls": "calls of an executor",

@@ -19,7 +19,7 @@ from typing import Any, Final
 from batchd.cli.summary import command_in
 from batchd.client import request
 from batchd.edge import control
-from batchd.edge.census import DAMAGED, INTERRUPTED, NEWER, RUNNING, Row, take_census
+from batchd.edge.census import DAMAGED, IDLE, INTERRUPTED, NEWER, RUNNING, Row, take_census
 from batchd.edge.damage import check_batch
 from batchd.edge.folder import journal_folder, open_folder
 from batchd.edge.lock import vacant
@@ -28,7 +28,7 @@ from batchd.edge.shelf import find_folder
 from batchd.errors import BatchdError, JournalError, SupervisorError, UsageError
 from batchd.units import counted, format_duration, format_size, parse_duration, parse_size, visible_line
 
-STATES: Final = ("finished", "cancelled", "stopped", INTERRUPTED, DAMAGED)
+STATES: Final = ("finished", "cancelled", "stopped", INTERRUPTED, IDLE, DAMAGED)
 _BY_DEFAULT: Final = frozenset({"finished", "cancelled"})
 _NOT_ASKED: Final = (
     "say what to remove: names of batches, --older-than 30d, --state cancelled, --keep 10 (of all that are over), "
@@ -55,7 +55,7 @@ class _Wish:
             raise UsageError(f"cannot keep {args.keep} batches: give a number from 0")
         wish = cls(
             named=frozenset(find_folder(folder, text).name for text in args.batch) if args.batch else None,
-            states=frozenset(STATES) if "all" in states else states or None,
+            states=frozenset(STATES) - {IDLE} | states if "all" in states else states or None,
             older_than_s=None if args.older_than is None else parse_duration(args.older_than),
             keep=args.keep,
             bytes_max=None if args.max_size is None else parse_size(args.max_size),
@@ -69,6 +69,8 @@ class _Wish:
         states = self.states if self.states is not None else _BY_DEFAULT if self.named is None else None
         chosen = [row for row in rows if self.named is None or row.batch in self.named]
         chosen = [row for row in chosen if row.state != RUNNING and (states is None or row.state in states)]
+        if self.named is None:  # Of a queue somebody may yet ask what its jobs gave, whatever became of them.
+            chosen = [row for row in chosen if row.state in {IDLE, DAMAGED} or not row.is_queue]
         chosen = chosen[self.keep or 0 :]
         if self.older_than_s is not None:
             chosen = [row for row in chosen if now - row.changed >= self.older_than_s]
@@ -163,10 +165,15 @@ def _reported(folder: Path) -> Iterator[None]:
 
 
 def _show(folder: Path, rows: list[Row], chosen: list[Row], wish: _Wish) -> None:
-    others = [row for row in rows if row.state not in {*_BY_DEFAULT, RUNNING, NEWER}]
+    others = [row for row in rows if row.state not in {*_BY_DEFAULT, RUNNING, NEWER} and not row.is_queue]
     if others and wish.named is None and wish.states is None:
         counts = ", ".join(f"{sum(row.state == state for row in others)} {state}" for state in _states(others))
         _remark(f"batches that are not over are kept: {counts}; --state chooses them, --state all everything")
+    queues = [row for row in rows if row.is_queue and row.state != RUNNING and row not in chosen]
+    if queues and wish.named is None:
+        _remark(
+            f"{counted(len(queues), 'queue')} kept: a queue goes by its name, or while nothing waits by --state idle"
+        )
     if not chosen:
         _remark(f"nothing to remove: {_count(rows)}, {_size(rows)} in {folder}")
         return

@@ -20,6 +20,7 @@ from batchd.client import batch_id, request
 from batchd.client.world import check_name, check_python, key_of_spec, stored_key
 from batchd.core.events import Options
 from batchd.core.job import Allowances, JobState
+from batchd.edge.census import is_queue
 from batchd.edge.folder import journal_folder, open_folder
 from batchd.edge.gauges import cpus_usable, parse_workers, workers_auto
 from batchd.edge.journal import BatchJournal
@@ -134,7 +135,7 @@ def retry(args: argparse.Namespace) -> int:
         runner.note(f"retrying {these} of {batch}")
     else:
         runner.note(f"going on with {batch}: {left:,} of {counted(facts.size, 'job')} left")
-    if not facts.is_sealed and not summary.is_queue(spec):  # Of a queue there is no end.
+    if not facts.is_sealed and not is_queue(spec):  # Of a queue there is no end.
         runner.note(f"its input was not complete: to go on with that, run again {spec.get('command', '')}")
     return runner.run(spec, None, already_done=facts.done.size - count)
 

@@ -12,6 +12,7 @@ from typing import Any, Final
 from batchd.cli.cards import card_lines, is_death
 from batchd.core.facts import BatchState
 from batchd.core.job import JobState
+from batchd.edge.census import is_queue
 from batchd.edge.environment import LOST
 from batchd.edge.failures import OTHER, FailureGroup, group_failures
 from batchd.edge.journal import BatchJournal
@@ -20,9 +21,6 @@ from batchd.edge.shelf import LAST, is_default, is_newest
 from batchd.errors import BatchdError
 from batchd.units import format_duration, format_size, visible, visible_line
 
-INTERRUPTED: Final = "interrupted"
-"""The state of a run that left jobs undone without a rule that says so."""
-QUEUE: Final = "queue"
 _CAUSES_MAX: Final = 5
 _TYPES_MAX: Final = 3
 _CARDS_MAX: Final = 2
@@ -236,11 +234,6 @@ def typed(path: Path) -> str:
     """The path as it can be typed here."""
     here = Path.cwd()
     return str(path.relative_to(here)) if path.is_relative_to(here) and path != here else str(path)
-
-
-def is_queue(spec: Mapping[str, Any]) -> bool:
-    """Whether applications hand jobs to the batch one by one, without an end."""
-    return bool(spec.get("input", {}).get("kind") == QUEUE)
 
 
 def _name(journal: BatchJournal) -> str:

@@ -4,7 +4,7 @@ Nothing is decided here. The one idea: one child opens the batches one after ano
 next child goes on behind it. So the worst batch costs its own row, and reading a thousand good ones costs one fork.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -18,8 +18,11 @@ from batchd.errors import BatchdError, JournalNewer
 
 RUNNING: Final = "running"
 INTERRUPTED: Final = "interrupted"
+IDLE: Final = "idle"
+"""The state of a queue in which nothing waits."""
 DAMAGED: Final = "damaged"
 NEWER: Final = "newer"
+QUEUE: Final = "queue"
 _OVER: Final = frozenset({BatchState.FINISHED, BatchState.STOPPED, BatchState.CANCELLED})
 
 
@@ -33,12 +36,18 @@ class Row(NamedTuple):
     """When it was written last, in seconds since the epoch."""
     disk_bytes: int
     name: str = ""
+    is_queue: bool = False
     error: str = ""
 
     @property
     def batch(self) -> str:
         """Its id."""
         return self.folder.name
+
+
+def is_queue(spec: Mapping[str, Any]) -> bool:
+    """Whether applications hand jobs to the batch one by one, without an end."""
+    return bool(spec.get("input", {}).get("kind") == QUEUE)
 
 
 def take_census(folder: Path, live: Collection[str] = ()) -> list[Row]:
@@ -66,7 +75,8 @@ def _row(place: Path, fields: dict[str, Any], live: Collection[str]) -> Row | No
     except (OSError, ValueError):
         return None  # It was removed while this was reading.
     state = RUNNING if place.name in live else fields["state"]
-    return Row(place, state, changed, size, fields.get("name", ""), fields.get("error", ""))
+    told = (fields.get("name", ""), fields.get("is_queue", False), fields.get("error", ""))
+    return Row(place, state, changed, size, *told)
 
 
 def _describe(places: list[Path], tell: Tell) -> None:
@@ -77,10 +87,13 @@ def _describe(places: list[Path], tell: Tell) -> None:
             state = NEWER if isinstance(error, JournalNewer) else DAMAGED
             tell({"batch": place.name, "state": state, "error": str(error)})
             continue
-        tell({"batch": place.name, "state": _state_of(journal), "name": str(journal.spec.get("name", ""))})
+        name, of_queue = str(journal.spec.get("name", "")), is_queue(journal.spec)
+        tell({"batch": place.name, "state": _state_of(journal), "name": name, "is_queue": of_queue})
         journal.close()
 
 
 def _state_of(journal: BatchJournal) -> str:
-    state = journal.facts.state
-    return state.value if state in _OVER else INTERRUPTED
+    facts = journal.facts
+    if facts.state in _OVER:
+        return facts.state.value
+    return IDLE if is_queue(journal.spec) and facts.done.size == facts.size else INTERRUPTED

@@ -52,12 +52,14 @@ def run(folder: Path, capfd: pytest.CaptureFixture[str]) -> Run:
     return run_verb
 
 
-def make(folder: Path, batch: str, state: str = "finished", *, age_s: float = 0.0, jobs: int = 3) -> Path:
+def make(
+    folder: Path, batch: str, state: str = "finished", *, age_s: float = 0.0, jobs: int = 3, kind: str = "text"
+) -> Path:
     """Make a batch that was written for the last time so long ago."""
-    journal = BatchJournal.create(folder / "batches" / batch, {**SPEC, "name": f"name of {batch}"})
-    journal.commit(
-        [e.Attached(batch, 1), submission(journal.facts, [f"{at:01000}" for at in range(jobs)]), e.Sealed(batch)]
-    )
+    spec = {**SPEC, "name": f"name of {batch}", "input": {"kind": kind}}
+    journal = BatchJournal.create(folder / "batches" / batch, spec)
+    end = [e.Sealed(batch)] * (kind != "queue")
+    journal.commit([e.Attached(batch, 1), submission(journal.facts, [f"{at:01000}" for at in range(jobs)]), *end])
     last: dict[str, list[e.Entry]] = {
         "finished": [success(batch, 0, [1] * jobs)],
         "stopped": [e.Stopped(batch, "enough")],
@@ -97,6 +99,20 @@ def test_batches_that_are_not_over_stay_unless_they_are_meant(folder: Path, run:
     assert run(state=["stopped,interrupted"])[0] == 0
     assert names(folder) == {"fin", "can"}
     assert run(state=["all"])[0] == 0
+    assert names(folder) == set()
+
+
+def test_a_queue_goes_only_by_its_name_or_while_nothing_waits_by_that(folder: Path, run: Run) -> None:
+    make(folder, "idle", "finished", kind="queue")
+    make(folder, "waits", "interrupted", kind="queue")
+    assert {row.batch: row.state for row in take_census(folder)} == {"idle": "idle", "waits": "interrupted"}
+    for states in ("all", "interrupted", "finished"):
+        code, _, err = run(state=[states])
+        assert (code, names(folder)) == (0, {"idle", "waits"})
+        assert "2 queues kept: a queue goes by its name, or while nothing waits by --state idle" in err
+    run(state=["idle"])
+    assert names(folder) == {"waits"}
+    run("waits")
     assert names(folder) == set()
 
 
