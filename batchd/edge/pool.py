@@ -252,7 +252,7 @@ class Pool:
                 self._on_template_ready(key, template)
         if said is None:
             self._drop_template(key, template)
-            reason = template.failure or f"the template process of {':'.join(self._keys[key].task)} died"
+            reason = template.failure or template.death()
             call_each(self._waiters.pop(key, ()), reason)
             if template.failure:
                 self._emit(ev.KeyFailed(key, template.failure))

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from batchd.edge.exits import describe
 from batchd.worker.template import MESSAGE_BYTES_MAX, TAG, tag
 
 _ROOT = str(Path(__file__).resolve().parents[2])
@@ -100,7 +101,9 @@ class TemplateProcess:
             try:
                 said.append(json.loads(data))
             except ValueError:
-                said.append({"failed": f"the template process said something unreadable: {data[:200]!r}"})
+                said.append(
+                    {"failed": f"the process that imports the task said something unreadable: {data[:200]!r}"}
+                )
         for message in said:
             self._take_in(message)
         self._send_queue()
@@ -125,6 +128,12 @@ class TemplateProcess:
             self._queue.pop(0)
             for fd in fds:
                 os.close(fd)
+
+    def death(self) -> str:
+        """Say how it died, once it is closed."""
+        code = self.process.returncode
+        how = describe(-code if code < 0 else code << 8)
+        return f"the process that imports {':'.join(self.spec.task)} for its workers died: {how}"
 
     def close(self) -> None:
         """End the template; its workers stay."""

@@ -56,7 +56,11 @@ def test_whoever_waits_for_an_import_hears_of_it_whatever_another_one_raises(
 
 @pytest.mark.parametrize(
     ("source", "words"),
-    [("import os\nos._exit(3)\n", "the template process of .*mine.py:run died"), ("x = 1\n", "has no 'run'")],
+    [
+        ("import os\nos._exit(3)\n", "imports .*mine.py:run for its workers died: exited with code 3"),
+        ("import os\nos.abort()\n", "imports .*mine.py:run for its workers died: killed by SIGABRT"),
+        ("x = 1\n", "has no 'run'"),
+    ],
 )
 @pytest.mark.covers("W13")
 def test_other_ways_not_to_import(bench: Bench, tmp_path: Path, source: str, words: str) -> None:
