@@ -23,7 +23,7 @@ def check_call(source: Path | None, task: Task, args: Mapping[str, Any]) -> None
     >>> check_call(None, Task("json", "loads"), {})
     """
     function = _function(source, task.name)
-    trouble = _trouble(function.args, args) if function is not None else ""
+    trouble = _trouble(function.args, args) or _unresolved(function) if function is not None else ""
     if function is not None and trouble:
         raise TaskError(f"every job would fail: {task.name}({ast.unparse(function.args)}) {trouble}")
 
@@ -44,6 +44,20 @@ def _trouble(taken: ast.arguments, args: Mapping[str, Any]) -> str:
     needed += [each.arg for each, default in zip(taken.kwonlyargs, taken.kw_defaults, strict=True) if default is None]
     missing = [name for name in needed if name not in args or name not in by_name]
     return f"needs {', '.join(missing)}: add --arg {missing[0]}=VALUE" if missing else ""
+
+
+def _unresolved(function: _Function) -> str:
+    """Return why what the function returns is no result yet, '' if it may be one."""
+    if isinstance(function, ast.AsyncFunctionDef):
+        return "is async, and no worker awaits it: name a function that calls asyncio.run"
+    inner: list[ast.AST] = list(function.body)
+    while inner:
+        node = inner.pop()
+        if isinstance(node, ast.Yield | ast.YieldFrom):
+            return "yields, and a generator is no result: name a function that returns a list of what it yields"
+        if not isinstance(node, _Function | ast.Lambda | ast.ClassDef):  # They yield for themselves.
+            inner += ast.iter_child_nodes(node)
+    return ""
 
 
 def _function(source: Path | None, name: str) -> _Function | None:

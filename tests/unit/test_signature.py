@@ -28,6 +28,9 @@ def check(folder: Path, source: str, **args: Any) -> None:
         ("def f(x, *, width, height): ...", {"height": 2}, "needs width"),
         ("async def f(x, width): ...", {}, "needs width"),
         ("def f(): ...", {}, "takes no item"),
+        ("async def f(x): ...", {}, r"f\(x\) is async, .* calls asyncio\.run$"),
+        ("def f(x):\n    if x:\n        y = yield x", {}, "yields, .* returns a list"),
+        ("def f(x):\n    return [(yield from x)]", {}, "yields"),
     ],
 )
 def test_what_surely_fails_is_refused(tmp_path: Path, source: str, args: dict[str, Any], message: str) -> None:
@@ -54,6 +57,8 @@ def test_what_surely_fails_is_refused(tmp_path: Path, source: str, args: dict[st
         ("class f:\n    def __new__(cls, x): ...", {"times": 2}),
         ("f = print", {"times": 2}),
         ("def f(x: ...", {"times": 2}),
+        ("def f(x):\n    def g(): yield x\n    return list(g())", {}),
+        ("def f(x):\n    async def g(): return x\n    return run(g(), lambda: (yield))", {}),
     ],
 )
 def test_what_could_work_is_not(tmp_path: Path, source: str, args: dict[str, Any]) -> None:
