@@ -9,6 +9,7 @@ from batchd.cli.answers import remark
 from batchd.client import request
 from batchd.core.job import JobState
 from batchd.edge import control
+from batchd.edge.census import RUNNING
 from batchd.edge.folder import journal_folder, open_folder
 from batchd.edge.gauges import cpus_usable, parse_workers
 from batchd.edge.shelf import find_batch
@@ -35,13 +36,15 @@ def status(args: argparse.Namespace) -> int:
         return 0
     machine = told["machine"]
     used, limit = format_size(machine["memory_used_bytes"]), format_size(machine["memory_limit_bytes"])
-    print(f"supervisor {told['pid']}: {counted(len(told['workers']), 'worker')}, memory {used} of {limit}")
+    workers = counted(len(told["workers"]), "worker")
+    print(f"supervisor {told['pid']}: {workers}; memory of the machine {used} of {limit}")
     if told["trouble"]:
         print(f"  {told['trouble']}")
     for warning in told["warnings"]:
         print(f"  {warning}")
     for name, made in told["batches"].items():
-        print(f"batch {name}: {made['done']:,} of {made['size']:,} done, {made['state']}")
+        state = RUNNING if made["state"] in {"open", "sealed"} else made["state"]
+        print(f"batch {name}: {made['done']:,} of {made['size']:,}{'+' * (not made['is_sealed'])} done, {state}")
     for row in told["workers"]:
         doing = "idle"
         if row["batch"] is not None:

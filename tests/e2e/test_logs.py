@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 from pathlib import Path
@@ -46,8 +47,10 @@ def test_status_shows_how_far_each_job_is(desk: Desk) -> None:
     process = desk.start("run", desk.task("talks"), "--range", "0:2", "-j", "2")
     desk.wait_for_jobs(2, process)
     assert [row["progress"] for row in status_of(desk)["workers"]] == [0.42, 0.42]
-    shown = [line for line in desk.run("status").stdout.splitlines() if line.startswith("worker")]
-    assert [line.endswith(", 42%") for line in shown] == [True, True]
+    supervisor, batch, *workers = desk.run("status").stdout.splitlines()
+    assert ": 2 workers; memory of the machine " in supervisor
+    assert re.fullmatch(r"batch \w+: 0 of 2\+? done, running", batch)
+    assert [line.endswith(", 42%") for line in workers] == [True, True]
     let_go(desk)
     end_well(process)
 
