@@ -144,7 +144,9 @@ class Caption:
         if news.failed:
             words.append(f"{news.failed:,} failed")
         rate = self._rate(now, RATE_S_MIN)
-        if rate is not None:
+        if news.trouble:
+            words.append("paused")
+        elif rate is not None:
             words.append(f"{format_rate(rate)}/s")
         if news.workers:
             words.append(f"{news.busy}/{news.workers} busy")

@@ -37,6 +37,7 @@ from batchd.errors import (
 from batchd.formats import tables
 from batchd.settings import DISK_RESERVE_BYTES, OPEN_BATCHES_MAX, WORKERS_MAX
 from batchd.supervisor.clients import Client, Clients, Host
+from batchd.units import format_size
 
 _NO_KEY = KeySpec(("", ""), (), "", {}, "")
 
@@ -179,8 +180,9 @@ class Openings:
             self._being_made[name].append(lambda: go_on(""))
             return
         folder = self.folder(name)
-        if free_bytes(folder.parent) < DISK_RESERVE_BYTES:
-            raise JournalFull(f"the disk under {folder.parent} is nearly full: free some space, or use --journal")
+        if (free := free_bytes(folder.parent)) < DISK_RESERVE_BYTES:
+            room = f"{format_size(free)} are free and {format_size(DISK_RESERVE_BYTES)} needed"
+            raise JournalFull(f"the disk under {folder.parent} is nearly full: {room}. Free some, or use --journal")
         self._being_made[name] = []
 
         def then(raised: Exception | None) -> None:

@@ -19,6 +19,7 @@ from batchd.core.facts import BatchState
 from batchd.core.job import JobState
 from batchd.edge.control import REPLY
 from batchd.edge.folder import journal_id, open_folder, recorder_path
+from batchd.errors import JournalFull
 from batchd.formats.reference import keep_nothing
 from batchd.formats.segment import input_blocks
 from batchd.settings import SUPERVISOR_RESTARTS_MAX
@@ -216,6 +217,21 @@ def test_whoever_opens_another_batch_hears_what_is_waited_for(stuck: tuple[House
     other.leave(at_once=False)
     pump_until(other, lambda: other.is_put_down, "it is put down")
     house.finish(session)
+
+
+def test_a_batch_that_is_not_made_tells_what_is_free_and_what_is_needed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = "from batchd.supervisor import openings\nopenings.free_bytes = lambda _: 26 << 20\n"
+    boot = BOOT.format(root=str(ROOT), flag=str(tmp_path / "full"))
+    main = "from batchd.supervisor.__main__"
+    monkeypatch.setattr(client, "_BOOT", boot.replace(main, few + main))
+    house = House(tmp_path / "journal")
+    try:
+        with pytest.raises(JournalFull, match=r"nearly full: 26M are free and 32M needed\. Free some"):
+            house.run([("same", 1)])
+    finally:
+        house.close()
 
 
 @pytest.mark.covers("D1")

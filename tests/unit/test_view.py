@@ -135,6 +135,7 @@ def test_nothing_is_said_to_remain_while_the_batch_is_held_up() -> None:
         clock.now += 1
         caption.update(news(done, trouble="the disk is full"))
     assert not any("left" in word for word in caption.words())
+    assert "paused" in caption.words()
 
 
 # --- Which view ------------------------------------------------------------------------------------------------
