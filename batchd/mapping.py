@@ -67,8 +67,8 @@ def map(  # noqa: A001  (named after what it stands in for)
     identity instead of its place in the input: only new and changed items run, and those that did not succeed. A
     changed item takes the place of its old job, which is not run again if it failed.
 
-    `cost`, a function of the item or the name of a field, says what takes long: of what was read, the costliest start
-    first. Any unit will do; None stands for what is not known.
+    `cost`, a function of the item or the name of a field, says what takes long: of what was read, jobs so costly that
+    the end would be uneven start first, the others in their order. Any unit will do; None: it is not known.
 
     A job that fails raises JobFailed, JobCrashed or JobTimeout where its result would have been; with `on_error`
     "return" the error is given as a value, with "skip" it is left out. `progress` is "auto" (a live line on a
