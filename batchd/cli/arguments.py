@@ -72,10 +72,14 @@ def _add_input(run: argparse.ArgumentParser) -> None:
         "unpacked; - is standard input",
     )
     run.add_argument("-0", "--null", action="store_true", help="inputs are separated by NUL, not by line ends")
+    run._has_negative_number_optionals.clear()  # noqa: SLF001  (-0 is none: `--retries -1` is to be told what is wrong)
     run.add_argument("--paths", metavar="GLOB", action="append", default=[], help="file names, sorted; ** recurses")
     run.add_argument("--range", metavar="A:B[:STEP]", dest="range_spec", help="whole numbers, as Python's range")
     run.add_argument(
-        "--cost", metavar="FIELD", help="start the costliest first, by this field of rows; with --paths: size"
+        "--cost",
+        metavar="FIELD",
+        help="what takes long, by this field of rows, or size with --paths: jobs so costly that the end "
+        "would be uneven start first, the others in their order",
     )
     run.add_argument("--name", help="the batch's name; finds it again from anywhere")
     run.add_argument("--new", action="store_true", help="start a new batch even if this command has one")

@@ -9,6 +9,7 @@ import faulthandler
 import os
 import resource
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -77,16 +78,19 @@ def find_job(folder: Path, text: str) -> tuple[BatchJournal, int | None]:
     Raises BatchNotFound, also for a job that the batch does not have.
     """
     name, colon, number = text.rpartition(":")
-    if not colon or not name or not number.isdecimal():
+    if not colon or not name:
         return find_batch(folder, text), None
     try:
         journal = find_batch(folder, name)
     except BatchNotFound:
-        try:
+        with suppress(BatchNotFound):
             return find_batch(folder, text), None  # A name may end like this.
-        except BatchNotFound:
-            pass
         raise
+    if not number.isdecimal():
+        journal.close()
+        with suppress(BatchNotFound):
+            return find_batch(folder, text), None
+        raise BatchNotFound(f"{number!r} is no job of {name}: write a number, such as {name}:0")
     if (index := int(number)) >= (size := journal.facts.size):
         journal.close()
         raise BatchNotFound(f"there is no job {index}: batch {journal.folder.name} has {size:,} jobs, from 0")

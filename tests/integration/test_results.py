@@ -54,6 +54,8 @@ def test_a_job_that_is_not_there_is_told_of(folder: Path, run: Run) -> None:
     for verb in (inspect.show, results.results):
         with pytest.raises(BatchNotFound, match=r"no job 6: batch mixed has 6 jobs, from 0"):
             run(verb, batch="mixed:6")
+        with pytest.raises(BatchNotFound, match=r"'abc' is no job of mixed: write a number, such as mixed:0"):
+            run(verb, batch="mixed:abc")
         with pytest.raises(BatchNotFound, match=r"no batch 'nobody'"):
             run(verb, batch="nobody:6")
 

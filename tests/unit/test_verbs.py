@@ -19,13 +19,23 @@ def test_every_verb_is_shown_and_understood(capsys: pytest.CaptureFixture[str]) 
 
 @pytest.mark.parametrize(
     ("options", "words"),
-    [(("--memory-per-job", "5M"), "--memory-per-job must be 16M or more: a worker takes most of that by itself")],
+    [
+        (("--memory-per-job", "5M"), "--memory-per-job must be 16M or more: a worker takes most of that by itself"),
+        (("--retries", "-1"), "--retries must be 0 or more"),
+    ],
 )
 def test_what_no_job_could_keep_is_refused(
     capsys: pytest.CaptureFixture[str], options: tuple[str, ...], words: str
 ) -> None:
     assert main(["run", "builtins:abs", "--range", "0:3", *options]) == 2
     assert words in capsys.readouterr().err
+
+
+def test_a_task_without_a_function_is_told_before_the_input_that_it_lacks(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["run", "etl.py"]) == 2
+    assert "etl.py" in capsys.readouterr().err
 
 
 def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
