@@ -158,6 +158,7 @@ class Client:
         retries: int = 0,
         timeout: float | str | None = None,
         crashes_max: int = 3,
+        memory_per_job: int | str | None = None,
     ) -> None:
         """`queue` is the batch that `submit` hands jobs to; the other options are those of its jobs.
 
@@ -168,7 +169,7 @@ class Client:
         self._workers = workers
         self._pid = os.getpid()
         self._batches: list[Batch] = []
-        options = job_options(workers, retries, timeout, crashes_max, keep_going=True)
+        options = job_options(workers, retries, timeout, crashes_max, memory_per_job, keep_going=True)
         self._queue = Engine(options, self._folder, queue, is_queue=True)
         if self._is_any_left():
             self._queue.take_up()
@@ -215,6 +216,7 @@ class Client:
         retries: int = 0,
         timeout: float | str | None = None,
         crashes_max: int = 3,
+        memory_per_job: int | str | None = None,
         workers: int | str | None = None,
         keep_going: bool = False,
         seal: bool = True,
@@ -223,9 +225,9 @@ class Client:
         """Submit `fn(item)` for each item; return the batch when they are on disk and it runs.
 
         A batch of that name goes on: what it was given before is not given again (`Batch.skipped`); with `key` only
-        new and changed items run, the latter in place of what failed (`Batch.replaced`). `timeout`, `cost`
-        and `workers` are as in `batchd.map`. When the first 100 jobs fail alike it stops, unless `keep_going`.
-        `seal=False` leaves it open for `add`.
+        new and changed items run, the latter in place of what failed (`Batch.replaced`). Options are those of
+        `batchd.map`. When the first 100 jobs fail alike it stops, unless `keep_going`. `seal=False` leaves it open
+        for `add`.
 
         Raises what pickling `fn` and iterating raise; InputChanged, CodeChanged (unless `accept_code`), BatchdError.
 
@@ -235,7 +237,8 @@ class Client:
         (2, 1, [3, 5, 9])
         """
         self._check_process()
-        options = job_options(workers or self._workers, retries, timeout, crashes_max, keep_going=keep_going)
+        limits = retries, timeout, crashes_max, memory_per_job
+        options = job_options(workers or self._workers, *limits, keep_going=keep_going)
         digest = code_digest(fn)
         spec = library_spec(
             name_of(fn) if name is None else name,

@@ -20,8 +20,8 @@ from batchd.core.events import Options
 from batchd.core.job import Allowances
 from batchd.edge.gauges import workers_auto
 from batchd.engine import Engine, JobFuture
-from batchd.settings import MEMORY_PER_JOB_BYTES_MIN, WORKERS_MAX
-from batchd.units import seconds_of
+from batchd.settings import WORKERS_MAX
+from batchd.units import job_memory, seconds_of
 
 T = TypeVar("T")
 
@@ -49,12 +49,12 @@ class Executor(futures.Executor):
         timeout: float | str | None = None,
         retries: int = 0,
         crashes_max: int = 1,
-        memory_per_job: int | None = None,
+        memory_per_job: int | str | None = None,
         mp_context: None = None,
         max_tasks_per_child: None = None,
     ) -> None:
-        """Prepare; processes start with the first call. `memory_per_job` is bytes, `timeout` seconds per job, or a
-        text such as "1m30s".
+        """Prepare; processes start with the first call. `memory_per_job` is bytes, or a text such as "2G",
+        `timeout` seconds per job, or a text such as "1m30s".
 
         `mp_context` and `max_tasks_per_child` of ProcessPoolExecutor are refused with ValueError unless None: workers
         are always forked from a clean process, and they are not replaced after so many calls.
@@ -79,15 +79,12 @@ class Executor(futures.Executor):
             raise ValueError("timeout must be greater than 0")
         for option, value, least in (("retries", retries, 0), ("crashes_max", crashes_max, 1)):
             _check_count(option, value, least)
-        if memory_per_job is not None and operator.index(memory_per_job) < MEMORY_PER_JOB_BYTES_MIN:
-            floor = f"{MEMORY_PER_JOB_BYTES_MIN:,} bytes or more"
-            raise ValueError(f"memory_per_job must be {floor}: a worker takes most of that by itself")
         self._max_workers = max_workers
         options = Options(
             workers=max_workers,
             allowances=Allowances(retries=retries, crashes_max=crashes_max),
             timeout_s=seconds_of("timeout", timeout),
-            memory_bytes_max=memory_per_job,
+            memory_bytes_max=job_memory("memory_per_job", memory_per_job),
             keep_going=True,
             brings_workers=True,
         )

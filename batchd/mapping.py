@@ -28,7 +28,7 @@ from batchd.edge.gauges import cpus_usable, parse_workers
 from batchd.errors import InputError, UsageError
 from batchd.flow import AGAIN, Flow, Plan
 from batchd.intake import Items, as_items
-from batchd.units import continuing, seconds_of
+from batchd.units import continuing, job_memory, seconds_of
 from batchd.view import SilentView, View
 from batchd.worker.calls import ONE, STAR
 
@@ -53,6 +53,7 @@ def map(  # noqa: A001  (named after what it stands in for)
     progress: Any = "auto",
     buffersize: int | None = None,
     crashes_max: int = 3,
+    memory_per_job: int | str | None = None,
     accept_code: bool = False,
 ) -> Generator[T, None, None]:
     """Return a lazy iterator over `fn(item)` for each item, or `fn(*items)` with several iterables.
@@ -60,7 +61,7 @@ def map(  # noqa: A001  (named after what it stands in for)
     Nothing starts before the first result is asked for. Input is read as results are taken, at most `buffersize`
     items (131,072 by default) ahead of them, so an infinite input works. Results come in order, or as they are ready
     with `ordered=False`. `workers` is a number, a share of the machine ("50%") or "auto"; `timeout` is
-    seconds a job, or a text such as "1m30s".
+    seconds a job, or a text such as "1m30s"; `memory_per_job` bytes, or a text such as "2G".
 
     With `journal` (a folder) or `name` the batch is durable: the same call again gives the results that are there and
     runs only what is missing or failed. `key`, a function of the item or the name of a field, gives each job an
@@ -70,9 +71,9 @@ def map(  # noqa: A001  (named after what it stands in for)
     `cost`, a function of the item or the name of a field, says what takes long: of what was read, jobs so costly that
     the end would be uneven start first, the others in their order. Any unit will do; None: it is not known.
 
-    A job that fails raises JobFailed, JobCrashed or JobTimeout where its result would have been; with `on_error`
-    "return" the error is given as a value, with "skip" it is left out. `progress` is "auto" (a live line on a
-    terminal), True, False, a function that is called with a dict, or `tqdm.tqdm`.
+    A job that fails raises JobFailed, JobCrashed, JobTimeout or JobOverMemory where its result would have been; with
+    `on_error` "return" the error is given as a value, with "skip" it is left out. `progress` is "auto" (a live line
+    on a terminal), True, False, a function that is called with a dict, or `tqdm.tqdm`.
 
     Raises UsageError, InputChanged when a durable batch was given other input before, and CodeChanged when `fn` is
     another (`accept_code=True` goes on with it).
@@ -85,7 +86,7 @@ def map(  # noqa: A001  (named after what it stands in for)
     is_star = len(iterables) > 1 or isinstance(fn, _Star)
     fn = fn.function if isinstance(fn, _Star) else fn
     items = zip(*iterables, strict=False) if len(iterables) > 1 else as_items(iterables[0])
-    options = job_options(workers, retries, timeout, crashes_max, keep_going=on_error != "raise")
+    options = job_options(workers, retries, timeout, crashes_max, memory_per_job, keep_going=on_error != "raise")
     plan = Plan(
         ordered=ordered,
         on_error=on_error,
@@ -147,7 +148,13 @@ def _check(fn: object, plan: Plan, *, is_durable: bool, key: object) -> None:
 
 
 def job_options(
-    workers: int | str, retries: int, timeout: float | str | None, crashes_max: int, *, keep_going: bool
+    workers: int | str,
+    retries: int,
+    timeout: float | str | None,
+    crashes_max: int,
+    memory_per_job: int | str | None = None,
+    *,
+    keep_going: bool,
 ) -> Options:
     """Return what a call asks of the scheduler. Raises UsageError."""
     if retries < 0 or crashes_max < 1:
@@ -156,6 +163,7 @@ def job_options(
         workers=parse_workers(str(workers), cpus_usable()),
         allowances=Allowances(retries=retries, crashes_max=crashes_max),
         timeout_s=seconds_of("timeout", timeout),
+        memory_bytes_max=job_memory("memory_per_job", memory_per_job),
         keep_going=keep_going,
     )
 

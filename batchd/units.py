@@ -5,10 +5,12 @@ reads, and a text that cannot be read is answered with a sentence that shows one
 because the things they are compared with are pages: 2G, 2GB and 2GiB are the same 2,147,483,648 bytes.
 """
 
+import operator
 import re
 from typing import Final
 
 from batchd.errors import UsageError
+from batchd.settings import MEMORY_PER_JOB_BYTES_MIN
 
 _NUMBER: Final = r"[0-9]{1,15}(?:\.[0-9]{1,9})?"  # Bounded, so that no text becomes infinity.
 _SIZE: Final = re.compile(rf"({_NUMBER})\s*(?:([KMGT])(?:I?B)?|B)?")
@@ -31,6 +33,24 @@ def parse_size(text: str) -> int:
         raise UsageError(f"{text!r} is not a size; write a number of bytes, or one with K, M, G or T, such as 512M.")
     number, unit = match.groups()
     return int(float(number) * _SIZE_FACTORS[unit]) if unit else int(float(number))
+
+
+def job_memory(option: str, value: int | str | None) -> int | None:
+    """Return what a caller gives as a limit of memory per job: bytes, or what `parse_size` reads.
+
+    >>> job_memory("memory_per_job", "2G"), job_memory("memory_per_job", None)
+    (2147483648, None)
+    """
+    if value is None:
+        return None
+    try:
+        found = parse_size(value) if isinstance(value, str) else operator.index(value)
+    except TypeError:
+        raise UsageError(f'{option}={value!r:.80}: give bytes, or a text such as "2G"') from None
+    if found < MEMORY_PER_JOB_BYTES_MIN:
+        least = format_size(MEMORY_PER_JOB_BYTES_MIN)
+        raise UsageError(f"{option} must be {least} or more: a worker takes most of that by itself")
+    return found
 
 
 def format_size(size_bytes: float) -> str:

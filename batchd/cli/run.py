@@ -27,9 +27,8 @@ from batchd.edge.journal import BatchJournal
 from batchd.edge.shelf import find_batch
 from batchd.edge.template import KeySpec
 from batchd.errors import CodeChanged, UsageError
-from batchd.settings import MEMORY_PER_JOB_BYTES_MIN
 from batchd.sources import Block, Source, hints, open_source
-from batchd.units import continuing, counted, format_size, parse_duration, parse_share, parse_size
+from batchd.units import continuing, counted, job_memory, parse_duration, parse_share
 from batchd.worker import task as tasks
 from batchd.worker.command import TASK as COMMAND
 from batchd.worker.command import command_words, fill
@@ -201,7 +200,7 @@ def options_of(args: argparse.Namespace) -> Options:
         workers=parse_workers(args.workers, cpus_usable()),
         allowances=Allowances(retries=args.retries, crashes_max=args.max_crashes),
         timeout_s=positive("--timeout", parse_duration(args.timeout)) if args.timeout else None,
-        memory_bytes_max=job_memory(parse_size(args.memory_per_job)) if args.memory_per_job else None,
+        memory_bytes_max=job_memory("--memory-per-job", args.memory_per_job),
         failures_max=failures_max,
         failures_share_max=share_max,
         keep_going=args.keep_going,
@@ -213,14 +212,6 @@ def positive(option: str, value: float) -> float:
     if value <= 0:
         raise UsageError(f"{option} must be more than 0")
     return value
-
-
-def job_memory(size: int) -> int:
-    """Return what a job may take, refusing less than its worker takes anyway."""
-    if size < MEMORY_PER_JOB_BYTES_MIN:
-        least = format_size(MEMORY_PER_JOB_BYTES_MIN)
-        raise UsageError(f"--memory-per-job must be {least} or more: a worker takes most of that by itself")
-    return size
 
 
 def spec_of_name(args: argparse.Namespace) -> dict[str, Any] | None:

@@ -248,7 +248,8 @@ class Openings:
 def _rules_of(options: ev.Options) -> str:
     """Say how the jobs of a batch are run, as far as it shows in their outcomes."""
     allowed = options.allowances
-    return f"retries={allowed.retries}, crashes_max={allowed.crashes_max}, timeout={options.timeout_s}"
+    memory = "" if options.memory_bytes_max is None else f", memory_per_job={options.memory_bytes_max}"
+    return f"retries={allowed.retries}, crashes_max={allowed.crashes_max}, timeout={options.timeout_s}{memory}"
 
 
 def options_of(fields: dict[str, Any]) -> ev.Options:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from batchd.errors import UsageError
 from tests.contract.calls import WAIT_S, Counter
 from tests.contract.executors import Make
 
@@ -51,8 +52,8 @@ def test_the_part_that_does_not_pickle_is_named(make_ours: Make) -> None:
         ({"retries": -1}, ValueError, "retries must be 0 or more"),
         ({"retries": "2"}, TypeError, "integer"),
         ({"crashes_max": 0}, ValueError, "crashes_max must be 1 or more"),
-        ({"memory_per_job": 5 << 20}, ValueError, "memory_per_job must be 16,777,216 bytes or more"),
-        ({"memory_per_job": "1G"}, TypeError, "integer"),
+        ({"memory_per_job": 5 << 20}, UsageError, "memory_per_job must be 16M or more"),
+        ({"memory_per_job": 1.5}, UsageError, 'give bytes, or a text such as "2G"'),
         ({"max_workers": 1.5}, TypeError, "integer"),
     ],
 )

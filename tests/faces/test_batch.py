@@ -205,7 +205,23 @@ def test_retries_and_limits_are_those_of_the_batch(client: batchd.Client, ran: s
         list(slow.results())
 
 
-@pytest.mark.parametrize("options", [{"workers": -1}, {"retries": -1}, {"timeout": 0}, {"crashes_max": 0}])
+def test_a_job_of_a_batch_or_a_map_may_take_so_much_memory(client: batchd.Client, tmp_path: Path) -> None:
+    def take(mib: int) -> int:
+        taken = bytearray(mib << 20)
+        nap(60 if mib else 0)
+        return len(taken)
+
+    hungry = client.submit_batch(take, [0, 200], memory_per_job="100M")
+    told = list(hungry.results(on_error="return"))
+    assert told[0] == 0
+    assert isinstance(told[1], batchd.JobOverMemory)
+    mapped: list[Any] = list(batchd.map(take, [200], workers=1, memory_per_job=100 << 20, on_error="return"))
+    assert isinstance(mapped[0], batchd.JobOverMemory)
+
+
+@pytest.mark.parametrize(
+    "options", [{"workers": -1}, {"retries": -1}, {"timeout": 0}, {"crashes_max": 0}, {"memory_per_job": 1}]
+)
 def test_options_that_make_no_sense_are_refused(client: batchd.Client, options: Any) -> None:
     with pytest.raises(UsageError):
         client.submit_batch(square, [1], **options)

@@ -305,6 +305,7 @@ def test_a_function_that_does_not_pickle_is_named() -> None:
         ({"workers": -2}, UsageError, "-2"),
         ({"workers": "none"}, UsageError, "none"),
         ({"retries": -1}, UsageError, "retries"),
+        ({"memory_per_job": "5M"}, UsageError, "memory_per_job must be 16M or more"),
         ({"crashes_max": 0}, UsageError, "crashes_max"),
         ({"timeout": 0}, UsageError, "timeout"),
         ({"on_error": "ignore"}, UsageError, "on_error"),
