@@ -1,6 +1,8 @@
 """Who gets what: how many workers each key should have, and whose work is taken back for whom. Pure functions."""
 
-from collections.abc import Iterable, Mapping
+from collections import deque
+from collections.abc import Container, Iterable, Mapping
+from typing import NamedTuple
 
 from batchd.core.books import LiveBatch, Worker, WorkerState
 from batchd.core.lease import Lease
@@ -72,17 +74,26 @@ def rest_s(workers: Iterable[Worker], batches: Mapping[str, LiveBatch], longest_
     return shortest
 
 
-def choose_victim(
-    workers: Mapping[int, Worker], batches: Mapping[str, LiveBatch], key: str, now: float
-) -> tuple[Worker, Lease, int] | None:
-    """Return (worker, lease, new stop) of the work most worth taking back for an idle worker of `key`.
+class Victim(NamedTuple):
+    """A lease of which work is taken back."""
+
+    worker: Worker
+    lease: Lease
+    stop: int
+    """Where it is to stop."""
+
+
+def choose_victims(
+    workers: Iterable[Worker], batches: Mapping[str, LiveBatch], keys: Container[str], now: float
+) -> dict[str, deque[Victim]]:
+    """Return by key, of those in `keys`, the work worth taking back for idle workers, the most worth it first.
 
     A lease that waits behind another is taken back whole, the running one is halved. A job that has been running for
     a while is expected to run as long again, whatever the pace of the others says.
     """
-    best: tuple[float, Worker, Lease, int] | None = None
-    for worker in workers.values():
-        if worker.key != key or worker.kill or worker.state is not WorkerState.READY:
+    found: dict[str, list[tuple[float, Victim]]] = {}
+    for worker in workers:
+        if not worker.leases or worker.key not in keys or worker.kill or worker.state is not WorkerState.READY:
             continue
         behind_s = now - worker.reported_at
         for lease in worker.leases:
@@ -97,6 +108,8 @@ def choose_victim(
                 continue
             if not batch.is_leasing or not batch.has_room:
                 continue
-            if best is None or gain_s > best[0]:
-                best = gain_s, worker, lease, stop
-    return best[1:] if best else None
+            found.setdefault(worker.key, []).append((gain_s, Victim(worker, lease, stop)))
+    return {
+        key: deque(victim for _, victim in sorted(victims, key=lambda each: each[0], reverse=True))
+        for key, victims in found.items()
+    }

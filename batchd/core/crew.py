@@ -7,7 +7,7 @@ decides what becomes of a job: that is the scheduler's. `orders` are the command
 from collections.abc import Mapping
 
 from batchd.core import commands as c
-from batchd.core.assignment import choose_batch, choose_victim, pool_size, workers_per_key
+from batchd.core.assignment import choose_batch, choose_victims, pool_size, workers_per_key
 from batchd.core.books import Kill, LiveBatch, Worker, WorkerState
 from batchd.core.lease import Lease
 from batchd.settings import LANES, LEASE_TARGET_S, LEASES_PER_WORKER, TURNS_S
@@ -150,10 +150,18 @@ class Crew:
 
     def steal(self, now: float) -> None:
         """Take work back from slow workers for those that have none (one lease per idle worker)."""
-        for worker in self.workers.values():
-            if worker.leases or worker.state is not WorkerState.READY or worker.kill:
-                continue
-            if choose_batch(self._batches.values(), worker):
-                continue
-            if victim := choose_victim(self.workers, self._batches, worker.key, now):
-                self.cut(*victim)
+        idle = [
+            worker.key
+            for worker in self.workers.values()
+            if not worker.leases and worker.state is WorkerState.READY and not worker.kill
+        ]
+        if not idle:
+            return
+        # Whoever holds no lease may take what any other of its key may: one search does for all, however many.
+        served = {
+            batch.key for batch in self._batches.values() if batch.queued.size and batch.is_leasing and batch.has_room
+        }
+        victims = choose_victims(self.workers.values(), self._batches, set(idle) - served, now)
+        for key in idle:
+            if left := victims.get(key):
+                self.cut(*left.popleft())

@@ -4,7 +4,7 @@ import pytest
 
 from batchd.core import commands as c
 from batchd.core import events as ev
-from batchd.core.assignment import choose_batch, choose_victim, pool_size, rest_s, workers_per_key
+from batchd.core.assignment import choose_batch, choose_victims, pool_size, rest_s, workers_per_key
 from batchd.core.books import Kill, LiveBatch, Worker, WorkerState
 from batchd.core.crew import Crew
 from batchd.core.events import Options
@@ -85,8 +85,8 @@ def test_a_batch_above_its_cap_is_for_nobody() -> None:
 
 
 def victims(live: LiveBatch, *workers: Worker, now: float = 0.0) -> tuple[int, int, int] | None:
-    found = choose_victim({it.number: it for it in workers}, {"a": live}, "key", now)
-    return (found[0].number, found[1].number, found[2]) if found else None
+    found = choose_victims(workers, {"a": live}, {"key"}, now)
+    return next(((first.worker.number, first.lease.number, first.stop) for first, *_ in found.values()), None)
 
 
 def test_a_waiting_lease_is_taken_whole_before_a_running_one_is_halved() -> None:
