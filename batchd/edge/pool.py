@@ -136,7 +136,8 @@ class Pool:
                 continue
             if worker.seen != (position.lease, position.index):
                 worker.seen, worker.seen_at = (position.lease, position.index), now
-            started_ns = worker.slot.words[STARTED]
+            # Of a job that has ended the time goes on, and nobody is to look when it would reach the limit.
+            started_ns = worker.slot.words[STARTED] if position.phase is ev.Phase.RUNNING else 0
             running_s = (monotonic_ns() - started_ns) / 1e9 if started_ns else 0.0
             # Clock and memory belong to the job at the position only if nothing moved while they were read.
             if worker.slot.position() == position:

@@ -428,3 +428,19 @@ def test_the_status_says_what_each_worker_runs(bench: Bench, tmp_path: Path) -> 
         worker.pid,
     )
     assert rows[worker.number]["since_s"] >= 0
+
+
+def test_the_time_of_a_job_runs_while_it_does_and_not_for_ever(bench: Bench, tmp_path: Path) -> None:
+    """Else an idle worker has run into each limit, and its supervisor looks 50 times a second whether it has."""
+    with listening(tmp_path / "door") as hear:
+        worker = at_work(bench, [("same", 0), ("announce", str(tmp_path / "door"), 600)])
+        bench.run(worker, 0, 1, is_timed=True)
+        idle_at_one = phase_word(Phase.IDLE, 0) | 1
+        bench.until(lambda: worker.slot.words[POSITION] == idle_at_one, "it is idle")
+        bench.pool.observe({}, {})
+        bench.lease(worker, 1, 2, lane=1, is_timed=True)
+        hear()
+        bench.pool.observe({}, {})
+    seen = [event for event in bench.events if isinstance(event, ev.WorkerObserved)]
+    assert [event.position.phase for event in seen] == [Phase.IDLE, Phase.RUNNING]
+    assert [event.running_s > 0 for event in seen] == [False, True]
