@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from batchd.settings import KILL_WAIT_S
 from batchd.worker.template import TAG
 
 _PR_SET_CHILD_SUBREAPER = 36
+_TAGS = re.compile(rb"(?:^|\0)" + TAG.encode() + rb"=([^\0]*)")
 
 
 def become_subreaper() -> None:
@@ -21,9 +23,9 @@ def become_subreaper() -> None:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")
 
 
-def tagged(prefix: str) -> Iterator[int]:
-    """Give the pids of this user's processes whose tag starts with `prefix`."""
-    needle = f"{TAG}={prefix}".encode()
+def tagged(*prefixes: str) -> Iterator[int]:
+    """Give the pids of this user's processes whose tag starts with one of `prefixes`."""
+    wanted = tuple(prefix.encode() for prefix in prefixes)
     mine = os.getpid()
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit() or int(entry.name) == mine:
@@ -32,14 +34,14 @@ def tagged(prefix: str) -> Iterator[int]:
             environ = (entry / "environ").read_bytes()
         except OSError:
             continue  # Gone, or somebody else's.
-        if environ.startswith(needle) or b"\0" + needle in environ:
+        if any(tag.startswith(wanted) for tag in _TAGS.findall(environ)):
             yield int(entry.name)
 
 
-def kill_tagged(prefix: str, *, wait_s: float = 0.0) -> int:
-    """Kill what carries the tag and wait for up to `wait_s` until it is dead; return how many there were."""
+def kill_tagged(*prefixes: str, wait_s: float = 0.0) -> int:
+    """Kill what carries one of the tags and wait for up to `wait_s` until it is dead; return how many there were."""
     fds: list[int] = []
-    for pid in tagged(prefix):
+    for pid in tagged(*prefixes):
         try:
             fds.append(os.pidfd_open(pid))
             signal.pidfd_send_signal(fds[-1], signal.SIGKILL)

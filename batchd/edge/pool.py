@@ -77,6 +77,8 @@ class Pool:
         selector.register(self._reports, EVENT_READ, self._read_reports)
         self._holds = 0
         self.workers: dict[int, WorkerProcess] = {}
+        self._exited: list[WorkerProcess] = []
+        """Whose exits were found in this turn."""
 
     # --- Orders ------------------------------------------------------------------------------------------------
 
@@ -372,17 +374,28 @@ class Pool:
             worker.kill()
 
     def _on_exit(self, worker: WorkerProcess) -> None:
-        self._drain(worker)
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(worker.pid, signal.SIGKILL)  # Before the pid is free: children in its group.
-        _, status, usage = os.wait4(worker.pid, 0)
-        kill_tagged(tag(self._home.journal_id, self._home.epoch, worker.number))
-        position = worker.slot.position()
-        cause = worker.why or describe(status)
-        failure = worker.failure(position, cause, status, usage)
-        self._delete_unreported(worker, position)
-        self._close(worker)
-        self._emit(ev.WorkerGone(worker.number, position, cause, failure.encode()))
+        """Have it buried with all whose exits are found in this turn: their children are looked for once."""
+        if not self._exited:
+            self._later(0.0, self._bury)
+        self._exited.append(worker)
+
+    def _bury(self) -> None:
+        exited, self._exited = self._exited, []
+        ends = []
+        for worker in exited:
+            self._drain(worker)
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(worker.pid, signal.SIGKILL)  # Before the pid is free: children in its group.
+            ends.append((worker, *os.wait4(worker.pid, 0)[1:]))
+        # Before it is told that anybody is gone: then his jobs may run again.
+        kill_tagged(*(tag(self._home.journal_id, self._home.epoch, worker.number) for worker in exited))
+        for worker, status, usage in ends:
+            position = worker.slot.position()
+            cause = worker.why or describe(status)
+            failure = worker.failure(position, cause, status, usage)
+            self._delete_unreported(worker, position)
+            self._close(worker)
+            self._emit(ev.WorkerGone(worker.number, position, cause, failure.encode()))
         self._reap()
 
     def _drain(self, worker: WorkerProcess) -> None:

@@ -3,7 +3,9 @@
 import os
 import re
 import signal
+import sys
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ from batchd.core import commands as c
 from batchd.core import events as ev
 from batchd.core.events import Phase, Position
 from batchd.core.job import JobState
+from batchd.edge.orphans import kill_tagged
 from batchd.formats.report import Failure
 from batchd.settings import VALUE_FILE_BYTES_MIN
 from batchd.worker.main import EXIT_DESCRIPTORS, PROTOCOL_FD_MIN
@@ -341,6 +344,31 @@ def test_a_daemon_of_a_dead_worker_is_gone_too(bench: Bench) -> None:
     bench.gone(worker)
     await_death(daemon)
     assert is_alive(other.pid)  # Nobody else's processes are touched.
+
+
+def test_of_workers_that_die_together_the_children_are_sought_once_and_before_anybody_is_told(bench: Bench) -> None:
+    """All processes of the machine are looked through for that, and a job may run again as soon as it is told."""
+    workers = [at_work(bench, [("leave_a_daemon",)] * 3), bench.start(), bench.start()]
+    daemons = [bench.run(worker, at, at + 1)[0].value for at, worker in enumerate(workers)]
+    told_before: list[int] = []
+
+    def look(frame: FrameType, event: str, arg: object) -> None:
+        if event == "call" and frame.f_code is kill_tagged.__code__:
+            told_before.append(sum(isinstance(event, ev.WorkerGone) for event in bench.events))
+
+    for worker in workers:
+        os.kill(worker.pid, signal.SIGKILL)
+    for worker in workers:
+        await_death(worker.pid)
+    sys.setprofile(look)
+    try:
+        for worker in workers:
+            bench.gone(worker)
+    finally:
+        sys.setprofile(None)
+    assert told_before == [0]
+    for daemon in daemons:
+        await_death(daemon)
 
 
 @pytest.mark.fault
