@@ -64,7 +64,7 @@ class FrameReader:
         """Take in that `size` bytes were put into `room`."""
         self._room = self._room[size:]
         if self._large is not None and not self._room:
-            whole, self._large = self._large, None
+            whole, self._large, self._room = self._large, None, memoryview(b"")  # Or it would hold the body.
             yield whole
 
     def feed(self, data: bytes) -> Iterator[Frame]:

@@ -45,14 +45,18 @@ class Aside:
 
     def _run(self) -> None:
         while True:
-            work, then = self._work.get()
-            raised = None
-            try:
-                work()
-            except Exception as error:
-                raised = error
-            self._over.put((then, raised))
-            os.eventfd_write(self._wake_fd, 1)
+            self._do_next()
+
+    def _do_next(self) -> None:
+        """Do what was asked first. A call of its own: else what the work holds is held until there is other work."""
+        work, then = self._work.get()
+        raised = None
+        try:
+            work()
+        except Exception as error:
+            raised = error
+        self._over.put((then, raised))
+        os.eventfd_write(self._wake_fd, 1)
 
     def _on_over(self) -> None:
         os.eventfd_read(self._wake_fd)

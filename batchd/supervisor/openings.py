@@ -7,6 +7,7 @@ the user's is unpickled here.
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -100,31 +101,36 @@ class Openings:
             self._supervisor.after_commit(lambda: self._tell_opened(client, number, name))
             return
 
-        def go_on(reason: str, *, is_new: bool = False) -> None:
-            if client.is_gone:
-                return
-            with self._answering(client, number, name):
-                if reason:
-                    raise TaskError(reason)
-                self.check_free(name, is_shared=request.is_shared)
-                if self._clients.may_join(name):
-                    self._check_alike(request)  # Another client was faster.
-                elif name in self._supervisor.journals:  # Taken up to be changed, or left, during the import.
-                    self._clients.when_put_down(name, lambda: go_on(""))
-                    return
-                elif self._must_be_made(request):
-                    self._make(client, number, request, go_on)
-                    return
-                else:
-                    self.attach(request, is_new=is_new)
-                self._bind(client, request)
-                self._supervisor.after_commit(lambda: self._tell_opened(client, number, name))
-
         def import_task() -> None:
+            go_on = partial(self._go_on, client, number, request)
             with self._answering(client, number, name):
                 self._supervisor.pool.add_key(request.key, request.key_spec, go_on)
 
         self._clients.when_put_down(name, import_task)
+
+    def _go_on(
+        self, client: Client, number: int, request: Opening, reason: str = "", *, is_new: bool = False
+    ) -> None:
+        """Go on when the task was imported, or cannot be for a `reason`."""
+        name = request.name
+        if client.is_gone:
+            return
+        with self._answering(client, number, name):
+            if reason:
+                raise TaskError(reason)
+            self.check_free(name, is_shared=request.is_shared)
+            if self._clients.may_join(name):
+                self._check_alike(request)  # Another client was faster.
+            elif name in self._supervisor.journals:  # Taken up to be changed, or left, during the import.
+                self._clients.when_put_down(name, lambda: self._go_on(client, number, request))
+                return
+            elif self._must_be_made(request):
+                self._make(client, number, request)
+                return
+            else:
+                self.attach(request, is_new=is_new)
+            self._bind(client, request)
+            self._supervisor.after_commit(lambda: self._tell_opened(client, number, name))
 
     @contextmanager
     def _answering(self, client: Client, number: int, name: str) -> Iterator[None]:
@@ -173,11 +179,11 @@ class Openings:
     def _must_be_made(self, request: Opening) -> bool:
         return request.spec is not None and not self.folder(request.name).exists()
 
-    def _make(self, client: Client, number: int, request: Opening, go_on: Callable[..., None]) -> None:
+    def _make(self, client: Client, number: int, request: Opening) -> None:
         """Have a new batch made while the loop goes on, then go on."""
         name, spec = request.name, request.spec or {}
         if name in self._being_made:
-            self._being_made[name].append(lambda: go_on(""))
+            self._being_made[name].append(lambda: self._go_on(client, number, request))
             return
         folder = self.folder(name)
         if (free := free_bytes(folder.parent)) < DISK_RESERVE_BYTES:
@@ -191,7 +197,7 @@ class Openings:
                 with self._answering(client, number, name):
                     if raised is not None:
                         raise raised
-                    go_on("", is_new=True)
+                    self._go_on(client, number, request, is_new=True)
             finally:
                 call_each(waiting)
 

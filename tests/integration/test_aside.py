@@ -1,7 +1,10 @@
 """What is done aside comes back to the loop in order, whatever it raises, and harms nobody else."""
 
+import weakref
 from collections.abc import Iterator
+from functools import partial
 from selectors import DefaultSelector
+from threading import Event
 
 import pytest
 
@@ -52,3 +55,16 @@ def test_between_the_parts_of_long_work_other_work_is_done(capsys: pytest.Captur
     err = capsys.readouterr().err
     assert "KeyError: 'a bug'" in err
     assert "ZeroDivisionError" in err
+
+
+def test_work_that_was_done_is_not_held_until_there_is_other_work() -> None:
+    """It may be a function of many megabytes, which a batch was made with."""
+    told: list[object] = []
+    is_free = Event()
+    with DefaultSelector() as selector:
+        work = partial(told.append, "done")
+        weakref.finalize(work, is_free.set)
+        Aside(selector).do(work, told.append)
+        del work
+        until(selector, told, 2)
+        assert is_free.wait(10)

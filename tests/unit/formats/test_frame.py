@@ -1,6 +1,7 @@
 """Frames: a stream of bytes becomes messages, however it is cut; what is no frame is refused before it is kept."""
 
 import struct
+from typing import cast
 from zlib import crc32
 
 import pytest
@@ -85,6 +86,13 @@ def test_a_large_body_is_received_where_it_lies(cut: int) -> None:
     # The last byte comes with what follows it, to a reader that does not look at `room`.
     assert list(reader.feed(bytes(left) + encode(3, b""))) == [Frame(2, b"meta", body), Frame(3, b"", b"")]
     assert reader.room is None
+
+
+def test_a_large_body_is_not_held_by_whoever_received_it() -> None:
+    body = bytearray(LARGE_BYTES_MIN)
+    reader = FrameReader()
+    (whole,) = [*reader.feed(encode(2, b"", len(body))), *reader.feed(bytes(body))]
+    cast("bytearray", whole.body).clear()  # Which is refused as long as there is a view of it.
 
 
 def test_a_large_body_behind_a_wrong_head_is_refused() -> None:
