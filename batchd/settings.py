@@ -154,6 +154,11 @@ WORKERS_MAX: Final = 1024
 """Workers one supervisor may be asked for; each takes four of its descriptors."""
 SLOTS: Final = 2048
 """Slots of the flight recorder: living workers plus gone ones whose outcomes are not durable yet."""
+IDLE_TEMPLATES_MAX: Final = 4
+"""Templates kept for keys that no live batch has: maps of a few functions in turn import each only once.
+
+More are processes with all that a function imports and holds, for functions that may never come again.
+"""
 OPEN_BATCHES_MAX: Final = 256
 """Each open batch takes MAP_BYTES of address space and a few descriptors."""
 DOOR_REST_S: Final = 0.1

@@ -111,10 +111,12 @@ class Bench:
         return name
 
     def add_key(self, spec: KeySpec, key: str = "k") -> str:
-        """Import a key's task; return '' or why not."""
+        """Import a key's task, and take a batch of it up; return '' or why that cannot be."""
         reasons: list[str] = []
         self.pool.add_key(key, spec, reasons.append)
         self.until(lambda: reasons, "the task is imported")
+        if not reasons[0]:
+            self.pool.take_up(f"of-{key}", key, spec)
         return reasons[0]
 
     def start(self, key: str = "k") -> WorkerProcess:

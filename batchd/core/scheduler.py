@@ -47,6 +47,7 @@ class Scheduler:
         self.workers = self.crew.workers
         self._jitter = jitter
         self._intensity: dict[str, RestartIntensity] = {}
+        """Of the keys of live batches, which are all it could stop."""
         self._turn = 0
         self._entry_turn = 0
         """The last turn that had entries: what waits for durability waits for this one."""
@@ -96,6 +97,7 @@ class Scheduler:
         for batch in self.batches.values():
             batch.check()
             assert set(batch.leases) <= held, "a lease without a worker"
+        assert self._intensity.keys() == {batch.key for batch in self.batches.values()}
         self.crew.check()
 
     def _on(self, event: ev.Event, now: float) -> None:
@@ -136,6 +138,7 @@ class Scheduler:
     def _on_attached(self, event: ev.BatchAttached) -> None:
         facts = event.facts
         batch = self.batches[facts.batch] = LiveBatch(facts, event.options, event.key)
+        self._intensity.setdefault(event.key, RestartIntensity())
         batch.scaled = self.scaled
         self._record(e.Attached(facts.batch, event.epoch))
         for start, stop in list(facts.done.gaps(0, facts.size)):
@@ -266,7 +269,7 @@ class Scheduler:
         batch = self.batches[lease.batch]
         lease.next, worker.reported_at = stop, now
         batch.measure(lease, event.count, event.busy_s)
-        self._intensity_of(worker.key).progress()
+        self._intensity[worker.key].progress()
         if event.state is JobState.SUCCEEDED:
             batch.sole_fingerprint = b""
             self._record(e.Recorded(lease.batch, event.first, event.count, JobState.SUCCEEDED, event.block))
@@ -381,9 +384,10 @@ class Scheduler:
             self.crew.short_until = now + SHORT_S  # Without the others it is a death, or nobody would ever be told.
             return
         is_death = bool(event.cause) and not charged and worker.is_staying
-        if is_death and self._intensity_of(worker.key).death(now):
+        intensity = self._intensity.get(worker.key)
+        if is_death and intensity is not None and intensity.death(now):
             self._on_key_failed(worker.key, f"workers keep dying without finishing a job: {event.cause}")
-            self._intensity_of(worker.key).progress()
+            intensity.progress()
 
     def _return_lease(self, worker: Worker, lease: Lease, event: ev.WorkerGone, now: float) -> bool:
         """Take back a dead worker's lease; return whether a job was charged for the death."""
@@ -396,7 +400,7 @@ class Scheduler:
         if running is not None:
             cause = self._blame(worker, lease, running)
             if self._settle(batch, running, begun, lease.history, cause, now, failure=event.failure):
-                self._intensity_of(worker.key).progress()
+                self._intensity[worker.key].progress()
                 self._apply_stop_rules(batch, event.cause.encode())
         self._give_back(batch, begun, lease.stop)
         return cause is not Cause.REPLAY
@@ -441,6 +445,8 @@ class Scheduler:
         for name, batch in list(self.batches.items()):
             if not batch.facts.is_attached and batch.entry_turn <= committed:
                 del self.batches[name]
+                if all(other.key != batch.key for other in self.batches.values()):
+                    del self._intensity[batch.key]
                 self.crew.orders.append(c.PutDown(name))
                 freed.append(True)
         return any(freed)
@@ -452,6 +458,3 @@ class Scheduler:
         apply(batch.facts, entry)
         self._entries.append(entry)
         self._entry_turn = batch.entry_turn = self._turn
-
-    def _intensity_of(self, key: str) -> RestartIntensity:
-        return self._intensity.setdefault(key, RestartIntensity())

@@ -29,7 +29,7 @@ from batchd.errors import FormatError
 from batchd.formats.frame import Frame, FrameReader
 from batchd.formats.reference import OF_WORKER
 from batchd.formats.report import LEASE
-from batchd.settings import CUT_WAIT_S, READ_BYTES, STACK_DUMP_S
+from batchd.settings import CUT_WAIT_S, IDLE_TEMPLATES_MAX, READ_BYTES, STACK_DUMP_S
 from batchd.worker import output
 from batchd.worker.recorder import STARTED, WRITER, Lane, Recorder
 from batchd.worker.template import tag
@@ -65,7 +65,10 @@ class Pool:
         self._do_aside = do_aside
         self._keys: dict[str, KeySpec] = {}
         self._templates: dict[str, TemplateProcess] = {}
+        """Of keys that no live batch has the last few, those put down last at the end."""
         self._fresh: set[str] = set()
+        self._live: dict[str, str] = {}
+        """The key of each live batch."""
         self._free_slots = list(reversed(range(recorder.slots)))
         """The last is used first: a slot that was ever used has memory for its transcript."""
         self.shortage = ""  # Why the last worker that the system refused was refused, for people.
@@ -84,9 +87,8 @@ class Pool:
 
     def add_key(self, key: str, spec: KeySpec, on_ready: Callable[[str], None]) -> None:
         """Make a key known and import its task; `on_ready` is called with '' or with why it cannot be done."""
-        self._keys[key] = spec
-        if spec.is_fresh:
-            self._fresh.add(key)
+        self._let_go()  # Of what whoever asked before did not take up.
+        self._learn(key, spec)
         template = self._templates.get(key)
         if template is None:
             try:
@@ -97,6 +99,33 @@ class Pool:
         self._waiters.setdefault(key, []).append(on_ready)
         if template.is_ready:
             call_each(self._waiters.pop(key), "")
+
+    def take_up(self, batch: str, key: str, spec: KeySpec) -> None:
+        """Have a key at hand as long as the batch is live: its workers may be started at any moment."""
+        self._learn(key, spec)  # Again: making the batch may have taken long.
+        self._live[batch] = key
+
+    def put_down(self, batch: str) -> None:
+        """Let go of a batch's key, if no other live batch has it."""
+        key = self._live.pop(batch)
+        if key in self._templates:
+            self._templates[key] = self._templates.pop(key)
+        self._let_go()
+
+    def _learn(self, key: str, spec: KeySpec) -> None:
+        self._keys[key] = spec
+        if spec.is_fresh:
+            self._fresh.add(key)
+
+    def _let_go(self) -> None:
+        """Forget the keys that nobody needs, for whoever wants one sends it; a few templates wait for that."""
+        needed = {*self._live.values(), *self._waiters}
+        for key in self._keys.keys() - needed:
+            del self._keys[key]
+        self._fresh.intersection_update(self._keys)
+        idle = [key for key, each in self._templates.items() if key not in needed and not each.pending]
+        for key in idle[:-IDLE_TEMPLATES_MAX]:
+            self._drop_template(key, self._templates[key])
 
     def perform(self, command: c.Command) -> None:
         """Carry out one order."""

@@ -64,7 +64,7 @@ class TemplateProcess:
 
     def __init__(self, spec: KeySpec, home: Home, log_fd: int) -> None:
         """Start it. Raises OSError when no process can be started."""
-        self.spec = spec
+        self._task = spec.task
         self.is_ready = False
         self.threads = 1
         self.failure = ""
@@ -133,7 +133,7 @@ class TemplateProcess:
         """Say how it died, once it is closed."""
         code = self.process.returncode
         how = describe(-code if code < 0 else code << 8)
-        return f"the process that imports {':'.join(self.spec.task)} for its workers died: {how}"
+        return f"the process that imports {':'.join(self._task)} for its workers died: {how}"
 
     def close(self) -> None:
         """End the template; its workers stay."""

@@ -314,6 +314,7 @@ class Supervisor:
         self.journals.pop(batch).close()
         self.usage.pop(batch, None)
         self.progress.pop(batch, None)
+        self.pool.put_down(batch)
         self.clients.go_on_without(batch)
 
     def _set_trouble(self, reason: str) -> None:

@@ -230,6 +230,7 @@ class Openings:
         supervisor.journals[name] = journal
         supervisor.progress[name] = progress
         supervisor.usage[name] = {**supervisor.batch_usage(name), **usage}
+        supervisor.pool.take_up(name, request.key, request.key_spec)
         supervisor.emit(ev.BatchAttached(live, request.options, request.key, supervisor.ground.epoch))
 
     def folder(self, name: str) -> Path:

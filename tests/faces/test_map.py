@@ -17,9 +17,12 @@ from batchd.client.throwaway import throwaway_folder
 from batchd.edge.folder import journal_id
 from batchd.edge.orphans import tagged
 from batchd.errors import UsageError
+from batchd.settings import IDLE_TEMPLATES_MAX
 from tests.commands import Desk, dead, is_template, until
 from tests.contract.calls import WAIT_S, Counter, Door, fail, kill_myself, nap, notes, square, survive_from
 from tests.faces.jobs import note_and_nap
+
+LARGE = 8 << 20
 
 
 class Pulled:
@@ -54,11 +57,36 @@ def workers_of_this_process() -> list[int]:
     return [pid for pid in tagged(journal_id(throwaway_folder())) if not dead(pid) and not is_template(pid)]
 
 
+def supervisor_bytes() -> int:
+    """Return the memory that is the supervisor's own."""
+    from batchd.client.connection import request
+
+    status = Path(f"/proc/{request(throwaway_folder(), 'hello')['pid']}/status").read_text()
+    return 1024 * int(status.partition("RssAnon:")[2].split()[0])
+
+
+def templates() -> list[int]:
+    """Return the templates of this process's throw-away journal."""
+    return [pid for pid in tagged(journal_id(throwaway_folder())) if not dead(pid) and is_template(pid)]
+
+
 def busy_jobs() -> int:
     """Return how many jobs of this process's maps are running."""
     from batchd.client.connection import request
 
     return sum(1 for row in request(throwaway_folder(), "status")["workers"] if row["batch"])
+
+
+# --- What it leaves ----------------------------------------------------------------------------------------------
+
+
+def test_maps_of_ever_other_functions_leave_neither_these_nor_a_process_for_each() -> None:
+    before = supervisor_bytes()
+    for number in range(IDLE_TEMPLATES_MAX + 2):
+        large = bytes([number]) * LARGE
+        assert list(batchd.map(lambda x, large=large: large[x], [0], workers=1)) == [number]
+    until(lambda: len(templates()) <= IDLE_TEMPLATES_MAX, "most templates are gone")
+    until(lambda: supervisor_bytes() < before + 2 * LARGE, "the functions are gone")
 
 
 # --- What it gives -----------------------------------------------------------------------------------------------

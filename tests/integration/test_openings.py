@@ -38,7 +38,9 @@ class Host:
         self.ground: Any = SimpleNamespace(folder=folder, epoch=1)
         self.selector: BaseSelector = DefaultSelector()
         self.scheduler: Any = SimpleNamespace(batches={})
-        self.pool: Any = SimpleNamespace(add_key=self.add_key, workers={}, shortage="", status=list)
+        self.pool: Any = SimpleNamespace(
+            add_key=self.add_key, take_up=lambda *_: None, workers={}, shortage="", status=list
+        )
         self.journals: dict[str, BatchJournal] = {}
         self.progress: dict[str, Any] = {}
         self.usage: dict[str, dict[str, float]] = {}

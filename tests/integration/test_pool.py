@@ -12,6 +12,9 @@ import pytest
 from batchd.core import commands as c
 from batchd.core import events as ev
 from batchd.core.job import JobState
+from batchd.edge.orphans import tagged
+from batchd.settings import IDLE_TEMPLATES_MAX
+from batchd.worker.template import tag
 from tests.bench import Bench, at_work, await_death, key_spec, open_descriptors
 
 GOOD = JobState.SUCCEEDED
@@ -101,6 +104,52 @@ def test_a_template_that_was_killed_is_started_again(bench: Bench) -> None:
     bench.until(lambda: "k" not in bench.pool._templates, "its death is seen")
     worker = bench.start()
     assert bench.run(worker, 0, 1)[0].value == worker.pid
+
+
+def test_of_keys_that_no_batch_has_a_few_templates_are_left_and_nothing_else(bench: Bench) -> None:
+    keys = [f"k{number}" for number in range(IDLE_TEMPLATES_MAX + 3)]
+    told: list[str] = []
+    for key in reversed(keys):
+        bench.pool.add_key(key, key_spec(), told.append)
+    bench.until(lambda: len(told) == len(keys), "all are imported, because they are waited for")
+    for key in keys:
+        bench.pool.take_up(f"of-{key}", key, key_spec())
+    bench.pool.take_up("another", keys[0], key_spec())
+    bench.pool.perform(c.StartWorker(1, keys[1]))  # It is asked for, and not born yet.
+    processes = {key: bench.pool._templates[key].process.pid for key in keys}
+    for key in keys:
+        bench.pool.put_down(f"of-{key}")
+    del processes[keys[2]]
+    assert list(bench.pool._keys) == keys[:1]
+    assert bench.pool._templates.keys() == processes.keys()
+    bench.await_event(ev.WorkerReady)
+    assert set(tagged(tag(bench.journal_id, 1, 0))) == set(processes.values())
+
+
+@pytest.mark.parametrize("is_fresh", [False, True])
+def test_a_key_comes_back_with_a_batch_that_was_long_in_the_making(bench: Bench, *, is_fresh: bool) -> None:
+    """Its task was imported, and others were put down before the batch was there."""
+    worker = at_work(bench, [("pid",)] * 2, is_fresh=is_fresh)
+    bench.pool.put_down("of-k")
+    assert not bench.pool._keys
+    assert not bench.pool._fresh
+    bench.pool.take_up("b", "k", key_spec(is_fresh=is_fresh))
+    bench.run(worker, 0, 1)
+    for template in list(bench.pool._templates.values()):
+        os.kill(template.process.pid, signal.SIGKILL)
+    bench.until(lambda: not bench.pool._templates, "nothing is left of it")
+    bench.run(bench.start(), 1, 2)
+    assert bool(bench.pool._templates) is not is_fresh
+
+
+def test_a_function_that_is_mapped_again_finds_its_template(bench: Bench) -> None:
+    assert bench.add_key(key_spec()) == ""
+    template = bench.pool._templates["k"].process.pid
+    bench.pool.put_down("of-k")
+    told: list[str] = []
+    bench.pool.add_key("k", key_spec(), told.append)
+    assert told == [""], "at once"
+    assert bench.pool._templates["k"].process.pid == template
 
 
 def test_a_recorder_without_a_free_slot_starts_no_worker(tmp_path: Path) -> None:
