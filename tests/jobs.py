@@ -1,6 +1,7 @@
 """What a job can do to its worker. A job is (name, argument...), so one lease can mix good and bad ones."""
 
 import ctypes
+import json
 import os
 import random
 import signal
@@ -14,6 +15,7 @@ from select import select
 from typing import Any, NoReturn
 
 import batchd
+from batchd.worker.template import is_open
 
 
 def act(item: tuple[Any, ...]) -> Any:
@@ -204,6 +206,25 @@ def fork_and_talk() -> tuple[str, int]:
     told = os.read(read, 1000).decode()
     os.close(read)
     return told, os.waitpid(child, 0)[1]
+
+
+def fork_a_child_that_forks(files: int) -> list[int]:
+    """Have a child open so many files and fork again; return which of them its own child has not."""
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        opened = [os.open(os.devnull, os.O_RDONLY) for _ in range(files)]
+        if (grandchild := os.fork()) == 0:
+            closed = [fd for fd in opened if not is_open(fd)]
+            os.write(write, json.dumps(closed).encode())
+        else:
+            os.waitpid(grandchild, 0)
+        os._exit(0)
+    os.close(write)
+    os.waitpid(child, 0)
+    told = os.read(read, 4096)
+    os.close(read)
+    return list(json.loads(told))
 
 
 def leave_a_daemon() -> int:

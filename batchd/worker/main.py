@@ -255,6 +255,8 @@ class Worker:
 
     def _on_fork_in_job(self) -> None:
         """Silence a child that a job forked: it may not speak for this worker, whatever it returns to."""
+        if self._is_forked:
+            return  # A child of the child: by now the numbers may be of files that the first one opened.
         self._forked_at = self._index()
         self._is_forked = self._service.is_forked = True
         for view in (*self._halves, self._words):

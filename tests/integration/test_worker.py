@@ -330,6 +330,11 @@ def test_a_child_of_a_job_may_print_and_ask_who_it_is(bench: Bench) -> None:
     assert bench.run(worker, 0, 2)[1].value == ("index 1", 0)
 
 
+def test_a_child_of_a_jobs_child_has_every_file_that_was_opened(bench: Bench) -> None:
+    worker = at_work(bench, [("fork_a_child_that_forks", PROTOCOL_FD_MIN + 10)])
+    assert bench.run(worker, 0, 1)[0].value == []
+
+
 @pytest.mark.fault
 @pytest.mark.covers("W7", "P8")
 def test_a_daemon_of_a_dead_worker_is_gone_too(bench: Bench) -> None:
