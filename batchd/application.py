@@ -226,8 +226,7 @@ class Client:
 
         A batch of that name goes on: what it was given before is not given again (`Batch.skipped`); with `key` only
         new and changed items run, the latter in place of what failed (`Batch.replaced`). Options are those of
-        `batchd.map`. When the first 100 jobs fail alike it stops, unless `keep_going`. `seal=False` leaves it open
-        for `add`.
+        `batchd.map`. It stops when the first 100 jobs fail alike, unless `keep_going`; `seal=False`: for `add`.
 
         Raises what pickling `fn` and iterating raise; InputChanged, CodeChanged (unless `accept_code`), BatchdError.
 
@@ -239,14 +238,13 @@ class Client:
         self._check_process()
         limits = retries, timeout, crashes_max, memory_per_job
         options = job_options(workers or self._workers, *limits, keep_going=keep_going)
-        digest = code_digest(fn)
         spec = library_spec(
             name_of(fn) if name is None else name,
             is_named=name is not None,
             task=name_of(fn),
             call=ONE,
             kind="iterable" if key is None else "keyed",
-            digest=digest,
+            digest=code_digest(fn),
             is_throwaway=False,
         )
         identity = batch_id(["name", name] if name else ["batch", os.urandom(16).hex()])
@@ -265,7 +263,7 @@ class Client:
                 spec=spec,
                 options=options,
                 key_spec=library_key(payload),
-                digest=digest,
+                digest=spec["digest"],
                 note=warn,
                 follows=True,
             )
