@@ -6,7 +6,7 @@ Numbers that were measured say so. Nothing here is read from the environment.
 from typing import Final
 
 # --- The formats -----------------------------------------------------------------------------------------------
-FORMAT_VERSION: Final = 2
+FORMAT_VERSION: Final = 3
 """Raised when a journal written today could not be read by the batchd of yesterday."""
 RECORD_BYTES_MAX: Final = 65_512
 """A record this long fills 16 LMDB pages exactly; 65,536 would waste a seventeenth (measured: +6.3 %)."""

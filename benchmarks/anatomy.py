@@ -207,7 +207,7 @@ def _worker_parts(clock: _Clock, folder: Path, scratch: Path, jobs: int) -> byte
             slot.write_lane(number % LANES, lane)
             worker._run_lease(number % LANES)  # noqa: SLF001  (the path that is measured)
 
-    inputs = worker._inputs.batch(folder.name)  # noqa: SLF001
+    inputs = worker._inputs.batch(Lane(0, 0, 0, 1, is_timed=False, batch=folder.name, reach=0))  # noqa: SLF001
 
     def decode() -> list[Sequence[Any]]:
         found, index = [], 0

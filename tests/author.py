@@ -47,7 +47,7 @@ class Author:
     def _next(self) -> list[e.Entry]:
         facts, random = self.facts, self._random
         if not facts.is_attached:
-            return [self._apply(e.Attached(facts.batch, facts.epoch + 1))]
+            return [self._apply(e.Attached(facts.batch, facts.stint + 1))]
         acts = [self._record] * 8 + [self._submit] * 3
         acts += [self._charge, self._charge, self._toggle_seal, self._detach, self._stop, self._reopen]
         acts += [self._note] * 4

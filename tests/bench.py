@@ -136,6 +136,7 @@ class Bench:
         stop: int,
         *,
         batch: str = "b",
+        stint: int = 1,
         attempt: int = 1,
         lane: int = 0,
         is_timed: bool = False,
@@ -143,7 +144,7 @@ class Bench:
         """Grant a lease and return its number."""
         self._leases += 1
         number = worker.number
-        self.pool.perform(c.GrantLease(number, self._leases, lane, batch, first, stop, attempt, is_timed))
+        self.pool.perform(c.GrantLease(number, self._leases, lane, batch, stint, first, stop, attempt, is_timed))
         return self._leases
 
     # --- Waiting -----------------------------------------------------------------------------------------------

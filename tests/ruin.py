@@ -95,7 +95,7 @@ def _begun(place: Path, seed: int) -> tuple[BatchJournal, Author] | None:
 
 def _go_on(journal: BatchJournal, author: Author) -> None:
     facts, random = author.facts, Random(1)
-    journal.commit([author._apply(e.Attached("b", facts.epoch + 1)), author._apply(e.Unsealed("b"))])
+    journal.commit([author._apply(e.Attached("b", facts.stint + 1)), author._apply(e.Unsealed("b"))])
     for turn in range(300):
         first = facts.size
         values = ["v" * 20, turn, None, 1.5, turn]

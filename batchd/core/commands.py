@@ -19,6 +19,7 @@ class GrantLease:
     lease: int
     lane: int
     batch: str
+    stint: int
     first: int
     stop: int
     attempt: int

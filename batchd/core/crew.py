@@ -141,6 +141,7 @@ class Crew:
                 lease=lease.number,
                 lane=lease.lane,
                 batch=lease.batch,
+                stint=batch.facts.stint,
                 first=first,
                 stop=stop,
                 attempt=history.attempts + 1,

@@ -19,9 +19,10 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Attached(Entry):
-    """A supervisor of this epoch took the batch up; until Detached, jobs of it may be running."""
+    """The batch was taken up; until Detached, jobs of it may be running."""
 
-    epoch: int
+    stint: int
+    """The number of this time that the batch is up, which no other time of any batch has."""
 
 
 @dataclass(frozen=True, slots=True)

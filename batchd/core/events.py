@@ -53,7 +53,8 @@ class BatchAttached:
     options: Options
     key: str
     """Workers serve one key: the same task, source, import path, folder and environment."""
-    epoch: int
+    stint: int
+    """A number that was never given before: leases of the batch have it until the batch is put down."""
 
 
 @dataclass(frozen=True, slots=True)

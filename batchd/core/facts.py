@@ -58,8 +58,8 @@ class BatchFacts:
     is_sealed: bool = False
     generation: int = 0
     """Raised by each retry of finished jobs."""
-    epoch: int = 0
-    """The supervisor that last took the batch up."""
+    stint: int = 0
+    """Of the last time that the batch was taken up: what was said of leases with another is not about this."""
     is_attached: bool = False
     done_at_attach: int = 0
     """How many jobs were done when the batch was last taken up: what came since is progress."""
@@ -121,8 +121,8 @@ def apply(facts: BatchFacts, entry: e.Entry) -> None:
                 raise IllegalTransition(f"charged finished jobs {entry.first}..{stop} of {facts.batch}")
             facts.histories.put(entry.first, stop, entry.history)
             facts.attempts_max = max(facts.attempts_max, entry.history.attempts)
-        case e.Attached(epoch=epoch):
-            facts.epoch, facts.is_attached, facts.stopped = epoch, True, ""
+        case e.Attached(stint=stint):
+            facts.stint, facts.is_attached, facts.stopped = stint, True, ""
             facts.done_at_attach = facts.done.size
         case e.Detached():
             facts.is_attached = False

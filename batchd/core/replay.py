@@ -21,6 +21,7 @@ class LeaseTrace(NamedTuple):
     """One lease the recorder describes, and where its worker was."""
 
     batch: str
+    stint: int
     number: int
     first: int
     stop: int
@@ -36,11 +37,12 @@ def interrupted(
     """Apply and return the entries for the jobs that `traces` show as begun and that have no outcome.
 
     Those that a report says succeeded are recorded; one that failed may run again, for nobody knows its allowances.
-    `failure` is what is recorded for a job that was interrupted too often. Traces of other batches do not matter.
+    `failure` is what is recorded for a job that was interrupted too often. Traces of other batches do not
+    matter, nor do those of another stint: that was put down in order, and may have been of a batch that is gone.
     """
     if not facts.is_attached:
         return []
-    own = [trace for trace in traces if trace.batch == facts.batch]
+    own = [trace for trace in traces if (trace.batch, trace.stint) == (facts.batch, facts.stint)]
     entries = [entry for trace in own for entry in _reported(facts, trace)]
     made_progress = facts.done.size > facts.done_at_attach
     for trace in own:

@@ -140,7 +140,7 @@ class Scheduler:
         batch = self.batches[facts.batch] = LiveBatch(facts, event.options, event.key)
         self._intensity.setdefault(event.key, RestartIntensity())
         batch.scaled = self.scaled
-        self._record(e.Attached(facts.batch, event.epoch))
+        self._record(e.Attached(facts.batch, event.stint))
         for start, stop in list(facts.done.gaps(0, facts.size)):
             self._give_back(batch, start, stop)
 

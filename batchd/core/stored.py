@@ -43,7 +43,9 @@ def entry_of(batch: str, fields: dict[str, Any]) -> e.Entry:
     """Return the entry that `fields_of` made these of. Raises FormatError."""
     try:
         kind = _LOGGED[fields.pop("entry")]
-        if kind is e.Submitted:
+        if kind is e.Attached and "epoch" in fields:
+            fields = {"stint": 0}  # Up to format 2 it told of the supervisor instead.
+        elif kind is e.Submitted:
             fields["segments"] = ()
             fields["costs"] = tuple((place, cost) for place, cost in fields.get("costs", ()))
         elif kind is e.Noted:

@@ -329,7 +329,14 @@ class Pool:
         if worker is None or worker.leases_fd < 0:
             return
         lane = Lane(
-            order.lease, order.first, order.stop, order.attempt, order.is_timed, order.batch, reach=order.stop
+            lease=order.lease,
+            first=order.first,
+            stop=order.stop,
+            attempt=order.attempt,
+            is_timed=order.is_timed,
+            batch=order.batch,
+            reach=order.stop,
+            stint=order.stint,
         )
         worker.slot.write_lane(order.lane, lane)
         worker.granted.append(order)

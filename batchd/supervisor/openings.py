@@ -231,7 +231,7 @@ class Openings:
         supervisor.progress[name] = progress
         supervisor.usage[name] = {**supervisor.batch_usage(name), **usage}
         supervisor.pool.take_up(name, request.key, request.key_spec)
-        supervisor.emit(ev.BatchAttached(live, request.options, request.key, supervisor.ground.epoch))
+        supervisor.emit(ev.BatchAttached(live, request.options, request.key, _new_stint()))
 
     def folder(self, name: str) -> Path:
         """Return where a batch is, or would be; raises UsageError for what cannot be an id."""
@@ -250,6 +250,11 @@ class Openings:
             **({"recorded": list(journal.snapshot().done)} if name in client.untold else {}),
         }
         client.reply(number, fields)
+
+
+def _new_stint() -> int:
+    """Return a number by chance, for a counter would begin anew with a journal that is restored."""
+    return int.from_bytes(os.urandom(8), "big")
 
 
 def _rules_of(options: ev.Options) -> str:

@@ -63,12 +63,14 @@ def _charge_begun(folder: Path, path: Path, name: str) -> int:
     if recorder is None:
         return 0
     charged = 0
-    for batch, traces in _traces(recorder).items():
+    for (batch, stint), traces in _traces(recorder).items():
         try:
             journal = BatchJournal(folder / "batches" / batch, is_writer=True)
         except BatchdError:
             continue  # Damaged or deleted: whoever opens it is told.
         try:
+            if stint != journal.facts.stint:
+                continue  # Of an earlier time, or of another batch that had the id.
             charged += _write(journal, [_with_reports(trace, slot, recorder, journal) for slot, trace in traces])
         except (lmdb.CorruptedError, lmdb.PageNotFoundError):
             continue  # It can be read and not be written: a matter of this batch and no other.
@@ -125,12 +127,13 @@ def _earlier(path: Path, name: str) -> Recorder | None:
     return None
 
 
-def _traces(recorder: Recorder) -> dict[str, list[tuple[int, LeaseTrace]]]:
-    """Return each lease a recorder describes, with its slot, by batch."""
-    traces: dict[str, list[tuple[int, LeaseTrace]]] = defaultdict(list)
+def _traces(recorder: Recorder) -> dict[tuple[str, int], list[tuple[int, LeaseTrace]]]:
+    """Return each lease a recorder describes, with its slot, by batch and stint."""
+    traces: dict[tuple[str, int], list[tuple[int, LeaseTrace]]] = defaultdict(list)
     for number in range(recorder.slots):
         slot = recorder.slot(number)
         position = slot.position()
         for lane in slot.lanes():
-            traces[lane.batch].append((number, LeaseTrace(lane.batch, lane.lease, lane.first, lane.reach, position)))
+            trace = LeaseTrace(lane.batch, lane.stint, lane.lease, lane.first, lane.reach, position)
+            traces[lane.batch, lane.stint].append((number, trace))
     return traces

@@ -48,7 +48,7 @@ class SimulatedClient:
         """How many jobs its whole input has."""
         return sum(self._pieces)
 
-    def attach(self, epoch: int) -> None:
+    def attach(self, stint: int) -> None:
         """Bring the batch, with the facts that the journal holds."""
         facts = self._journal.replay(self.batch)
         last = facts.sequences.get("client", (0, 0))[0]
@@ -57,7 +57,7 @@ class SimulatedClient:
         self._sent = self._world.chance.choice([last, self._accepted])  # What is already there is said again.
         self._accepted = last
         self.presence = Presence.HERE
-        self._post(ev.BatchAttached(facts, self._cast.options, self._cast.key, epoch))
+        self._post(ev.BatchAttached(facts, self._cast.options, self._cast.key, stint))
 
     def lost_supervisor(self) -> None:
         """The supervisor is dead; come again."""

@@ -25,6 +25,10 @@ class MemoryJournal:
         for entry in entries:
             self._entries.setdefault(entry.batch, []).append(entry)
 
+    def remove(self, batch: str) -> None:
+        """Forget a batch."""
+        self._entries.pop(batch, None)
+
     def entries(self, batch: str) -> tuple[e.Entry, ...]:
         """Return what was committed for a batch, oldest first."""
         return tuple(self._entries.get(batch, ()))

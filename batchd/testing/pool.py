@@ -55,7 +55,9 @@ class SimulatedPool:
 
     def _grant(self, grant: c.GrantLease) -> None:
         worker = self.workers[grant.worker]
-        worker.slot.lanes[grant.lane] = Lane(grant.lease, grant.batch, grant.first, grant.stop, grant.stop)
+        worker.slot.lanes[grant.lane] = Lane(
+            grant.lease, grant.batch, grant.stint, grant.first, grant.stop, limit=grant.stop
+        )
         self._world.agenda.after(self._world.delay_s / 2, worker.receive, grant)  # In order.
 
     def _cut(self, cut: c.CutLease) -> None:

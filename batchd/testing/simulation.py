@@ -55,15 +55,15 @@ class Simulation:
         self.story = Story(self._agenda, story_lines)
         self.journal = MemoryJournal()
         self._faults = Faults(chance, _draw_faults(chance))
-        casts = _draw_casts(chance)
-        self._witness = Witness({cast.batch: cast.options for cast in casts})
+        self._keys = chance.choice([["one"], ["one", "two"]])
+        self._witness = Witness()
         self._world = World(
             chance=chance,
             agenda=self._agenda,
             story=self.story,
             faults=self._faults,
             witness=self._witness,
-            casts={cast.batch: cast for cast in casts},
+            casts={},
             post=self._post,
             rests_idle=chance.random() < 0.5,
             ack_s=chance.choice([0.0, 0.001, 0.01, 0.1]),
@@ -71,9 +71,15 @@ class Simulation:
         )
         self._gather_s = chance.choice([0.0, 0.002, 0.01])
         self._commit_s = chance.choice([0.0005, 0.005, 0.05])
-        self._clients = {cast.batch: self._draw_client(cast) for cast in casts}
-        self._steps = self._turns = 0
-        self._epoch = 0
+        self._clients: dict[str, SimulatedClient] = {}
+        self._remakings = {
+            f"batch-{number}": chance.choice([0, 0, 1]) for number in range(chance.choice([1, 1, 2, 3]))
+        }
+        """How often each batch will yet be removed and another be made under its id."""
+        for batch in self._remakings:
+            self._make(batch, edition=1)
+        self._steps = self._turns = self._jobs_removed = 0
+        self._epoch = self._stint = 0
         self._start()
 
     def run(self) -> Report:
@@ -87,7 +93,7 @@ class Simulation:
             seed=self._seed,
             steps=self._steps,
             turns=self._turns,
-            jobs=sum(client.jobs for client in self._clients.values()),
+            jobs=self._jobs_removed + sum(client.jobs for client in self._clients.values()),
             runs=self._witness.runs,
             worker_deaths=sum(self._faults.struck[kind] for kind in ("worker", "idle", "start")),
             supervisor_deaths=self._faults.struck["supervisor"],
@@ -97,10 +103,20 @@ class Simulation:
     def _play(self) -> None:
         for batch in self._clients:
             self._agenda.after(0.0, self._client_acts, batch)
-        while any(client.presence is not Presence.GONE for client in self._clients.values()):
+        while any(self._remakings.values()) or not all(map(self._is_gone, self._clients)):
             assert self._steps < self._steps_max, "it does not come to an end"
             assert self._agenda.run_next(), "nothing will ever happen again"
             self._steps += 1
+
+    def _make(self, batch: str, edition: int) -> None:
+        """Make a batch, whose client comes some time later; what had its id before is gone."""
+        cast = self._world.casts[batch] = _draw_cast(self._chance, batch, self._chance.choice(self._keys), edition)
+        self.journal.remove(batch)
+        self._witness.made(batch, cast.options, cast.block)
+        self._clients[batch] = self._draw_client(cast)
+
+    def _is_gone(self, batch: str) -> bool:
+        return self._clients[batch].presence is Presence.GONE
 
     def _draw_client(self, cast: Cast) -> SimulatedClient:
         """Draw a batch's jobs and their fates, and the client that brings them."""
@@ -264,12 +280,19 @@ class Simulation:
     def _client_acts(self, batch: str) -> None:
         client = self._clients[batch]
         if client.presence is Presence.GONE:
-            return
+            if not self._remakings[batch]:
+                return
+            self._remakings[batch] -= 1
+            self.story.tell("disk", f"{batch} is removed and another is made")
+            self._jobs_removed += client.jobs
+            self._make(batch, self._world.casts[batch].edition + 1)
+            client = self._clients[batch]
         self._agenda.after(self._chance.expovariate(1 / client.pace_s), self._client_acts, batch)
         if not self._is_alive:
             return
         if client.presence is Presence.AWAY:
-            client.attach(self._epoch)
+            self._stint += 1
+            client.attach(self._stint)
         else:
             client.act()
 
@@ -287,19 +310,14 @@ def _draw_faults(chance: Random) -> Counter[str]:
     )
 
 
-def _draw_casts(chance: Random) -> list[Cast]:
-    keys = chance.choice([["one"], ["one", "two"]])
-    casts = []
-    for number in range(chance.choice([1, 1, 2, 3])):
-        options = ev.Options(
-            workers=chance.choice([1, 2, 2, 3, 4, 6]),
-            allowances=Allowances(chance.choice([0, 0, 1, 3]), chance.choice([1, 3, 3]), chance.choice([1, 5, 5])),
-            timeout_s=chance.choice([None, None, 0.5]),
-            memory_bytes_max=chance.choice([None, 2 << 30]),
-            failures_max=chance.choice([None, None, None, 5]),
-            failures_share_max=chance.choice([None, None, None, 0.5]),
-            keep_going=chance.random() < 0.5,
-        )
-        duration_s = chance.choice([0.0001, 0.002, 0.002, 0.02])
-        casts.append(Cast(f"batch-{number}", chance.choice(keys), options, duration_s=duration_s))
-    return casts
+def _draw_cast(chance: Random, batch: str, key: str, edition: int) -> Cast:
+    options = ev.Options(
+        workers=chance.choice([1, 2, 2, 3, 4, 6]),
+        allowances=Allowances(chance.choice([0, 0, 1, 3]), chance.choice([1, 3, 3]), chance.choice([1, 5, 5])),
+        timeout_s=chance.choice([None, None, 0.5]),
+        memory_bytes_max=chance.choice([None, 2 << 30]),
+        failures_max=chance.choice([None, None, None, 5]),
+        failures_share_max=chance.choice([None, None, None, 0.5]),
+        keep_going=chance.random() < 0.5,
+    )
+    return Cast(batch, key, options, duration_s=chance.choice([0.0001, 0.002, 0.002, 0.02]), edition=edition)

@@ -22,8 +22,8 @@ Job = tuple[str, int]
 class Witness:
     """What really happened to every job, and what was said about it."""
 
-    def __init__(self, options: dict[str, Options]) -> None:
-        self._options = options
+    def __init__(self) -> None:
+        self._options: dict[str, Options] = {}
         self.durable: dict[str, BatchFacts] = {}
         """What the disk holds: the fold of all committed entries."""
         self._said: dict[str, BatchFacts] = {}
@@ -42,6 +42,9 @@ class Witness:
         """Deaths of a worker that ran the job, not ordered by the scheduler."""
         self._kills: Counter[Job] = Counter()
         self._interruptions: Counter[Job] = Counter()
+        self._blocks: dict[str, bytes] = {}
+        """What workers report that have the inputs of the batch that is there."""
+        self._runs_removed = 0
 
     # --- What workers do -------------------------------------------------------------------------------------
 
@@ -81,15 +84,32 @@ class Witness:
 
     def kept(self, traces: Iterable[LeaseTrace]) -> None:
         """A batch was recovered, and this is what transcripts said of its leases."""
+        stints = {name: facts.stint for name, facts in self.durable.items()}
         for trace in traces:
-            for ack in trace.reports:
+            for ack in trace.reports if trace.stint == stints.get(trace.batch) else ():
                 if ack.state is JobState.SUCCEEDED:
                     self._kept.update((trace.batch, index) for index in range(ack.first, ack.first + ack.count))
 
     @property
     def runs(self) -> int:
         """How many executions were begun."""
-        return self._runs.total()
+        return self._runs.total() + self._runs_removed
+
+    def made(self, batch: str, options: Options, block: bytes) -> None:
+        """A batch is made; what had its id before is gone."""
+        self._runs_removed += sum(runs for job, runs in self._runs.items() if job[0] == batch)
+        assert not any(job[0] == batch for job in self._running), f"{batch} is removed while jobs of it run"
+        for tally in (self._stored, self._begun, self._runs, self._raised):
+            for job in [job for job in tally if job[0] == batch]:
+                del tally[job]
+        for tally in (self._deaths, self._kills, self._interruptions):
+            for job in [job for job in tally if job[0] == batch]:
+                del tally[job]
+        for jobs in (self._succeeded, self._kept):
+            jobs.difference_update([job for job in jobs if job[0] == batch])
+        for books in (self.durable, self._said, self._outcomes):
+            books.pop(batch, None)
+        self._options[batch], self._blocks[batch] = options, block
 
     # --- What the scheduler says -----------------------------------------------------------------------------
 
@@ -172,6 +192,8 @@ class Witness:
 
     def _weigh_outcome(self, entry: e.Recorded, said: BatchFacts) -> None:
         outcomes = self._outcomes.setdefault(entry.batch, {})
+        is_own = entry.block in {b"", self._blocks[entry.batch]}
+        assert is_own, f"{entry} is of a batch that had the id before"
         allowed = self._options[entry.batch].allowances
         for index in range(entry.first, entry.first + entry.count):
             job = (entry.batch, index)

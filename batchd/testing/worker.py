@@ -12,7 +12,7 @@ from batchd.core.commands import GrantLease
 from batchd.core.events import Phase, Position
 from batchd.core.job import JobState
 from batchd.core.replay import LeaseTrace
-from batchd.testing.world import Deed, World
+from batchd.testing.world import Cast, Deed, World
 
 
 @dataclass(slots=True)
@@ -21,6 +21,7 @@ class Lane:
 
     lease: int
     batch: str
+    stint: int
     first: int
     stop: int
     """No job at or beyond it was begun: lowered only when a cut is certain."""
@@ -43,7 +44,7 @@ class Slot:
         for ack in self.said:
             said[ack.lease].append(ack)
         return [
-            LeaseTrace(it.batch, it.lease, it.first, it.stop, self.position, tuple(said[it.lease]))
+            LeaseTrace(it.batch, it.stint, it.lease, it.first, it.stop, self.position, tuple(said[it.lease]))
             for it in self.lanes.values()
         ]
 
@@ -68,6 +69,8 @@ class SimulatedWorker:
         self._is_stopping = False
         self._pipe: deque[GrantLease] = deque()
         self._lease: GrantLease | None = None
+        self._open: dict[str, tuple[int, Cast]] = {}
+        """The batches it reads, with the stint for which it opened them."""
         self._index = 0
         self._unsent: list[tuple[JobState, bytes]] = []
         self._unsent_s = 0.0
@@ -151,7 +154,7 @@ class SimulatedWorker:
             self._begin(self._lease)
 
     def _begin(self, lease: GrantLease) -> None:
-        world, cast = self._world, self._world.casts[lease.batch]
+        world, cast = self._world, self._cast(lease)
         run = world.witness.begun((lease.batch, self._index), lease.attempt, self.number)
         deed = cast.deed(self._index, run)
         lasts_s = cast.duration_s * cast.costs.get(self._index, world.chance.paretovariate(1.5))
@@ -171,6 +174,12 @@ class SimulatedWorker:
         timeout_s = cast.options.timeout_s
         if timeout_s is not None and (lasts_s > timeout_s or world.chance.random() < 0.05):
             world.agenda.after(timeout_s * (1 + world.chance.random() / 10), self._observe)
+
+    def _cast(self, lease: GrantLease) -> Cast:
+        """Return the batch of a lease as it was when it was opened."""
+        if self._open.get(lease.batch, (0, None))[0] != lease.stint:
+            self._open[lease.batch] = lease.stint, self._world.casts[lease.batch]
+        return self._open[lease.batch][1]
 
     def _leave(self, note: ev.CheckpointReceived) -> None:
         if not self.is_dead:
@@ -224,7 +233,8 @@ class SimulatedWorker:
             if fingerprint and world.chance.random() < 0.3:
                 self._post(ev.CauseExplained(self.number, lease.lease, fingerprint, b"because"))
             busy_s = self._unsent_s * count / len(self._unsent)
-            ack = ev.JobsAcked(self.number, lease.lease, first, count, state, b"block", busy_s, fingerprint)
+            block = self._cast(lease).block
+            ack = ev.JobsAcked(self.number, lease.lease, first, count, state, block, busy_s, fingerprint)
             self.slot.said.append(ack)
             if world.faults.strikes("worker", 0.005):
                 self.die("killed before it sent what it noted")

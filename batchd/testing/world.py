@@ -57,7 +57,7 @@ class Story:
     @staticmethod
     def _words(what: object) -> str:
         if isinstance(what, ev.BatchAttached):
-            return f"BatchAttached({what.facts.batch!r}, epoch={what.epoch})"
+            return f"BatchAttached({what.facts.batch!r}, stint={what.stint})"
         return str(what)
 
 
@@ -90,6 +90,13 @@ class Cast:
     """The median of a heavy-tailed law."""
     costs: dict[int, float] = field(default_factory=dict)
     """What its client says that jobs cost."""
+    edition: int = 1
+    """How many batches had this id so far: each was removed before the next was made."""
+
+    @property
+    def block(self) -> bytes:
+        """What a worker reports that has the inputs of this batch."""
+        return b"of edition %d" % self.edition
 
     def deed(self, index: int, run: int) -> Deed:
         """Return what the `run`-th run (from 1) of a job does."""

@@ -17,6 +17,7 @@ from batchd.formats import tables
 from batchd.formats.reference import Buffer, Reference
 from batchd.formats.segment import Block, unpack
 from batchd.settings import READERS_MAX, RECORD_BYTES_MAX
+from batchd.worker.recorder import Lane
 from batchd.worker.valuefiles import ValueFiles, read_value
 
 _OPEN_MAX = 4
@@ -110,23 +111,32 @@ class BatchInputs:
 
 
 class JournalInputs:
-    """The batches a worker reads, the last few kept open."""
+    """The batches a worker reads, the last few kept open: one that was put down in between is opened anew.
+
+    What lies in its folder by then may be another batch, or the same one out of a backup, and the file that was open
+    is nobody's any more.
+    """
 
     def __init__(self, batches: Path, writer: int) -> None:
         self._folder = batches
         self._writer = writer
-        self._open: OrderedDict[str, BatchInputs] = OrderedDict()
+        self._open: OrderedDict[str, tuple[int, BatchInputs]] = OrderedDict()
+        """With the stint for which they were opened."""
 
-    def batch(self, name: str) -> BatchInputs:
-        """Return the inputs of a batch."""
-        if name in self._open:
-            self._open.move_to_end(name)
-        else:
-            self._open[name] = BatchInputs(self._folder / name, self._writer)
-            if len(self._open) > _OPEN_MAX:
-                self._open.popitem(last=False)[1].close()
-        return self._open[name]
+    def batch(self, lane: Lane) -> BatchInputs:
+        """Return the inputs of the batch that a lease is of."""
+        stint, inputs = self._open.get(lane.batch, (0, None))
+        if inputs is not None and stint == lane.stint:
+            self._open.move_to_end(lane.batch)
+            return inputs
+        if inputs is not None:
+            self._open.pop(lane.batch)[1].close()  # First: LMDB must not have a file open twice.
+        inputs = BatchInputs(self._folder / lane.batch, self._writer)
+        self._open[lane.batch] = lane.stint, inputs
+        if len(self._open) > _OPEN_MAX:
+            self._open.popitem(last=False)[1][1].close()
+        return inputs
 
-    def keep(self, name: str, index: int, parts: Sequence[Buffer]) -> Reference | None:
+    def keep(self, lane: Lane, index: int, parts: Sequence[Buffer]) -> Reference | None:
         """Write a job's large result to a file of its own."""
-        return self.batch(name).files.keep(parts, index)
+        return self.batch(lane).files.keep(parts, index)

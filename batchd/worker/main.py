@@ -86,7 +86,8 @@ class Worker:
         self._service = Service(slot, batches, self._inputs, self._send)
         self._sending = Lock()
         """A thread of a job may send a checkpoint while the loop reports."""
-        self._callables: dict[str, Callable[[Any], Any]] = {}
+        self._callables: dict[tuple[str, int], Callable[[Any], Any]] = {}
+        """By batch and stint."""
         self._outcomes = Outcomes(self._send, self._last_output, self._keep)
         self._lane = Lane(0, 0, 0, 1, False, "", 0)
         self._halves = slot.offset_half(), slot.limit_half(0)
@@ -120,7 +121,7 @@ class Worker:
         self._service.begin(lane)
         self._output_start = self._words[OUTPUT] = output.cut_back(self._fds.output)
         outcomes = self._outcomes
-        outcomes.begin(lane.lease, lane.batch, lane.attempt)
+        outcomes.begin(lane)
         self._halves = self._slot.offset_half(), self._slot.limit_half(number)
         self._words[STARTED] = monotonic_ns() if lane.is_timed else 0
         since = perf_counter()
@@ -182,10 +183,8 @@ class Worker:
     def _jobs_from(self, index: int, lane: Lane) -> tuple[Sequence[Any], Callable[[Any], Any]]:
         """Return the inputs from job `index` to the end of its segment or lease, and what to call with each."""
         try:
-            inputs = self._inputs.batch(lane.batch)
-            call = self._callables.get(lane.batch)
-            if call is None:
-                call = self._bind(lane.batch)
+            inputs = self._inputs.batch(lane)
+            call = self._callables.get((lane.batch, lane.stint)) or self._bind(lane)
             first, block = inputs.block(index)
             part = slice(index - first, min(block.count, lane.stop - first))
             if block.is_separate:
@@ -194,16 +193,17 @@ class Worker:
         except FormatError as error:
             return [error], _raise  # A damaged segment costs its own jobs only.
 
-    def _bind(self, batch: str) -> Callable[[Any], Any]:
+    def _bind(self, lane: Lane) -> Callable[[Any], Any]:
         """Return what is called with the inputs of a batch, kept for its further leases."""
 
         def function(mark: bytes) -> bytes:
-            return self._inputs.batch(batch).function(mark)  # Opened again, if others were read meanwhile.
+            return self._inputs.batch(lane).function(mark)  # Opened again, if others were read meanwhile.
 
         if len(self._callables) >= _CALLABLES_MAX:
             del self._callables[next(iter(self._callables))]
-        self._callables[batch] = bind(self._inputs.batch(batch).spec, self._bundle.task, function)
-        return self._callables[batch]
+        call = bind(self._inputs.batch(lane).spec, self._bundle.task, function)
+        self._callables[lane.batch, lane.stint] = call
+        return call
 
     def _send(self, parts: list[bytes]) -> None:
         if self._is_forked:
@@ -228,12 +228,12 @@ class Worker:
             self._transcript.note(self._lane.lease, parts[0])  # First: from here on it is as good as said.
         send_all(self._fds.reports, parts)
 
-    def _keep(self, batch: str, index: int, parts: Sequence[Buffer]) -> Reference | None:
+    def _keep(self, index: int, parts: Sequence[Buffer]) -> Reference | None:
         """Write a large result to a file. Its job is over by then: a slow disk is not its fault, nor a death."""
         words, word = self._words, self._words[POSITION]
         words[POSITION] = phase_word(Phase.REPORTING, 0) | word & ((1 << PHASE_SHIFT) - 1)
         try:
-            return self._inputs.keep(batch, index, parts)
+            return self._inputs.keep(self._lane, index, parts)
         finally:
             if self._lane.is_timed:
                 words[STARTED] = monotonic_ns()

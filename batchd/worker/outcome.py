@@ -18,6 +18,7 @@ from batchd.formats.report import ACK, ENDED, NO_FINGERPRINT, Failure, Report, f
 from batchd.formats.segment import pack_pickled, pack_plain, runs, runs_of_plain
 from batchd.formats.values import PLAIN_TYPES, dump, dump_kept_checked, is_plain
 from batchd.settings import TRACEBACK_CHARS_MAX, VALUE_BYTES_MAX
+from batchd.worker.recorder import Lane
 
 _EXCEPTION_BYTES_MAX = 65_536
 
@@ -37,9 +38,9 @@ class Outcomes:
         self,
         send: Callable[[list[bytes]], None],
         last_output: Callable[[int], str],
-        keep: Callable[[str, int, Sequence[Buffer]], Reference | None] = lambda *_: None,
+        keep: Callable[[int, Sequence[Buffer]], Reference | None] = lambda *_: None,
     ) -> None:
-        """`keep` writes a large result of a batch's job to a file, if it can."""
+        """`keep` writes a large result of a job to a file, if it can."""
         self.values: list[Any] = []
         self.is_pickled = False
         """Whether `values` holds pickles, because the lease returned something that is not plain."""
@@ -55,15 +56,17 @@ class Outcomes:
         self._failures: list[bytes] = []
         self._failed_stop = 0
         self._fingerprints: set[bytes] = set()
-        self._explained: dict[str, set[bytes]] = {}
-        self._batch = ""
+        self._explained: dict[tuple[str, int], set[bytes]] = {}
+        """By batch and stint: what was told of a batch that is gone was not told of the next that has its id."""
+        self._explained_now: set[bytes] = set()
         self._blocks: list[tuple[int, bytes, bytes]] = []
         """(jobs, fingerprint, block), not sent yet."""
         self._frames: list[bytes] = []
 
-    def begin(self, lease: int, batch: str, attempt: int) -> None:
+    def begin(self, lane: Lane) -> None:
         """Start a lease."""
-        self._lease, self._batch, self._attempt = lease, batch, attempt
+        self._lease, self._attempt = lane.lease, lane.attempt
+        self._explained_now = self._explained.setdefault((lane.batch, lane.stint), set())
         self.is_pickled = False
         self._cpu_mark = process_time()
 
@@ -94,9 +97,8 @@ class Outcomes:
         kind = type(error)
         name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
         mark = fingerprint(name, *_places(trace))
-        explained = self._explained.setdefault(self._batch, set())
-        if mark not in explained:
-            explained.add(mark)
+        if mark not in self._explained_now:
+            self._explained_now.add(mark)
             self._explain(mark, error, trace)
         failure = Failure(
             type=name,
@@ -142,7 +144,7 @@ class Outcomes:
         self._cpu_mark = process_time()
 
     def _keep(self, parts: Sequence[Buffer]) -> Reference | None:
-        return self._keep_of(self._batch, self._kept, parts)
+        return self._keep_of(self._kept, parts)
 
     def _explain(self, mark: bytes, error: BaseException, trace: TracebackType | None) -> None:
         lines = "".join(traceback.format_exception(type(error), error, trace))

@@ -13,7 +13,7 @@ sees the other.
            lease, how far the job says it is, lease that is to end, whether the job watches for that, size of the
            transcript (0: none), what the worker has as a writer of value files, 7 spare;
            then the lanes
-    lane   8 words: lease, first, limit, attempt, is_timed, batch id (2 words), reach
+    lane   8 words: lease, first, limit, attempt and is_timed (half a word each), stint, batch id (2 words), reach
 """
 
 import mmap
@@ -31,8 +31,8 @@ from batchd.settings import DISK_RESERVE_BYTES, LANES, TRANSCRIPT_BYTES
 from batchd.worker.transcript import Transcript
 
 _HEADER: Final = struct.Struct("<8s36s36sQQ")
-_LANE: Final = struct.Struct("<QQQQQ16sQ")
-_MAGIC: Final = b"batchdR3"
+_LANE: Final = struct.Struct("<QQQIIQ16sQ")
+_MAGIC: Final = b"batchdR4"
 _HEADER_BYTES: Final = 4096
 _HEAD_WORDS: Final = 16
 _SLOT_WORDS: Final = _HEAD_WORDS + 8 * LANES
@@ -62,7 +62,7 @@ class LaneWord(IntEnum):
     FIRST = 1
     LIMIT = 2
     ATTEMPT = 3
-    TIMED = 4
+    STINT = 4
     BATCH = 5
     REACH = 7
 
@@ -78,6 +78,8 @@ class Lane(NamedTuple):
     batch: str
     reach: int
     """No job at or beyond this was begun under the lease, for sure; `stop` may be lower while a cut is under way."""
+    stint: int = 0
+    """A batch that was removed and made again has the same id, and another stint."""
 
 
 class Slot:
@@ -94,16 +96,16 @@ class Slot:
         """Describe a lease; done before the lease is sent."""
         batch = lane.batch.encode("ascii").ljust(BATCH_ID_BYTES, b"\0")
         count = lane.stop - lane.first
-        values = _LANE.pack(lane.lease, lane.first, count, lane.attempt, lane.is_timed, batch, lane.reach)
+        values = _LANE.pack(lane.lease, lane.first, count, lane.attempt, lane.is_timed, lane.stint, batch, lane.reach)
         at = lane_at(number)
         self.words[at : at + 8] = memoryview(values).cast("Q")
 
     def lane(self, number: int) -> Lane:
         """Return what lane `number` describes."""
         at = lane_at(number)
-        lease, first, limit, attempt, timed, batch, reach = _LANE.unpack(self.words[at : at + 8].tobytes())
+        lease, first, limit, attempt, timed, stint, batch, reach = _LANE.unpack(self.words[at : at + 8].tobytes())
         name = batch.rstrip(b"\0").decode("ascii", "replace")
-        return Lane(lease, first, first + limit, attempt, bool(timed), name, reach)
+        return Lane(lease, first, first + limit, attempt, bool(timed), name, reach, stint)
 
     def lanes(self) -> Iterator[Lane]:
         """Give every lane that describes a lease."""

@@ -53,7 +53,7 @@ class Service:
         self._lease_of(job)
         if self._kept is not None and self._kept[0] == job.index:
             return self._kept[1]
-        return self._inputs.batch(job.batch).note(job.index)
+        return self._inputs.batch(self._lane).note(job.index)
 
     def is_ending(self, job: CurrentJob) -> bool:
         """Say that the job looks, then look: whoever ends it either sees that, or is seen here."""

@@ -196,7 +196,11 @@ FAULTS: Final[dict[str, Row]] = {
     "X5": Row("job kills its supervisor each time", "SIGKILL from within", "quarantined, not an endless loop"),
     "X6": Row("old backup restored", "journal backup, put back later", "goes on from there"),
     "X7": Row("batch damaged beyond reading", "headers and trees overwritten", "salvage brings out what is readable"),
-    "X8": Row("space wanted back", "prune, also while a batch runs", "du shows it; a running batch is never touched"),
+    "X8": Row(
+        "space wanted back",
+        "prune, also while a batch runs",
+        "du shows it; a running batch is never touched; one made again has nothing of it",
+    ),
     "X9": Row("backup while a batch runs", "journal backup", "reads as the journal did, goes on by itself"),
     "X10": Row("any bytes at a decoder", "fuzzing guided by coverage, Hypothesis", "a value or a typed error"),
     "X11": Row("all of it at once", "batchd chaos", "lost 0, recorded twice 0"),

@@ -145,7 +145,7 @@ def read_slot(data: bytes) -> None:
     """A worker's slot of the flight recorder, which any job may scribble over: who is charged by it at a restart."""
     slot = Slot(memoryview(bytearray(data[:SLOT_BYTES].ljust(SLOT_BYTES, b"\0"))).cast("Q"))
     position = slot.position()
-    traces = [LeaseTrace("b", lane.lease, lane.first, lane.reach, position) for lane in slot.lanes()]
+    traces = [LeaseTrace("b", 1, lane.lease, lane.first, lane.reach, position) for lane in slot.lanes()]
     facts = BatchFacts("b", size=40)
     apply(facts, e.Attached("b", 1))
     made = interrupted(facts, traces, Allowances())

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ def left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[BatchJourn
     path = recorder_path(folder, journal_id(folder))
     recorder = Recorder.create(path, boot_id=boot_id(), journal_id=journal_id(folder), epoch=1, slots=2)
     slot = recorder.clear(0)
-    slot.write_lane(0, Lane(LEASE, 0, JOBS, attempt=1, is_timed=False, batch="b", reach=JOBS))
+    slot.write_lane(0, Lane(LEASE, 0, JOBS, attempt=1, is_timed=False, batch="b", reach=JOBS, stint=1))
     slot.words[POSITION] = phase_word(Phase.RUNNING, 0) | 4
     transcript = recorder.transcript(0)
     assert transcript is not None
@@ -75,6 +76,19 @@ def test_after_a_reboot_the_recorder_says_nothing(left: BatchJournal, monkeypatc
     monkeypatch.setattr(recovery, "boot_id", lambda: "another boot")
     journal = recovered(left)
     assert journal.facts.is_attached, "whoever opens it charges all that may have begun"
+    assert not journal.facts.done
+    assert not journal.facts.histories
+    journal.close()
+
+
+def test_what_was_said_of_another_batch_with_the_same_id_is_nothing(left: BatchJournal) -> None:
+    """As if nothing were known: whoever opens the batch charges all that may have begun."""
+    shutil.rmtree(left.folder)
+    again = BatchJournal.create(left.folder, {})
+    again.commit([submission(again.facts, list(range(JOBS))), e.Attached("b", 2)])
+    again.close()
+    journal = recovered(left)
+    assert journal.facts.is_attached
     assert not journal.facts.done
     assert not journal.facts.histories
     journal.close()

@@ -140,7 +140,7 @@ def test_a_transcript_is_not_believed_about_a_file_that_is_gone(tmp_path: Path) 
     small = ev.JobsAcked(
         1, 7, 4, 2, JobState.SUCCEEDED, pack_plain(4, JobState.SUCCEEDED, [1, 2], files.keep), 0.0, b""
     )
-    trace = LeaseTrace("b", 7, 2, 6, None, (*said, small))
+    trace = LeaseTrace("b", 1, 7, 2, 6, None, (*said, small))
     assert recovery._without_lost(place, trace) == trace
     (place / VALUES_NAME / files_of_report(said[0])[0].name).unlink()
     assert recovery._without_lost(place, trace).reports == (said[1], small)

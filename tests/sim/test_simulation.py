@@ -137,6 +137,13 @@ class BelievesLateCheckpoints(Scheduler):
             self._record(e.Noted(lease.batch, event.index, event.payload))
 
 
+class KnowsNoStints(Scheduler):
+    """Takes what has a batch's id for the batch, whenever it was."""
+
+    def _on_attached(self, event: ev.BatchAttached) -> None:
+        super()._on_attached(replace(event, stint=1))
+
+
 class NeverKills(Scheduler):
     """Orders no kill: a hanging job hangs for ever."""
 
@@ -171,6 +178,7 @@ class RecordsFailuresAsSuccess(Scheduler):
         TrustsOldReports,
         ChargesNothing,
         BelievesLateCheckpoints,
+        KnowsNoStints,
         NeverKills,
         RecordsFailuresAsSuccess,
     ],

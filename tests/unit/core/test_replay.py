@@ -17,7 +17,7 @@ def attached(size: int = 10, *entries: e.Entry) -> BatchFacts:
 
 
 def trace(position: Position | None, first: int = 0, stop: int = 5, number: int = 7) -> LeaseTrace:
-    return LeaseTrace("b", number, first, stop, position)
+    return LeaseTrace("b", 1, number, first, stop, position)
 
 
 def test_the_running_job_is_interrupted_and_those_before_it_are_replayed() -> None:
@@ -42,11 +42,18 @@ def test_a_lease_left_behind_was_begun_to_its_end() -> None:
 
 def test_recorded_jobs_and_other_batches_are_left_alone() -> None:
     facts = attached(10, e.Recorded("b", 0, 3, JobState.SUCCEEDED))
-    elsewhere = LeaseTrace("other", 7, 0, 10, Position(7, 9, Phase.RUNNING))
+    elsewhere = LeaseTrace("other", 1, 7, 0, 10, Position(7, 9, Phase.RUNNING))
 
     entries = interrupted(facts, [trace(Position(7, 2, Phase.REPORTING)), elsewhere], ALLOWED)
 
     assert entries == [e.Detached("b")]
+
+
+def test_leases_of_another_stint_are_left_alone() -> None:
+    """The batch was put down since, or it is another one: the first that had the id was removed."""
+    stale = trace(Position(7, 2, Phase.RUNNING))._replace(stint=2, reports=(said(0), said(1)))
+
+    assert interrupted(attached(10), [stale], ALLOWED) == [e.Detached("b")]
 
 
 def said(first: int, count: int = 1, state: JobState = JobState.SUCCEEDED, lease: int = 7) -> JobsAcked:

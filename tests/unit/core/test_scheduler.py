@@ -71,7 +71,7 @@ def leased(size: int = 3, **options: Any) -> Desk:
 
 
 def grant(lease: int, first: int, stop: int, *, lane: int, attempt: int = 1, worker: int = 1) -> c.GrantLease:
-    return c.GrantLease(worker, lease, lane, "b", first, stop, attempt, is_timed=False)
+    return c.GrantLease(worker, lease, lane, "b", 1, first, stop, attempt, is_timed=False)
 
 
 def test_attaching_is_written_down() -> None:

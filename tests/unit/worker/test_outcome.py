@@ -17,6 +17,7 @@ from batchd.formats.values import load
 from batchd.settings import RECORD_BYTES_MAX, TRACEBACK_CHARS_MAX, VALUE_FILE_BYTES_MIN
 from batchd.worker import outcome
 from batchd.worker.outcome import Outcomes, ValueTooLarge, send_all
+from batchd.worker.recorder import Lane
 from tests.jobs import TwoArguments
 
 
@@ -66,8 +67,12 @@ def wire() -> Wire:
 @pytest.fixture
 def outcomes(wire: Wire) -> Outcomes:
     made = Outcomes(wire.send, lambda index: f"output of {index}")
-    made.begin(7, "b", 2)
+    made.begin(lane(attempt=2))
     return made
+
+
+def lane(batch: str = "b", *, attempt: int = 1, stint: int = 1) -> Lane:
+    return Lane(7, 0, 9, attempt, is_timed=False, batch=batch, reach=9, stint=stint)
 
 
 def take(outcomes: Outcomes, index: int, job: Callable[[], Any]) -> None:
@@ -127,7 +132,7 @@ def test_from_the_first_value_that_is_not_plain_on_values_are_pickled(outcomes: 
     assert wire.spans() == [(0, 1, "SUCCEEDED"), (1, 2, "SUCCEEDED"), (3, 1, "SUCCEEDED")]
     assert [block.encoding for block, _, _ in wire.acks] == [Encoding.VECTOR, Encoding.ITEMS, Encoding.ITEMS]
     assert wire.values() == [1, [2], 3, 4]
-    outcomes.begin(7, "b", 1)
+    outcomes.begin(lane())
     assert not outcomes.is_pickled  # The next lease may be plain again.
 
 
@@ -140,10 +145,11 @@ def test_failures_of_one_kind_carry_its_mark_and_are_explained_once(outcomes: Ou
     assert {Failure.decode(payload).fingerprint for payload in wire.acks[0][0].payloads()} == {mark}
     assert text.endswith("ValueError: the same place\n")
     take(outcomes, 3, lambda: fail(ValueError, "another place"))
-    outcomes.begin(7, "another batch", 1)
-    take(outcomes, 4, lambda: fail(ValueError, "another place"))
+    for other in (lane("another batch"), lane("another batch", stint=2), lane("another batch")):
+        outcomes.begin(other)
+        take(outcomes, 4, lambda: fail(ValueError, "another place"))
     outcomes.flush(5, 0.0)
-    assert len(wire.explained) == 3  # A cause is told once to each batch.
+    assert len(wire.explained) == 4  # A cause is told once to each batch, and to one that was made again.
 
 
 def test_failures_of_several_kinds_share_a_block_without_a_mark(outcomes: Outcomes, wire: Wire) -> None:
@@ -293,14 +299,14 @@ def test_every_byte_is_sent(parts: list[bytes]) -> None:
 
 
 def test_large_results_go_to_files_of_their_jobs_whoever_shares_the_report(wire: Wire) -> None:
-    kept: list[tuple[str, int, int]] = []
+    kept: list[tuple[int, int]] = []
 
-    def keep(batch: str, job: int, parts: Sequence[Buffer]) -> Reference:
-        kept.append((batch, job, sum(map(len, parts))))
-        return Reference(1, job, 0, (Part(kept[-1][2], True),))
+    def keep(job: int, parts: Sequence[Buffer]) -> Reference:
+        kept.append((job, sum(map(len, parts))))
+        return Reference(1, job, 0, (Part(kept[-1][1], True),))
 
     outcomes = Outcomes(wire.send, lambda _: "", keep)
-    outcomes.begin(7, "b", 1)
+    outcomes.begin(lane())
     large = "x" * VALUE_FILE_BYTES_MIN
     values = ["small", (1, large), 2, large, large, 3, [4], bytearray(VALUE_FILE_BYTES_MIN), 5]
     for index, value in enumerate(values, 10):
@@ -308,8 +314,8 @@ def test_large_results_go_to_files_of_their_jobs_whoever_shares_the_report(wire:
     outcomes.flush(19, 0.0)
     filed = [block.first for block, _, _ in wire.acks if block.encoding is Encoding.FILED]
     assert filed == [11, 13, 14, 17]
-    assert sorted(job for _, job, _ in kept) == filed
-    assert all(batch == "b" and nbytes > VALUE_FILE_BYTES_MIN for batch, _, nbytes in kept)
+    assert sorted(job for job, _ in kept) == filed
+    assert all(nbytes > VALUE_FILE_BYTES_MIN for _, nbytes in kept)
     assert [(block.first, block.count) for block, _, _ in wire.acks if block.first not in filed] == [
         *((10, 1), (12, 1), (15, 1), (16, 1), (18, 1))
     ]
