@@ -96,6 +96,8 @@ class Batch:
         self._turns = 0
         """How often something happened."""
         self._generation = 0
+        self._created = ""
+        """When the batch was made that this object had open: it goes on with no other."""
         self._is_opened = False
         self._pid = os.getpid()
 
@@ -252,17 +254,14 @@ class Batch:
             outcomes = Outcomes(journal)
             given = RangeSet()
             while True:
-                turns, is_over = (
-                    self._turns,
-                    self._is_over(),
-                )  # Before what is done is looked at, or it would be missed.
+                # Before what is done is looked at, or it would be missed.
+                turns, is_over = self._turns, self._is_over()
                 done = journal.refresh().done if is_over else self._done_now()
                 size = self.progress().size
                 for start, stop in self._due(done, given, size, ordered=ordered and not is_over):
                     given.add(start, stop)
-                    for span in outcomes.spans(
-                        RangeSet([(start, stop)]), max(journal.facts.generation, self._generation)
-                    ):
+                    generation = max(journal.facts.generation, self._generation)
+                    for span in outcomes.spans(RangeSet([(start, stop)]), generation):
                         yield from values_of(span, journal, outcomes, on_error)
                 if is_over and attachment is not None and attachment.error is not None:
                     raise attachment.error
@@ -381,6 +380,7 @@ class Batch:
         if made.error is not None:
             self._attachment = None
             raise made.error
+        self._created = made.session.created
         return made
 
     def _run(self) -> Attachment:
@@ -412,6 +412,7 @@ class Batch:
             note=warn,
             is_shared=spec["input"].get("kind") == "queue",
             follows=True,
+            created=self._created,
         )
 
     @property

@@ -142,8 +142,12 @@ class Session:
         is_shared: bool = False,
         follows: bool = False,
         is_eager: bool = False,
+        created: str = "",
     ) -> None:
-        """Name a batch; `follows`: hear which outcomes are durable; `is_eager`: at once; `is_shared`: with others."""
+        """Name a batch; `follows`: hear which outcomes are durable; `is_eager`: at once; `is_shared`: with others.
+
+        `created`: when the batch was made that is meant, for another may have its id by now; "": it does not matter.
+        """
         self.folder, self.batch = folder, batch
         self.progress: dict[str, Any] = {}
         self.recorded = RangeSet()
@@ -151,7 +155,7 @@ class Session:
         self._note = note
         fields = asdict(options)
         fields["allowances"] = options.allowances._asdict()
-        self._open_fields = {
+        self._open_fields: dict[str, Any] = {
             "batch": batch,
             "spec": spec,
             "options": fields,
@@ -160,6 +164,7 @@ class Session:
             "is_shared": is_shared,
             "follows": follows,
             "is_eager": is_eager,
+            "created": created,
         }
         self._payload = key_spec.payload
         self._is_throwaway = bool(spec and spec.get("is_throwaway"))
@@ -195,8 +200,15 @@ class Session:
             except SupervisorGone:
                 self._count_restart()
             else:
+                # From now on it is there and the same one, or what this session knows of it is wrong.
+                self._open_fields |= {"spec": None, "created": self.progress.get("created", "")}
                 self._take_recorded(self.progress)
                 return self.progress
+
+    @property
+    def created(self) -> str:
+        """When the batch was made that this has open, or had."""
+        return str(self._open_fields["created"])
 
     def feed(self, blocks: Iterator[Checkpointed], keep: Keep = keep_nothing) -> None:
         """Send input as it comes, and seal the batch behind it; `keep` writes large items to files."""

@@ -112,8 +112,8 @@ class _Readers:
 
     def __init__(self) -> None:
         self._lock = Lock()
-        self._open: dict[str, tuple[lmdb.Environment, int]] = {}
-        """The environment, and how many use it."""
+        self._open: dict[tuple[int, int], tuple[lmdb.Environment, int]] = {}
+        """By device and inode, for another batch may lie in a folder by now: the environment, and how many use it."""
         os.register_at_fork(after_in_child=self._forget)
 
     def _forget(self) -> None:
@@ -126,22 +126,31 @@ class _Readers:
     def acquire(self, folder: Path) -> lmdb.Environment:
         """Return the environment of a batch, opened for reading. Raises JournalError."""
         with self._lock:
-            key = os.path.realpath(folder)
+            key = _identity(folder)
             env, users = self._open.get(key) or (open_environment(folder, readonly=True), 0)
             self._open[key] = env, users + 1
             return env
 
-    def release(self, folder: Path) -> None:
+    def release(self, env: lmdb.Environment) -> None:
         """Close the environment when nobody uses it any more."""
         with self._lock:
-            key = os.path.realpath(folder)
-            if key not in self._open:
+            key = next((key for key, (found, _) in self._open.items() if found is env), None)
+            if key is None:
                 return  # Opened before a fork: it is the parent's.
-            env, users = self._open.pop(key)
+            _, users = self._open.pop(key)
             if users > 1:
                 self._open[key] = env, users - 1
             else:
                 env.close()
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    """Return what tells a batch's file from that of another batch that had its place. Raises JournalError."""
+    try:
+        found = (folder / "data.mdb").stat()
+    except OSError as error:
+        raise JournalError(f"cannot open the batch in {folder}: {error.strerror}") from None
+    return found.st_dev, found.st_ino
 
 
 readers = _Readers()

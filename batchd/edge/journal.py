@@ -317,7 +317,7 @@ class BatchJournal:
             if self._is_writer:
                 self._env.close()
             else:
-                readers.release(self.folder)
+                readers.release(self._env)
 
     @contextmanager
     def _writing(self) -> Iterator[lmdb.Transaction]:

@@ -133,7 +133,7 @@ def _refuse_cut_off(folder: Path) -> None:
     try:
         needed = (env.info()["last_pgno"] + 1) * env.stat()["psize"]
     finally:
-        readers.release(folder)
+        readers.release(env)
     # Pages that were given back before they were ever written may be missing at the end. A child finds out.
     if data.stat().st_size < needed and not _survives_opening(folder):
         raise JournalDamaged(f"batch {folder.name} does not read back: {data} was cut off; put a copy of it back")

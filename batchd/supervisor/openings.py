@@ -57,6 +57,8 @@ class Opening(NamedTuple):
     """The client wants to be told which outcomes are durable."""
     is_eager: bool = False
     """And waits for each of them."""
+    created: str = ""
+    """When the batch was made that the client had open before, "" when it had none."""
 
     @classmethod
     def of(cls, message: Message) -> "Opening":
@@ -74,6 +76,7 @@ class Opening(NamedTuple):
             is_shared=bool(fields.get("is_shared")),
             follows=bool(fields.get("follows")),
             is_eager=bool(fields.get("is_eager")),
+            created=str(fields.get("created", "")),
         )
 
 
@@ -165,7 +168,8 @@ class Openings:
             raise SupervisorError(f"{OPEN_BATCHES_MAX} batches are open, which is the limit: wait for one to finish")
 
     def _check_alike(self, request: Opening) -> None:
-        """Refuse a client whose jobs would silently be run by the rules of others."""
+        """Refuse a client whose jobs would silently be run by the rules of others, or go into another batch."""
+        _check_same(self._supervisor.journals[request.name], request)
         batch = self._supervisor.scheduler.batches.get(request.name)
         if batch is None:
             return
@@ -211,6 +215,7 @@ class Openings:
             raise BatchNotFound(f"there is no batch {name}: `batchd ls` lists them")
         journal = BatchJournal(folder, is_writer=True)
         try:
+            _check_same(journal, request)
             suspects = strays.suspects(journal)
             if request.key_spec.payload and not is_new:
                 journal.replace_function(tables.TASK_MARK, request.key_spec.payload)
@@ -244,12 +249,23 @@ class Openings:
             return  # And the batch may be as well.
         journal = self._supervisor.journals[name]
         fields = {
+            "created": str(journal.spec.get("created", "")),
             "checkpoint": journal.facts.checkpoint,
             "sequences": journal.facts.sequences,
             **self._clients.progress(name),
             **({"recorded": list(journal.snapshot().done)} if name in client.untold else {}),
         }
         client.reply(number, fields)
+
+
+def _check_same(journal: BatchJournal, request: Opening) -> None:
+    """Refuse a client that would go on with another batch than it had open."""
+    name, created = request.name, str(journal.spec.get("created", ""))
+    if request.created not in {"", created}:
+        raise BatchNotFound(
+            f"batch {name} of {request.created} was removed while it was in use, and another was made under its id: "
+            "open that one anew, and give it what it is to have"
+        )
 
 
 def _new_stint() -> int:

@@ -17,6 +17,7 @@ import batchd
 from batchd.client import request
 from batchd.edge.lock import holder_of
 from batchd.edge.removal import sweep
+from batchd.errors import BatchNotFound
 from tests.bench import await_death
 from tests.commands import Desk, until
 from tests.contract.calls import WAIT_S, Door
@@ -139,3 +140,33 @@ def test_a_restart_believes_nothing_that_was_said_of_the_first(desk: Desk, tmp_p
         door.open()
         assert list(second.results()) == NEW
         assert second.wait(WAIT_S).succeeded == JOBS
+
+
+def test_a_reader_goes_on_with_the_one_that_it_opened(desk: Desk, ran: str) -> None:
+    work = partial(identity, ran)
+    with batchd.Client(desk.journal, workers=1) as client:
+        first = client.submit_batch(work, OLD, name="nightly")
+        first.wait(WAIT_S)
+        reading = first.results()
+        assert next(reading) == OLD[0]
+        first.close()
+        prune(desk.journal, first.id)
+        second = client.submit_batch(work, NEW, name="nightly")
+        assert list(second.results()) == NEW
+        assert list(reading) == OLD[1:]
+        assert list(second.results()) == NEW
+
+
+@pytest.mark.usefixtures("keeper")
+def test_who_added_to_the_first_adds_nothing_to_the_second(client: batchd.Client, desk: Desk, ran: str) -> None:
+    work = partial(identity, ran)
+    first = client.submit_batch(work, OLD, name="nightly")
+    first.wait(WAIT_S)
+    first.close()
+    prune(desk.journal, first.id)
+    second = client.submit_batch(work, NEW, name="nightly")
+    second.wait(WAIT_S)
+    second.close()
+    with pytest.raises(BatchNotFound, match=r"removed while it was in use, and another was made"):
+        first.add(OLD)
+    assert list(client.batch("nightly").results()) == NEW

@@ -1,5 +1,8 @@
 """The client's side of a dying supervisor: nothing it said is unheard, nothing that was sent is lost."""
 
+import os
+import shutil
+import signal
 import socket
 from typing import Any
 
@@ -10,8 +13,8 @@ from batchd.client import session as session_module
 from batchd.client.session import Pending
 from batchd.edge import control
 from batchd.edge.lock import holder_of
-from batchd.errors import NotAJournal, SupervisorError
-from tests.bench import House, is_alive
+from batchd.errors import BatchNotFound, NotAJournal, SupervisorError
+from tests.bench import House, await_death, is_alive, pump_until
 
 
 def test_what_was_said_before_a_hang_up_is_heard() -> None:
@@ -58,6 +61,41 @@ def test_no_input_is_lost_when_the_supervisor_dies_while_it_is_sent_again(
     assert session._unacked_bytes == 5
     for line in lines:
         line.close()
+
+
+@pytest.mark.fault
+def test_a_batch_that_was_removed_under_a_session_is_not_made_again(house: House) -> None:
+    """Its client would take what it was told of the first for true of the second, which is empty."""
+    session = house.start([("work", 0.0, 1)])
+    pump_until(session, lambda: session.is_over, "it is over")
+    end(house)
+    shutil.rmtree(house.folder / "batches" / "b")
+    with pytest.raises(BatchNotFound, match="there is no batch b"):
+        pump_until(session, lambda: session.restarts > 1, "it went on")
+    assert not (house.folder / "batches" / "b").exists()
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("is_shared", [False, True])
+def test_a_session_goes_on_with_no_other_batch_that_has_the_id(house: House, *, is_shared: bool) -> None:
+    session, other = (house.session(spec={"durability": "process", "created": day}) for day in ("monday", "friday"))
+    for each in (session, other):
+        each._open_fields["is_shared"] = is_shared
+    session.open()
+    end(house)
+    shutil.rmtree(house.folder / "batches" / "b")
+    other.open()
+    if not is_shared:
+        other.leave(at_once=False)
+        pump_until(other, lambda: other.is_put_down, "it is put down")
+    with pytest.raises(BatchNotFound, match="batch b of monday was removed while it was in use"):
+        pump_until(session, lambda: session.restarts > 1, "it went on")
+
+
+def end(house: House) -> None:
+    pid = house.supervisor
+    os.kill(pid, signal.SIGKILL)
+    await_death(pid)
 
 
 def test_a_supervisor_that_keeps_dying_is_given_up(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
