@@ -140,11 +140,14 @@ class Bench:
         attempt: int = 1,
         lane: int = 0,
         is_timed: bool = False,
+        reports_each: bool = False,
     ) -> int:
         """Grant a lease and return its number."""
         self._leases += 1
         number = worker.number
-        self.pool.perform(c.GrantLease(number, self._leases, lane, batch, stint, first, stop, attempt, is_timed))
+        self.pool.perform(
+            c.GrantLease(number, self._leases, lane, batch, stint, first, stop, attempt, is_timed, reports_each)
+        )
         return self._leases
 
     # --- Waiting -----------------------------------------------------------------------------------------------

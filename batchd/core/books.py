@@ -53,6 +53,8 @@ class LiveBatch:
         """The last lease of the batch: whoever waited longest comes first."""
         self.unwanted = RangeSet()
         """Jobs their client withdrew: whatever comes back of them is cancelled."""
+        self.unexplained = RangeSet()
+        """Jobs of which one may have killed its worker, and it was not seen which."""
         self.is_leaving = False
         self.entry_turn = 0
         """The last turn that recorded anything about the batch."""

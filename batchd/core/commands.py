@@ -24,6 +24,8 @@ class GrantLease:
     stop: int
     attempt: int
     is_timed: bool
+    reports_each: bool = False
+    """One of its jobs may kill its worker: each is reported by itself, so that it is known which."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -146,6 +146,7 @@ class Crew:
                 stop=stop,
                 attempt=history.attempts + 1,
                 is_timed=batch.options.timeout_s is not None,
+                reports_each=history.is_suspect or batch.unexplained.overlaps(first, stop),
             )
         )
 

@@ -395,6 +395,8 @@ class Scheduler:
         begun, running = reach(lease.number, lease.next, lease.stop, event.position)
         innocent = begun if running is None else running
         if lease.next < innocent:
+            if running is None and worker.kill is None:
+                batch.unexplained.add(lease.next, innocent)
             self._settle(batch, lease.next, innocent, lease.history, Cause.REPLAY, now)
         cause = Cause.REPLAY
         if running is not None:

@@ -334,6 +334,7 @@ class Pool:
             stop=order.stop,
             attempt=order.attempt,
             is_timed=order.is_timed,
+            reports_each=order.reports_each,
             batch=order.batch,
             reach=order.stop,
             stint=order.stint,

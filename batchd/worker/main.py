@@ -151,7 +151,7 @@ class Worker:
         running, reporting = phase_word(Phase.RUNNING, number), phase_word(Phase.REPORTING, number)
         is_timed = lane.is_timed
         known: type | None = None  # The last type seen whose values are all plain.
-        interval_s = 0.0 if lane.attempt > 1 else ACK_INTERVAL_S  # A suspect's neighbours are reported at once.
+        interval_s = 0.0 if lane.reports_each else ACK_INTERVAL_S
         flush_at = since + interval_s
         offset = index - first
         assert items, "a lease was cut into nothing"
@@ -216,7 +216,7 @@ class Worker:
         except OSError:
             running = phase_word(Phase.RUNNING, 0)
             phase, place = divmod(self._words[POSITION], 1 << PHASE_SHIFT)
-            if self._lane.attempt > 1:  # Each job is reported by itself, so it was the last one.
+            if self._lane.reports_each:  # So it was the last one.
                 self._words[POSITION] = running | place
             elif phase == running >> PHASE_SHIFT:  # With a checkpoint, and any job before it may be to blame.
                 self._words[POSITION] = phase_word(Phase.REPORTING, 0) | place

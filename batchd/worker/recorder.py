@@ -13,7 +13,7 @@ sees the other.
            lease, how far the job says it is, lease that is to end, whether the job watches for that, size of the
            transcript (0: none), what the worker has as a writer of value files, 7 spare;
            then the lanes
-    lane   8 words: lease, first, limit, attempt and is_timed (half a word each), stint, batch id (2 words), reach
+    lane   8 words: lease, first, limit, attempt and flags (half a word each), stint, batch id (2 words), reach
 """
 
 import mmap
@@ -78,6 +78,7 @@ class Lane(NamedTuple):
     batch: str
     reach: int
     """No job at or beyond this was begun under the lease, for sure; `stop` may be lower while a cut is under way."""
+    reports_each: bool = False
     stint: int = 0
     """A batch that was removed and made again has the same id, and another stint."""
 
@@ -96,16 +97,18 @@ class Slot:
         """Describe a lease; done before the lease is sent."""
         batch = lane.batch.encode("ascii").ljust(BATCH_ID_BYTES, b"\0")
         count = lane.stop - lane.first
-        values = _LANE.pack(lane.lease, lane.first, count, lane.attempt, lane.is_timed, lane.stint, batch, lane.reach)
+        flags = lane.is_timed | lane.reports_each << 1
+        values = _LANE.pack(lane.lease, lane.first, count, lane.attempt, flags, lane.stint, batch, lane.reach)
         at = lane_at(number)
         self.words[at : at + 8] = memoryview(values).cast("Q")
 
     def lane(self, number: int) -> Lane:
         """Return what lane `number` describes."""
         at = lane_at(number)
-        lease, first, limit, attempt, timed, stint, batch, reach = _LANE.unpack(self.words[at : at + 8].tobytes())
+        lease, first, limit, attempt, flags, stint, batch, reach = _LANE.unpack(self.words[at : at + 8].tobytes())
         name = batch.rstrip(b"\0").decode("ascii", "replace")
-        return Lane(lease, first, first + limit, attempt, bool(timed), name, reach, stint)
+        is_timed, reports_each = bool(flags & 1), bool(flags & 2)
+        return Lane(lease, first, first + limit, attempt, is_timed, name, reach, reports_each, stint)
 
     def lanes(self) -> Iterator[Lane]:
         """Give every lane that describes a lease."""

@@ -100,6 +100,12 @@ def leaks_descriptors(x: int) -> int:
     return x * x
 
 
+def closes_descriptors(x: int) -> int:
+    if x == BAD:
+        os.closerange(3, 1024)
+    return x * x
+
+
 def writes_garbage(x: int) -> int:
     if x == BAD:
         for fd in range(1, 21):

@@ -265,6 +265,12 @@ def test_a_job_that_takes_every_descriptor_fails_alone(desk: Desk) -> None:
     assert "Too many open files" in message
 
 
+@pytest.mark.covers("W10")
+def test_a_fast_job_that_closes_what_its_worker_reports_by_is_found_among_its_neighbours(desk: Desk) -> None:
+    """The worker dies with its next report, so nobody is blamed the first time."""
+    assert failed(desk, "closes_descriptors") == ("JobCrashed", "closed descriptors it did not open")
+
+
 @pytest.mark.covers("X1", "P12", "W10")
 def test_garbage_on_descriptors_1_to_20_changes_what_was_printed_and_nothing_else(desk: Desk, tally: Tally) -> None:
     assert failed(desk, "writes_garbage") == ("ValueError", "wrote garbage")

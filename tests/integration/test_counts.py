@@ -8,18 +8,24 @@ turns; where little is counted, and so half of it is chance, it is more.
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections import defaultdict
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
+import batchd
 from batchd.edge.folder import open_folder
 from batchd.edge.journal import BatchJournal
+from batchd.edge.outcomes import Outcomes
 from tests.commands import WAIT_S, Desk, until
+from tests.contract.calls import Door
+from tests.faces.jobs import enter_first
 from tests.fault.tracing import STRACE, needs_strace, ready_supervisor
 
 _COUNTER = """
@@ -293,6 +299,32 @@ def system_calls(desk: Desk, command: list[str]) -> int:
     assert supervisor.wait(WAIT_S) == 0
     lines = [line.partition(" ")[::2] for line in log.read_text("utf-8", "replace").splitlines()]
     return sum(1 for thread, call in lines if thread in threads and "resumed>" not in call)
+
+
+@pytest.mark.parametrize("again", ["retried", "interrupted"])
+def test_a_second_attempt_is_reported_in_groups_as_the_first_is(desk: Desk, tmp_path: Path, again: str) -> None:
+    """Nobody suspects jobs that were given up before they began, or that may have run when the machine died."""
+    jobs, door = 20_000, Door(tmp_path)
+    with batchd.Client(desk.journal, workers=2) as client:
+        batch = client.submit_batch(partial(enter_first, door), range(jobs), name="n")
+        until((tmp_path / "came").exists, "the first wait")
+        if again == "retried":
+            batch.cancel()
+            assert batch.wait(WAIT_S).cancelled == jobs
+            door.open()
+            assert batch.retry(cancelled=True) == jobs
+        else:
+            desk.recorder().unlink()
+            os.kill(desk.supervisor(), signal.SIGKILL)
+            door.open()
+        assert batch.wait(WAIT_S).succeeded == jobs
+        assert list(batch.results()) == list(range(jobs))
+    journal = BatchJournal(desk.journal / "batches" / batch.id)
+    outcomes = Outcomes(journal)
+    reports = {span.block.first for span in outcomes.spans(journal.facts.done, journal.facts.generation)}
+    assert journal.facts.attempts_max >= 1
+    journal.close()
+    assert len(reports) < jobs / 20
 
 
 def test_jobs_handed_over_one_by_one_share_messages_and_commits(tmp_path_factory: pytest.TempPathFactory) -> None:

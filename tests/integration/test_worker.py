@@ -222,7 +222,7 @@ def test_a_job_that_closes_descriptors_is_found_when_it_runs_again(bench: Bench)
     assert gone.position is not None
     assert (gone.cause, gone.position.phase) == ("closed descriptors it did not open", Phase.REPORTING)
     worker = bench.start()
-    number = bench.lease(worker, 1, 4, attempt=2)
+    number = bench.lease(worker, 1, 4, attempt=2, reports_each=True)
     gone = bench.gone(worker)
     assert (gone.cause, gone.position) == ("closed descriptors it did not open", Position(number, 2, Phase.RUNNING))
     assert bench.told(number) == [(1, GOOD, 1)]
@@ -289,7 +289,7 @@ def test_of_a_dead_workers_files_those_go_that_it_did_not_tell_of(bench: Bench) 
     values = bench.folder / "batches/b/values"
     names = [f"{worker.writer:016x}-{job}" for job in range(5)]
     (values / names[4]).touch()
-    bench.lease(worker, 2, 5, lane=1, attempt=2)  # Each job is reported by itself.
+    bench.lease(worker, 2, 5, lane=1, reports_each=True)
     bench.gone(worker)
     assert sorted(path.name for path in values.iterdir()) == names[:4]
 
@@ -299,7 +299,7 @@ def test_a_slot_that_says_something_old_costs_no_file_that_was_told_of(bench: Be
     with listening(tmp_path / "door") as hear:
         worker = at_work(bench, [large, large, ("announce", str(tmp_path / "door"), 600)])
         bench.lease(worker, 0, 1)
-        bench.lease(worker, 1, 3, lane=1, attempt=2)  # Each job is reported by itself.
+        bench.lease(worker, 1, 3, lane=1, reports_each=True)
         hear()
         worker.slot.words[POSITION] = phase_word(Phase.RUNNING, 0)
         worker.slot.words[TRANSCRIPT] = 0

@@ -44,8 +44,28 @@ def test_nothing_was_said_before_the_first_lease(slot: Slot) -> None:
     "described",
     [
         Lane(1, 0, 1, 1, is_timed=False, batch="", reach=1),
-        Lane(2**63, 10**12, 10**12 + 5, 7, is_timed=True, batch="0123456789abcdef", reach=10**12 + 4, stint=1),
-        Lane(LARGEST, LARGEST, LARGEST, 2**32 - 1, is_timed=True, batch="b-2", reach=LARGEST, stint=LARGEST),
+        Lane(
+            2**63,
+            10**12,
+            10**12 + 5,
+            7,
+            is_timed=False,
+            batch="0123456789abcdef",
+            reach=10**12 + 4,
+            reports_each=True,
+            stint=1,
+        ),
+        Lane(
+            LARGEST,
+            LARGEST,
+            LARGEST,
+            2**32 - 1,
+            is_timed=True,
+            batch="b-2",
+            reach=LARGEST,
+            reports_each=True,
+            stint=LARGEST,
+        ),
     ],
 )
 @pytest.mark.parametrize("number", [0, 3, LANES - 1])
