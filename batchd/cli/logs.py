@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import BinaryIO
 
 from batchd.edge.control import connect
 from batchd.edge.folder import journal_folder, open_folder
@@ -33,8 +34,7 @@ def logs(args: argparse.Namespace) -> int:
     """`batchd logs`: what a batch's jobs logged."""
     folder = open_folder(journal_folder(args.journal, os.environ), create=False)
     journal, index = find_job(folder, args.batch)
-    with closing(journal):
-        log = _Log(journal.folder / LOG_NAME, index)
+    with closing(journal), closing(_Log(journal.folder / LOG_NAME, index)) as log:
         pieces = _followed(log, folder, journal) if args.follow else log.lines()
         is_any = False
         for raw, line in pieces:
@@ -48,30 +48,33 @@ def logs(args: argparse.Namespace) -> int:
 
 
 class _Log:
-    """A log's file, read as far as it is written."""
+    """A log's file, read as far as it is written. It stays open, for another batch may have its place by and by."""
 
     def __init__(self, path: Path, index: int | None) -> None:
         self._path = path
         self._index = index
         self._mark = b"" if index is None else b'"index": %d,' % index
-        self._at = 0
+        self._file: BinaryIO | None = None
         self._unfinished = b""
 
     def lines(self) -> Iterator[tuple[str, Line]]:
         """Give the whole lines since the last call, as they stand and as they are meant."""
-        try:
-            file = self._path.open("rb")
-        except FileNotFoundError:
-            return
-        with file:
-            file.seek(self._at)
-            while data := file.read(_READ_BYTES):
-                self._at += len(data)
-                *whole, self._unfinished = (self._unfinished + data).split(b"\n")
-                for raw in whole:
-                    line = decode(raw) if self._mark in raw or b'"index": null,' in raw else None
-                    if line is not None and (self._index is None or line.index in {self._index, None}):
-                        yield raw.decode(errors="replace").rstrip(), line
+        if self._file is None:
+            try:
+                self._file = self._path.open("rb")
+            except FileNotFoundError:
+                return
+        while data := self._file.read(_READ_BYTES):
+            *whole, self._unfinished = (self._unfinished + data).split(b"\n")
+            for raw in whole:
+                line = decode(raw) if self._mark in raw or b'"index": null,' in raw else None
+                if line is not None and (self._index is None or line.index in {self._index, None}):
+                    yield raw.decode(errors="replace").rstrip(), line
+
+    def close(self) -> None:
+        """Let go of the file."""
+        if self._file is not None:
+            self._file.close()
 
 
 def _followed(log: _Log, folder: Path, journal: BatchJournal) -> Iterator[tuple[str, Line]]:

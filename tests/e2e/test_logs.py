@@ -5,12 +5,15 @@ import os
 import re
 import signal
 import subprocess
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from batchd.cli.logs import _Log
 from batchd.edge.journal import BatchJournal
 from batchd.edge.shelf import is_newest
+from batchd.formats.joblog import LOG_NAME
 from batchd.worker.joblog import append
 from tests.commands import Desk, status_of
 
@@ -137,3 +140,16 @@ def test_a_log_that_is_written_later_does_not_make_its_batch_the_newest(tmp_path
         BatchJournal.create(tmp_path / "batches" / name, {}).close()
     append(tmp_path / "batches" / "older", 0, 1, "late")
     assert (is_newest(tmp_path / "batches" / "older"), is_newest(tmp_path / "batches" / "newer")) == (False, True)
+
+
+def test_what_is_followed_is_the_log_that_was_there(tmp_path: Path) -> None:
+    """Also when its batch is removed meanwhile, and one that is made under the id has a log in its place."""
+    with closing(_Log(tmp_path / LOG_NAME, None)) as log:
+        assert list(log.lines()) == []
+        append(tmp_path, 0, 1, "one")
+        assert [line.text for _, line in log.lines()] == ["one"]
+        append(tmp_path, 0, 1, "two")
+        (tmp_path / LOG_NAME).rename(tmp_path / "aside")
+        append(tmp_path, 0, 1, "of another batch, and longer than all that was there before, by far")
+        append(tmp_path, 0, 1, "and this as well")
+        assert [line.text for _, line in log.lines()] == ["two"]
