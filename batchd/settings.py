@@ -31,6 +31,9 @@ READERS_CHECK_COMMITS: Final = 1024
 """So often slots of readers that died within a transaction are freed: until then no page they saw is used again.
 
 Who lives and has been reading for as many commits is warned of."""
+FORK_WAIT_S: Final = 5.0
+"""A fork waits at most this long for reads that are under way in other threads. They copy bytes, which takes
+microseconds; where a disk holds one up, the child is forked all the same and can read none of these batches."""
 CHECKPOINT_ENTRIES: Final = 2_000
 """Write the interval checkpoint after so many entries, so that a restart reads no more again (10 ms).
 

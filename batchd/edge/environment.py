@@ -15,6 +15,7 @@ import lmdb
 from batchd.errors import JournalDamaged, JournalError, JournalFull
 from batchd.formats import tables
 from batchd.settings import LOCK_BYTES, MAP_BYTES, READERS_MAX
+from batchd.worker.gate import gate
 
 DATA_NAME: Final = "data.mdb"
 LOCK_NAME: Final = "lock.mdb"
@@ -41,6 +42,7 @@ def open_environment(folder: Path, *, readonly: bool = False, sync: bool = True)
             readahead=False,
             lock=has_lock,  # Without its file nobody writes either, for that needs one as well.
             meminit=False,
+            max_spare_txns=0,  # One that is kept keeps its slot, through a fork as well.
             lib_version=0,  # The 0.9 on-disk format, whatever the environment says.
         )
     except lmdb.ReadersFullError:
@@ -108,32 +110,45 @@ class Files:
 
 
 class _Readers:
-    """The environments this process reads."""
+    """The environments this process reads. What is done to them is done inside the gate (worker/gate.py)."""
 
     def __init__(self) -> None:
         self._lock = Lock()
         self._open: dict[tuple[int, int], tuple[lmdb.Environment, int]] = {}
         """By device and inode, for another batch may lie in a folder by now: the environment, and how many use it."""
+        self._lost: dict[tuple[int, int], tuple[lmdb.Environment, int]] = {}
+        """In a child: what cannot be closed."""
         os.register_at_fork(after_in_child=self._forget)
 
     def _forget(self) -> None:
-        """In a child made by fork: let go of what its parent opened, or the child could not open it for itself."""
+        """In a child made by fork: let go of what its parent opened, or the child could not open it for itself.
+
+        Where somebody was inside, closing would wait for ever, and take a reader slot away from the parent.
+        """
         self._lock = Lock()
-        for env, _ in self._open.values():
-            env.close()
+        if gate.was_held:
+            self._lost |= self._open
+        else:
+            for env, _ in self._open.values():
+                env.close()
         self._open.clear()
 
     def acquire(self, folder: Path) -> lmdb.Environment:
         """Return the environment of a batch, opened for reading. Raises JournalError."""
-        with self._lock:
+        with gate, self._lock:
             key = _identity(folder)
+            if key in self._lost:
+                raise JournalError(
+                    f"cannot open the batch in {folder}: this process was forked while it was read; "
+                    "use batchd in a process that was started anew (multiprocessing: spawn)"
+                )
             env, users = self._open.get(key) or (open_environment(folder, readonly=True), 0)
             self._open[key] = env, users + 1
             return env
 
     def release(self, env: lmdb.Environment) -> None:
         """Close the environment when nobody uses it any more."""
-        with self._lock:
+        with gate, self._lock:
             key = next((key for key, (found, _) in self._open.items() if found is env), None)
             if key is None:
                 return  # Opened before a fork: it is the parent's.

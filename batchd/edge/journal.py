@@ -9,7 +9,7 @@ lie in files beside the environment (worker/valuefiles.py), and a client writes 
 import json
 import struct
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from threading import Lock
 from typing import Any, NamedTuple
@@ -34,7 +34,7 @@ from batchd.settings import (
     READERS_CHECK_COMMITS,
     RECORD_BYTES_MAX,
 )
-from batchd.worker.inputs import begin
+from batchd.worker.gate import begin, gate
 from batchd.worker.valuefiles import VALUES_NAME, ValueFiles
 
 _UNREADABLE = (
@@ -72,7 +72,7 @@ class BatchJournal:
         self._env = open_environment(folder) if is_writer else readers.acquire(folder)
         try:
             self._dbs = self._open_tables()
-            with self._env.begin() as txn:
+            with begin(self._env) as txn:
                 found = json.loads(txn.get(tables.META_FORMAT, db=self._dbs[tables.META]) or b"{}")
                 self.spec: dict[str, Any] = json.loads(txn.get(tables.META_SPEC, db=self._dbs[tables.META]) or b"{}")
             self._version = version = int(found["format"])
@@ -114,8 +114,8 @@ class BatchJournal:
 
     # --- Reading -----------------------------------------------------------------------------------------------
 
-    def begin(self) -> lmdb.Transaction:
-        """Start a short read transaction."""
+    def begin(self) -> "AbstractContextManager[lmdb.Transaction[bytes]]":
+        """Read for a moment: no fork happens meanwhile, and nobody's code runs."""
         return begin(self._env)
 
     @contextmanager
@@ -179,7 +179,8 @@ class BatchJournal:
         return self._files.keep(parts)
 
     def _open_tables(self) -> dict[bytes, Any]:
-        return {name: self._env.open_db(name, create=False) for name in tables.TABLES}
+        with gate:
+            return {name: self._env.open_db(name, create=False) for name in tables.TABLES}
 
     def _load(self) -> BatchFacts:
         """Return the facts. Raises JournalDamaged."""

@@ -17,6 +17,7 @@ from batchd.edge.environment import readers
 from batchd.edge.folder import BATCHES_NAME, journal_folder
 from batchd.edge.journal import BatchJournal
 from batchd.errors import BatchdError, BatchNotFound, JournalDamaged
+from batchd.worker.gate import gate
 
 LAST: Final = "last"
 _LISTED_MAX: Final = 5
@@ -131,7 +132,8 @@ def _refuse_cut_off(folder: Path) -> None:
         return  # BatchJournal says so.
     env = readers.acquire(folder)
     try:
-        needed = (env.info()["last_pgno"] + 1) * env.stat()["psize"]
+        with gate:
+            needed = (env.info()["last_pgno"] + 1) * env.stat()["psize"]
     finally:
         readers.release(env)
     # Pages that were given back before they were ever written may be missing at the end. A child finds out.

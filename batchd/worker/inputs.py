@@ -17,19 +17,11 @@ from batchd.formats import tables
 from batchd.formats.reference import Buffer, Reference
 from batchd.formats.segment import Block, unpack
 from batchd.settings import READERS_MAX, RECORD_BYTES_MAX
+from batchd.worker.gate import begin
 from batchd.worker.recorder import Lane
 from batchd.worker.valuefiles import ValueFiles, read_value
 
 _OPEN_MAX = 4
-
-
-def begin(env: lmdb.Environment) -> lmdb.Transaction:
-    """Start a short read transaction. Readers follow a map that the supervisor grew."""
-    try:
-        return env.begin()
-    except lmdb.MapResizedError:
-        env.set_mapsize(0)
-        return env.begin()
 
 
 class BatchInputs:
@@ -45,12 +37,13 @@ class BatchInputs:
             max_readers=READERS_MAX,
             map_size=0,  # Adopts the size the supervisor chose.
             readahead=False,
+            max_spare_txns=0,  # One that is kept keeps its slot, through a fork as well.
         )
         self._inputs = self._env.open_db(tables.INPUTS, create=False)
         self._functions = self._env.open_db(tables.FUNCTIONS, create=False)
         self._notes = self._env.open_db(tables.NOTES, create=False)
         meta = self._env.open_db(tables.META, create=False)
-        with self._env.begin() as txn:
+        with begin(self._env) as txn:
             self.spec: dict[str, Any] = json.loads(txn.get(tables.META_SPEC, db=meta) or b"{}")
         self._read_value = partial(read_value, folder)
         self.files = ValueFiles(

@@ -109,7 +109,11 @@ FAULTS: Final[dict[str, Row]] = {
         "batch goes on, the log and status name its pid and what ends it; growth bounded, space used again",
     ),
     "C4": Row("submit repeated after a lost reply", "same sequence sent again", "not doubled"),
-    "C5": Row("client forks with everything open", "os.fork", "child refused, parent unharmed"),
+    "C5": Row(
+        "client forks with everything open, its threads reading",
+        "os.fork, multiprocessing, preexec_fn; hundreds of times, and in the middle of a read",
+        "nobody hangs, child refused, parent unharmed and its reads protected",
+    ),
     "C6": Row(
         "garbage on the socket", "random bytes, changed requests, half a frame", "closed or refused; others served"
     ),

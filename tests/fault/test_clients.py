@@ -74,9 +74,9 @@ import sys
 from pathlib import Path
 from batchd.edge.journal import BatchJournal
 journal = BatchJournal(Path(sys.argv[1]))
-txn = journal.begin()
-print("there", flush=True)
-sys.stdin.read()
+with journal.begin():
+    print("there", flush=True)
+    sys.stdin.read()
 """
 
 
