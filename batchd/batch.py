@@ -288,7 +288,8 @@ class Batch:
     def retry(self, *, failed: bool = True, quarantined: bool = True, cancelled: bool = False) -> int:
         """Run jobs again that did not succeed; return how many. Raises BatchdError.
 
-        `failed` raised, took too long or too much memory; `quarantined` took their workers with them.
+        `failed` raised, took too long or too much memory; `quarantined` took their workers with them. With
+        `cancelled` a cancelled batch takes jobs again.
 
         >>> import os
         >>> batch = client.submit_batch(os.mkdir, [f"{folder}/new/mine"])
@@ -301,8 +302,9 @@ class Batch:
         self._check_process()
         wanted = {JobState.FAILED: failed, JobState.QUARANTINED: quarantined, JobState.CANCELLED: cancelled}
         states = [state for state, is_wanted in wanted.items() if is_wanted]
-        jobs = int(self._read(lambda journal: sum(journal.facts.count(state) for state in states)))
-        if jobs:
+        facts = self._read(lambda journal: journal.facts)
+        jobs = sum(facts.count(state) for state in states)
+        if jobs or (cancelled and facts.cancelled):  # That it takes no more jobs is taken back as well.
             self._ask("reopen", states=[int(state) for state in states])
             self._run()
         return jobs

@@ -115,7 +115,11 @@ def retry(args: argparse.Namespace) -> int:
     runner = Runner(folder, batch, args, options, key_spec)
     if states and not count:
         rest = f"; {counted(left, 'job')} without an outcome: {again}" if left else ""
-        print(f"batchd: {batch} has no {named} jobs: nothing to retry{rest}", file=sys.stderr)
+        found = "nothing to retry"
+        if args.cancelled and facts.cancelled:
+            request(folder, "reopen", note=runner.note, batch=batch, states=[int(state) for state in states])
+            found = "it is cancelled no more"
+        print(f"batchd: {batch} has no {named} jobs: {found}{rest}", file=sys.stderr)
         return runner.report_over(facts.size, is_interrupted=left > 0) if args.out else 0
     these = counted(count, f"{named} job")
     if key_spec.payload:

@@ -216,7 +216,7 @@ class Session:
         self._feed = Feed(blocks, keep)
 
     def unseal(self) -> None:
-        """Let more input come behind what was the end."""
+        """Let more input come behind what was the end. Raises UsageError for a batch that was cancelled."""
         while self.progress.get("is_sealed") and not self.is_put_down:
             assert self._connection is not None
             try:

@@ -143,7 +143,15 @@ class Requests:
     def _unseal(self, client: Client, number: int, message: Message) -> None:
         name = self._bound(client, message)
         self._supervisor.emit(ev.UnsealRequested(name))
-        self._supervisor.after_commit(lambda: client.reply(number, self._clients.progress(name)))
+
+        def answer() -> None:
+            progress = self._clients.progress(name)
+            if progress["state"] == "cancelled":
+                client.refuse(number, UsageError(_cancelled(name)))
+            else:
+                client.reply(number, progress)
+
+        self._supervisor.after_commit(answer)
 
     def _detach(self, client: Client, number: int, message: Message) -> None:
         name = str(message.fields["batch"])
@@ -270,6 +278,10 @@ class Requests:
         if name not in client.bound:
             raise SupervisorError(f"batch {name} is not open on this connection")
         return name
+
+
+def _cancelled(name: str) -> str:
+    return f"batch {name} was cancelled and takes no more jobs: `batchd retry {name} --cancelled` takes that back"
 
 
 def _ranges(message: Message) -> tuple[Range, ...]:

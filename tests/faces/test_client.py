@@ -44,6 +44,23 @@ def test_a_client_that_comes_while_the_last_one_leaves_waits_for_that_and_is_ser
     leaving.join()
 
 
+@pytest.mark.parametrize("way", ["command", "call"])
+def test_a_queue_that_was_cancelled_refuses_jobs_until_that_is_taken_back(desk: Desk, way: str) -> None:
+    with batchd.Client(desk.journal, workers=1) as client:
+        queue = client.submit(square, 3).batch
+        assert desk.run("cancel", queue).returncode == 0
+    words = f"{queue} was cancelled and takes no more jobs: `batchd retry {queue} --cancelled`"
+    with batchd.Client(desk.journal, workers=1) as client, pytest.raises(UsageError, match=words):
+        client.submit(square, 4)
+    if way == "command":
+        assert desk.run("retry", queue, "--cancelled").returncode == 0
+    else:
+        with batchd.Client(desk.journal, workers=1) as client:
+            assert client.batch(queue).retry(cancelled=True) == 0
+    with batchd.Client(desk.journal, workers=1) as client:
+        assert client.submit(square, 5).result(WAIT_S) == 25
+
+
 # --- One job -----------------------------------------------------------------------------------------------------
 
 
