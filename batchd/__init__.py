@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from batchd.application import BatchInfo, Client, Job, JobRecord
     from batchd.asyncbatch import AsyncBatch
     from batchd.asyncclient import AsyncClient, AsyncJob
-    from batchd.batch import Batch, Standing
+    from batchd.batch import Batch
     from batchd.edge.failures import FailureGroup
     from batchd.errors import BatchdError
     from batchd.executor import Executor
@@ -55,6 +55,7 @@ if TYPE_CHECKING:
         JobUnreadable,
     )
     from batchd.mapping import map, starmap  # noqa: A004
+    from batchd.standing import Standing
     from batchd.worker.context import CurrentJob, current_job
 
 _HOMES = {
@@ -78,7 +79,7 @@ _HOMES = {
     "JobRecord": "batchd.application",
     "JobTimeout": "batchd.joberrors",
     "JobUnreadable": "batchd.joberrors",
-    "Standing": "batchd.batch",
+    "Standing": "batchd.standing",
     "current_job": "batchd.worker.context",
     "map": "batchd.mapping",
     "starmap": "batchd.mapping",

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError
 from types import TracebackType
 from typing import Any, NamedTuple, Self
+from weakref import WeakSet
 
 from batchd.batch import Batch
 from batchd.client.attachment import Attachment
@@ -34,9 +35,8 @@ from batchd.edge.outcomes import Outcomes
 from batchd.edge.shelf import Damaged, find_batch, list_batches
 from batchd.engine import Engine, JobFuture
 from batchd.errors import BatchNotFound, UsageError
-from batchd.intake import KeyedInput, PlainInput
 from batchd.joberrors import cancellation
-from batchd.mapping import Key, costing_of, job_options, key_function
+from batchd.mapping import Key, costing_of, job_options
 from batchd.worker.calls import ONE
 
 
@@ -168,7 +168,7 @@ class Client:
         self._folder, _ = library_folder(journal if journal is not None else journal_folder(None, os.environ), queue)
         self._workers = workers
         self._pid = os.getpid()
-        self._batches: list[Batch] = []
+        self._batches: WeakSet[Batch] = WeakSet()  # What runs is held by its thread.
         options = job_options(workers, retries, timeout, crashes_max, memory_per_job, keep_going=True)
         self._queue = Engine(options, self._folder, queue, is_queue=True)
         if self._is_any_left():
@@ -248,7 +248,7 @@ class Client:
             is_throwaway=False,
         )
         identity = batch_id(["name", name] if name else ["batch", os.urandom(16).hex()])
-        for earlier in self._batches:
+        for earlier in list(self._batches):
             if earlier.id == identity:
                 earlier.close()  # Or this process would stand in its own way.
         if (self._folder / "batches" / identity).exists():
@@ -268,12 +268,8 @@ class Client:
                 follows=True,
             )
 
-        key_of = key_function(key)
-        batch.open(make, lambda door: KeyedInput(door, key_of) if key_of else PlainInput(door), costing_of(cost))
-        self._batches.append(batch)
-        batch.add(items)
-        if seal:
-            batch.seal()
+        self._batches.add(batch)
+        batch.open(make, key, costing_of(cost), items, seal=seal)
         return batch
 
     def batch(self, name: str) -> Batch:
@@ -289,10 +285,10 @@ class Client:
         self._check_process()
         journal = find_batch(self._folder, name)
         journal.close()
-        found = next((each for each in self._batches if each.id == journal.folder.name), None)
+        found = next((each for each in list(self._batches) if each.id == journal.folder.name), None)
         if found is None:
             found = Batch(self._folder, journal.folder.name, job_options(self._workers, 0, None, 3, keep_going=True))
-            self._batches.append(found)
+            self._batches.add(found)
         return found
 
     def batches(self) -> list[BatchInfo]:
@@ -321,13 +317,13 @@ class Client:
         try:
             leave(self.let_go, at_once=at_once)
         finally:
-            for batch in self._batches:
+            for batch in list(self._batches):
                 batch.release()
 
     def let_go(self, at_once: bool) -> list[Attachment]:
         """Have everything stop; return what is to end then: client/leaving.py."""
         queue = self._queue.let_go(at_once)
-        return queue + [each for batch in self._batches for each in batch.let_go(at_once)]
+        return queue + [each for batch in list(self._batches) for each in batch.let_go(at_once)]
 
     def __enter__(self) -> Self:
         return self

@@ -10,10 +10,11 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, Final, TypeVar
 
-from batchd.batch import NOTHING_YET, Batch, Standing
+from batchd.batch import Batch
 from batchd.client.costing import CostOf
 from batchd.edge.failures import FailureGroup
 from batchd.mapping import Key
+from batchd.standing import NOTHING_YET, Standing
 
 T = TypeVar("T")
 

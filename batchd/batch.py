@@ -7,10 +7,11 @@ kept going by a thread of its own (client/attachment.py); one that it only looks
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic
 from time import sleep as pause
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from batchd.client.attachment import Attachment
 from batchd.client.connection import request
@@ -30,32 +31,10 @@ from batchd.errors import BatchBusy, UsageError
 from batchd.flow import FAILED
 from batchd.intake import PULL_MAX, InputRaised, KeyedInput, PlainInput, as_items
 from batchd.mapping import Key, costing_of, key_function
+from batchd.standing import NOTHING_YET, Standing, due, only_results, standing_of
 
 _LOOK_S: Final = 0.1
 """A batch that another process runs is looked at this often."""
-
-NOTHING_YET: Final = object()
-"""Stands between results that have not come."""
-
-
-class Standing(NamedTuple):
-    """How a batch stands, in jobs: how many were given and are done, and what became of those.
-
-    >>> batch = client.submit_batch(int, ["1", "many"], keep_going=True)
-    >>> batch.wait()
-    Standing(size=2, done=2, succeeded=1, failed=1, cancelled=0, state='finished', reason='')
-    """
-
-    size: int
-    done: int
-    succeeded: int
-    failed: int
-    """With the quarantined."""
-    cancelled: int
-    state: str
-    """open, sealed, stopped, finished or cancelled."""
-    reason: str
-    """Why it stopped or was cancelled."""
 
 
 class Batch:
@@ -85,6 +64,8 @@ class Batch:
         self._options = options
         self._attachment: Attachment | None = None
         self._intake: PlainInput | KeyedInput | None = None
+        self._key: Key | None = None
+        """What the intake tells jobs by."""
         self._source: BatchJournal | None = None
         """What the intake holds its input against."""
         self._changed = threading.Condition()
@@ -92,6 +73,9 @@ class Batch:
         """One thread after the other: an intake counts what it was given."""
         self._running = threading.RLock()
         """Held while this object takes the batch up."""
+        self._users = 0
+        """How many calls ask something of the attachment: it does not leave meanwhile."""
+        self._is_leaving = False
         self._done = RangeSet()
         self._turns = 0
         """How often something happened."""
@@ -126,13 +110,14 @@ class Batch:
         >>> batch.add(range(-5, 0)), batch.progress().size
         (5, 7)
         """
-        with self._adding:
+        with self._adding, self._kept():
             return self._add(items, key, cost)
 
     def _add(self, items: Iterable[Any], key: Key | None, cost: CostOf | None) -> int:
         door = AttachedDoor(self._run())
         if self._intake is None:
-            key_of = key_function(key)
+            self._key = key if key is not None else self._key
+            key_of = key_function(self._key)
             self._begin(KeyedInput(door, key_of) if key_of else PlainInput(door), is_handle=True)
         intake = self._intake
         assert intake is not None
@@ -172,8 +157,9 @@ class Batch:
         'finished'
         """
         self._check_process()
-        if self.progress().state != "finished":
-            self._run().request("seal").result()
+        with self._kept():
+            if self.progress().state != "finished":
+                self._run().request("seal").result()
 
     # --- Following ---------------------------------------------------------------------------------------------
 
@@ -188,9 +174,9 @@ class Batch:
         if self._is_live and self._attachment is not None:
             fields = self._attachment.session.progress
             counts = {JobState(int(state)): count for state, count in fields["counts"].items()}
-            return _standing(fields["size"], fields["done"], counts, fields["state"], fields["reason"])
+            return standing_of(fields["size"], fields["done"], counts, fields["state"], fields["reason"])
         made = self._read(lambda journal: journal.progress())
-        return _standing(made.size, made.done, made.counts, made.state, made.reason)
+        return standing_of(made.size, made.done, made.counts, made.state, made.reason)
 
     def wait(self, timeout: float | None = None) -> Standing:
         """Return how the batch stands when every job given so far is done or cancelled, or the batch was stopped.
@@ -233,7 +219,7 @@ class Batch:
         >>> [type(result).__name__ for result in batch.results(on_error="return")]
         ['int', 'JobFailed', 'int']
         """
-        return _only_results(self.steps(ordered=ordered, on_error=on_error))
+        return only_results(self.steps(ordered=ordered, on_error=on_error))
 
     def steps(self, *, ordered: bool, on_error: str, patience_s: float | None = None) -> Iterator[Any]:
         """Give results as `results` does, and NOTHING_YET whenever `patience_s` went by without one: for AsyncBatch.
@@ -258,7 +244,7 @@ class Batch:
                 turns, is_over = self._turns, self._is_over()
                 done = journal.refresh().done if is_over else self._done_now()
                 size = self.progress().size
-                for start, stop in self._due(done, given, size, ordered=ordered and not is_over):
+                for start, stop in due(done, given, size, ordered=ordered and not is_over):
                     given.add(start, stop)
                     generation = max(journal.facts.generation, self._generation)
                     for span in outcomes.spans(RangeSet([(start, stop)]), generation):
@@ -303,10 +289,11 @@ class Batch:
         wanted = {JobState.FAILED: failed, JobState.QUARANTINED: quarantined, JobState.CANCELLED: cancelled}
         states = [state for state, is_wanted in wanted.items() if is_wanted]
         facts = self._read(lambda journal: journal.facts)
-        jobs = sum(facts.count(state) for state in states)
+        jobs = sum(int(facts.count(state)) for state in states)
         if jobs or (cancelled and facts.cancelled):  # That it takes no more jobs is taken back as well.
-            self._ask("reopen", states=[int(state) for state in states])
-            self._run()
+            with self._kept():
+                self._ask("reopen", states=[int(state) for state in states])
+                self._run()
         return jobs
 
     def cancel(self, reason: str = "cancelled") -> None:
@@ -319,7 +306,8 @@ class Batch:
         >>> standing.cancelled, standing.state, standing.reason
         (10, 'cancelled', 'there is a better one')
         """
-        self._ask("cancel", reason=reason or "cancelled")
+        with self._kept():
+            self._ask("cancel", reason=reason or "cancelled")
 
     def close(self, *, at_once: bool = False) -> None:
         """Let go of the batch. What runs may finish, unless `at_once` or interrupted; the rest stays in the journal.
@@ -354,13 +342,22 @@ class Batch:
     def open(
         self,
         make: Callable[[], Session],
-        begin: Callable[[AttachedDoor], PlainInput | KeyedInput],
+        key: Key | None,
         costing: Costing | None,
+        items: Iterable[Any],
+        *,
+        seal: bool,
     ) -> None:
-        """Run the batch from here. For `Client`. Raises BatchdError."""
-        intake = begin(AttachedDoor(self._attach(make)))
-        intake.costing = costing
-        self._begin(intake, is_handle=False)
+        """Run the batch from here, with these items. For `Client`. Raises BatchdError."""
+        self._key, key_of = key, key_function(key)
+        with self._kept():
+            door = AttachedDoor(self._attach(make))
+            intake = KeyedInput(door, key_of) if key_of else PlainInput(door)
+            intake.costing = costing
+            self._begin(intake, is_handle=False)
+            self.add(items)
+            if seal:
+                self.seal()
 
     def _begin(self, intake: PlainInput | KeyedInput, *, is_handle: bool) -> None:
         self._intake = intake
@@ -372,9 +369,41 @@ class Batch:
         intake.begin(journal, is_known=is_handle)
         self._source = journal
 
+    @contextmanager
+    def _kept(self) -> Iterator[None]:
+        """Have the batch not left while a call asks something of it; where it is being left, wait for that."""
+        self._check_process()
+        with self._changed:
+            self._changed.wait_for(lambda: not self._is_leaving)
+            self._users += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._users -= 1
+                if self._attachment is not None and not self._users:
+                    self._attachment.wake()  # It may leave now.
+                    if self._attachment.is_over:
+                        self.release()
+
+    def _leave_when_done(self, progress: dict[str, Any]) -> None:
+        """Let go of a batch that has come to its end, or clients with many would keep a thread and files for each."""
+        attachment = self._attachment
+        is_needed = self._users or self._is_leaving or attachment is None or attachment.is_over
+        if attachment is not None and progress["state"] == "finished" and not is_needed:
+            self._is_leaving = True
+            attachment.stop(at_once=False)
+
+    def _on_ended(self, _: BaseException | None) -> None:
+        with self._changed:
+            self._is_leaving = False
+            if not self._users:
+                self.release()
+        self._on_turn()
+
     def _attach(self, make: Callable[[], Session]) -> Attachment:
         made = self._attachment = Attachment(
-            make, f"batch {self.id}", opened=self._on_opened, turn=self._on_turn, ended=lambda _: self._on_turn()
+            make, f"batch {self.id}", opened=self._on_opened, turn=self._on_turn, ended=self._on_ended
         )
         made.start()
         with self._changed:
@@ -419,7 +448,7 @@ class Batch:
 
     @property
     def _is_live(self) -> bool:
-        return self._attachment is not None and self._is_opened and not self._attachment.is_over
+        return self._attachment is not None and self._is_opened and not (self._is_leaving or self._attachment.is_over)
 
     def _on_opened(self) -> None:
         self._is_opened = True
@@ -430,6 +459,7 @@ class Batch:
             self._turns += 1
             if self._is_opened and self._attachment is not None:
                 self._done = self._told(self._attachment.session)
+                self._leave_when_done(self._attachment.session.progress)
             self._changed.notify_all()
 
     def _done_now(self) -> RangeSet:
@@ -456,19 +486,6 @@ class Batch:
     def _jobs_known(self) -> int:
         return int(self._read(lambda journal: journal.facts.size))
 
-    @staticmethod
-    def _due(done: RangeSet, given: RangeSet, size: int, *, ordered: bool) -> Iterator[tuple[int, int]]:
-        """Give the jobs that are done and not given: those before the first gap, or all."""
-        for start, stop in list(given.gaps(0, size)):
-            at = start
-            for low, high in done.overlap(start, stop):
-                if ordered and low > at:
-                    return
-                yield low, high
-                at = high
-            if ordered and at < stop:
-                return
-
     def _ask(self, do: str, **fields: Any) -> dict[str, Any]:
         self._check_process()
         if self._is_live and self._attachment is not None:
@@ -481,22 +498,3 @@ class Batch:
             return look(journal)
         finally:
             journal.close()
-
-
-def _only_results(steps: Iterator[Any]) -> Iterator[Any]:
-    for value in steps:
-        if value is not NOTHING_YET:
-            yield value
-        del value  # Its taker may let go of it before the next is asked for.
-
-
-def _standing(size: int, done: int, counts: dict[JobState, int], state: str, reason: str) -> Standing:
-    return Standing(
-        size=size,
-        done=done,
-        succeeded=counts.get(JobState.SUCCEEDED, 0),
-        failed=counts.get(JobState.FAILED, 0) + counts.get(JobState.QUARANTINED, 0),
-        cancelled=counts.get(JobState.CANCELLED, 0),
-        state=state,
-        reason=reason,
-    )

@@ -1,5 +1,6 @@
 """`Batch`: given in pieces, followed while it runs, steered, found again, continued by whoever comes next."""
 
+import gc
 import json
 import os
 import signal
@@ -48,6 +49,30 @@ def test_a_batch_is_given_in_pieces(client: batchd.Client, ran: str) -> None:
     batch.seal()
     assert batch.progress().state == "finished"
     assert (batch.added, list(batch.results())) == (100, [x * x for x in range(100)])
+
+
+def test_batches_that_are_done_cost_a_client_nothing(client: batchd.Client) -> None:
+    """They are left, with their threads, files and places in the supervisor, and taken up by whoever adds to them."""
+
+    def held() -> tuple[int, int]:
+        return threading.active_count(), sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+    assert client.submit(square, 2).result(WAIT_S) == 4
+    before = held()
+    plain = [client.submit_batch(square, range(3)) for _ in range(5)]
+    keyed = client.submit_batch(half, [2, 4], key=str, name="keyed")
+    assert {batch.wait(WAIT_S).state for batch in (*plain, keyed)} == {"finished"}
+    until(lambda: held() == before, "all are left")
+    assert [list(batch.results()) for batch in plain] == [[0, 1, 4]] * 5
+    assert (plain[0].add([3]), plain[0].wait(WAIT_S).done, list(plain[0].results())) == (1, 4, [0, 1, 4, 9])
+    assert (keyed.add([4, 6]), keyed.wait(WAIT_S).done, list(keyed.results())) == (1, 3, [1, 2, 3])
+    assert held() != before, "what is open stays"
+    plain[0].seal()
+    keyed.seal()
+    until(lambda: held() == before, "all are left again")
+    plain = []
+    gc.collect()
+    assert list(client._batches) == [keyed]
 
 
 def test_a_sealed_batch_is_opened_by_more(client: batchd.Client) -> None:
