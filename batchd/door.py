@@ -10,7 +10,7 @@ from typing import Any, Final
 from batchd.client.attachment import Attachment
 from batchd.client.connection import checked
 from batchd.core.costs import Cost
-from batchd.errors import BatchdError, SupervisorError
+from batchd.errors import BatchdError, SupervisorError, UsageError
 from batchd.settings import SUBMIT_WINDOW_BYTES
 
 _LOOK_S: Final = 0.1
@@ -53,6 +53,8 @@ class AttachedDoor:
                     checked(reply)
                 except BatchdError as error:
                     self._error = error
+                if "refused" in reply:
+                    self._error = UsageError(reply["refused"])
                 self._changed.notify_all()
             if then is not None:
                 then(reply)

@@ -358,9 +358,8 @@ class Engine:
     def _on_accepted(self, sent: list[JobFuture], reply: dict[str, Any]) -> None:
         """The jobs of a submission to a queue are in the journal."""
         if "first" not in reply:
-            raise BatchdError(
-                f"the queue {self.batch} did not take what was submitted: {reply.get('message', reply)}"
-            )
+            why = reply.get("refused") or reply.get("message", reply)
+            raise BatchdError(f"the queue {self.batch} did not take what was submitted: {why}")
         assert self._journal is not None
         self._number(sent, reply["first"])
         self._unaccepted = []

@@ -89,13 +89,18 @@ class Requests:
         if message.fields.get("is_patient"):
             self._supervisor.after_commit(lambda: self._clients.answer_with_news(client, name, number))
         else:
-            self._supervisor.after_commit(lambda: client.reply(number, self._submitted(name, message)))
+            self._when_durable(client, number, lambda: self._submitted(name, message))
 
     def _submitted(self, name: str, message: Message) -> dict[str, Any]:
         """Return how the batch stands, and where the client's last submission begins, for clients that share it."""
-        sequence, first = self._supervisor.journals[name].last_of(str(message.fields["client"]))
-        found = {"first": first} if sequence == message.fields["sequence"] else {}
-        return {**self._clients.progress(name), **found}
+        progress = self._clients.progress(name)
+        sequence, first = self._journal(name).last_of(str(message.fields["client"]))
+        if sequence == message.fields["sequence"]:
+            return {**progress, "first": first}
+        if sequence < message.fields["sequence"]:
+            why = f"batch {name} was sealed by another client and did not take these jobs: add them again"
+            return {**progress, "refused": _cancelled(name) if progress["state"] == "cancelled" else why}
+        return progress
 
     def _define(self, client: Client, number: int, message: Message) -> None:
         name, mark = self._bound(client, message), bytes.fromhex(str(message.fields["mark"]))
@@ -144,14 +149,13 @@ class Requests:
         name = self._bound(client, message)
         self._supervisor.emit(ev.UnsealRequested(name))
 
-        def answer() -> None:
+        def told() -> dict[str, Any]:
             progress = self._clients.progress(name)
             if progress["state"] == "cancelled":
-                client.refuse(number, UsageError(_cancelled(name)))
-            else:
-                client.reply(number, progress)
+                raise UsageError(_cancelled(name))
+            return progress
 
-        self._supervisor.after_commit(answer)
+        self._when_durable(client, number, told)
 
     def _detach(self, client: Client, number: int, message: Message) -> None:
         name = str(message.fields["batch"])
@@ -183,7 +187,7 @@ class Requests:
         is_replaced = bool(message.fields.get("is_replaced"))
 
         def told(name: str) -> dict[str, Any]:
-            done = self._supervisor.journals[name].snapshot().done
+            done = self._journal(name).snapshot().done
             return {"undone": [part for start, stop in asked or () for part in done.gaps(start, stop)]}
 
         self._change(client, number, message, lambda name: self._reopen_event(name, states, asked, is_replaced), told)
@@ -209,9 +213,33 @@ class Requests:
         finally:  # Also when the change cannot be made: nobody said how workers of the batch would start.
             if not was_live:
                 supervisor.emit(ev.DetachRequested(name))
-        supervisor.after_commit(
-            lambda: client.reply(number, {**self._clients.progress(name), "is_live": was_live, **told(name)})
+        self._when_durable(
+            client, number, lambda: {**self._clients.progress(name), "is_live": was_live, **told(name)}
         )
+
+    def _when_durable(self, client: Client, number: int, fields_of: Callable[[], dict[str, Any]]) -> None:
+        """Answer when everything emitted so far is durable; whatever goes wrong then, nobody waits for ever."""
+
+        def answer() -> None:
+            try:
+                client.reply(number, fields_of())
+            except BatchdError as error:
+                client.refuse(number, error)
+            except Exception as error:
+                client.refuse(
+                    number, SupervisorError(f"cannot tell what came of it: {type(error).__name__}: {error}")
+                )
+                raise
+
+        self._supervisor.after_commit(answer)
+
+    def _journal(self, name: str) -> BatchJournal:
+        """Return a batch to look at; closed, as it stands on the disk, if it was put down before the reply."""
+        journal = self._supervisor.journals.get(name)
+        if journal is None:
+            journal = BatchJournal(self._openings.folder(name))
+            journal.close()
+        return journal
 
     def _reopen_event(
         self, name: str, states: set[JobState], asked: RangeSet | None, is_replaced: bool

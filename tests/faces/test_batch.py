@@ -15,8 +15,10 @@ from typing import Any
 import pytest
 
 import batchd
+from batchd.door import AttachedDoor
 from batchd.edge.lock import holder_of
 from batchd.errors import BatchNotFound, CodeChanged, InputChanged, UsageError
+from batchd.formats.segment import input_blocks
 from tests.bench import await_death
 from tests.commands import Desk, until
 from tests.contract.calls import WAIT_S, Door, nap, note, notes, square
@@ -49,6 +51,22 @@ def test_a_batch_is_given_in_pieces(client: batchd.Client, ran: str) -> None:
     batch.seal()
     assert batch.progress().state == "finished"
     assert (batch.added, list(batch.results())) == (100, [x * x for x in range(100)])
+
+
+def test_a_batch_that_was_cancelled_takes_no_more(client: batchd.Client) -> None:
+    batch = client.submit_batch(square, range(3), seal=False)
+    assert batch.wait(WAIT_S).done == 3
+    batch.cancel("stop")
+    words = rf"{batch.id} was cancelled and takes no more jobs: `batchd retry {batch.id} --cancelled`"
+    with pytest.raises(UsageError, match=words):
+        batch.add([3])
+    late = AttachedDoor(batch._run())  # Cancelled when its jobs were on their way.
+    late.submit(b"".join(block for _, block in input_blocks([3])))
+    with pytest.raises(UsageError, match=words):
+        late.wait()
+    assert (batch.added, batch.progress().size) == (3, 3)
+    batch.retry(cancelled=True)
+    assert (batch.add([3]), batch.wait(WAIT_S).size, list(batch.results())) == (1, 4, [0, 1, 4, 9])
 
 
 def test_batches_that_are_done_cost_a_client_nothing(client: batchd.Client) -> None:
