@@ -217,7 +217,8 @@ def start_supervisor(folder: Path, *, is_throwaway: bool = False) -> str:
         os.close(its_ready)
         its_ready = -1
         said = b""
-        while data := os.read(ready, 4096):
+        # Not to its end: a process that another thread forked just now holds it open as well.
+        while said != b"ready" and (data := os.read(ready, 4096)):
             said += data
     finally:
         for fd in (ready, its_ready, log_fd, *echo):

@@ -72,6 +72,28 @@ with batchd.Client(workers=1) as client:
 """
 
 
+_HOLDING = """
+import subprocess
+
+class Forked(subprocess.Popen):
+    # As if another thread forked just then: the child holds open whatever is.
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        global child
+        child = os.fork()
+        if not child:
+            signal.pause()
+
+subprocess.Popen = Forked
+print(list(batchd.map(abs, [-1], workers=1)))
+os.kill(child, signal.SIGKILL)
+"""
+
+
+def test_a_fork_while_a_supervisor_starts_delays_nobody(programs: Programs) -> None:
+    assert programs.told(_HOLDING) == "[1]\n"
+
+
 BOTH = pytest.mark.parametrize("work", [_EXECUTOR, _RESULTS], ids=["executor", "results"])
 
 
