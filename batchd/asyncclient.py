@@ -137,6 +137,8 @@ class AsyncClient:
         self._journal, self._options = journal, options
         self._client: Client | None = None
         self._opening = asyncio.Lock()
+        self._making: asyncio.Task[Client] | None = None
+        """Goes on when the call that began it is given up: what it makes is used by the next, or closed."""
         self._slices: _Slices
         self._given: deque[_Given] = deque()
         self._is_due = self._is_closed = False
@@ -238,6 +240,9 @@ class AsyncClient:
         32
         """
         self._is_closed = True
+        if self._client is None and self._making is not None:
+            with suppress(Exception):  # Then there is nothing to close.
+                self._client = await self._making
         closing = asyncio.get_running_loop().create_future()
         slices = _Slices(asyncio.get_running_loop())
 
@@ -277,13 +282,19 @@ class AsyncClient:
         if self._client is not None and self._slices.loop is asyncio.get_running_loop():
             return self._client
         async with self._opening:
-            if self._client is not None and self._slices.loop is not asyncio.get_running_loop():
+            if self._making is not None and self._slices.loop is not asyncio.get_running_loop():
                 raise RuntimeError(
                     "this AsyncClient belongs to another event loop: make one in the loop that uses it"
                 )
             if self._client is None:
-                self._slices = _Slices(asyncio.get_running_loop())
-                self._client = await asyncio.to_thread(Client, self._journal, **self._options)
+                if self._making is None:
+                    self._slices = _Slices(asyncio.get_running_loop())
+                    self._making = asyncio.create_task(asyncio.to_thread(Client, self._journal, **self._options))
+                try:
+                    self._client = await asyncio.shield(self._making)
+                except Exception:
+                    self._making = None  # The next call may have more luck.
+                    raise
         return self._client
 
     def _hand_over(self) -> None:

@@ -6,7 +6,6 @@ from typing import Any, Final, NamedTuple
 from batchd.core.job import JobState
 from batchd.core.ranges import RangeSet
 
-
 NOTHING_YET: Final = object()
 """Stands between results that have not come."""
 

@@ -101,6 +101,29 @@ def test_a_client_need_not_be_entered(desk: Desk) -> None:
     assert asyncio.run(main()) == 9
 
 
+@pytest.mark.parametrize("is_used", [False, True])
+def test_a_call_that_is_given_up_while_the_client_opens_leaves_nothing(desk: Desk, is_used: bool) -> None:
+    with batchd.Client(desk.journal, workers=1) as client:
+        client.submit(square, 2).result(WAIT_S)
+
+    async def main() -> None:
+        client = batchd.AsyncClient(desk.journal, workers=1)
+        call = asyncio.create_task(client.batches())
+        while client._making is None:
+            await asyncio.wait([call], timeout=0.001)
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        if is_used:
+            assert await (await client.submit(square, 3)).result() == 9
+        await client.close()
+        made = await client._making
+        assert made is client._client
+        assert made._queue._is_closing
+
+    asyncio.run(main())
+
+
 def test_exceptions_come_out(desk: Desk) -> None:
     async def main() -> None:
         async with batchd.AsyncClient(desk.journal, workers=1, crashes_max=1) as client:
