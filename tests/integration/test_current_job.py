@@ -153,8 +153,8 @@ def test_threads_of_a_job_do_not_tear_each_others_checkpoints(bench: Bench) -> N
 
 def test_closed_descriptors_found_by_a_checkpoint_blame_nobody_who_may_be_innocent(bench: Bench) -> None:
     worker = at_work(bench, [("same", 0), ("leave_after_closing_descriptors",)])
-    for attempt, phase in ((1, Phase.REPORTING), (2, Phase.RUNNING)):
-        bench.lease(worker, 1, 2, attempt=attempt)
+    for reports_each, phase in ((False, Phase.REPORTING), (True, Phase.RUNNING)):
+        bench.lease(worker, 1, 2, reports_each=reports_each)
         gone = bench.gone(worker)
         assert gone.cause == "closed descriptors it did not open"
         assert gone.position is not None
