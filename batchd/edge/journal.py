@@ -179,8 +179,12 @@ class BatchJournal:
         return self._files.keep(parts)
 
     def _open_tables(self) -> dict[bytes, Any]:
-        with gate:
-            return {name: self._env.open_db(name, create=False) for name in tables.TABLES}
+        if not self._is_writer:
+            with gate:
+                return {name: self._env.open_db(name, create=False) for name in tables.TABLES}
+        # For `open_db` by itself waits for the lock without letting any thread run.
+        with self._env.begin(write=True) as txn:
+            return {name: self._env.open_db(name, txn=txn, create=False) for name in tables.TABLES}
 
     def _load(self) -> BatchFacts:
         """Return the facts. Raises JournalDamaged."""

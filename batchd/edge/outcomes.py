@@ -4,10 +4,12 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, NamedTuple
+from itertools import islice
+from typing import Any, Final, NamedTuple
 
 import lmdb
 
+from batchd.core.facts import BatchFacts
 from batchd.core.job import JobState
 from batchd.core.ranges import RangeSet
 from batchd.edge.journal import BatchJournal
@@ -16,9 +18,12 @@ from batchd.formats import tables
 from batchd.formats.likeness import likeness
 from batchd.formats.reference import Payload
 from batchd.formats.report import Failure
-from batchd.formats.segment import Block, unpack
+from batchd.formats.segment import Block, header_of, unpack
 from batchd.formats.values import load
 from batchd.worker.valuefiles import read_value
+
+_PART: Final = 16
+"""So many records are looked at in one part, within which the batch cannot be put down."""
 
 
 class Span(NamedTuple):
@@ -57,6 +62,53 @@ class Span(NamedTuple):
                 tried = {name: value for name, value in failure.details.items() if name == "attempt"}
                 failure = Failure("Cancelled", "cancelled while it ran", bytes(8), failure.output, tried)
             yield index, failure
+
+
+def jobs_in(journal: BatchJournal, facts: BatchFacts, states: set[JobState]) -> dict[JobState, RangeSet] | None:
+    """Return which finished jobs are in these states; None when the batch is closed meanwhile. Raises JournalDamaged.
+
+    For whoever is not to be in the way of the thread that writes: it looks at the heads of records alone, a few at a
+    time, for a batch may hold more than memory does.
+    """
+    found = {state: RangeSet() for state in states}
+    left = RangeSet(facts.done)
+    for generation in range(facts.generation, -1, -1):
+        start = 0
+        while start >= 0:
+            with journal.held() as txn:
+                if txn is None:
+                    return None
+                try:
+                    cursor = txn.cursor(db=journal.table(tables.OUTCOMES))
+                    heads, start = _next_heads(cursor, generation, start)
+                except (FormatError, ValueError, lmdb.Error) as error:
+                    where = f"batch {facts.batch}: an outcome record from job {start} on"
+                    raise JournalDamaged(f"{where}: {error}") from None
+            for first, count, state in heads:
+                for part in left.overlap(first, first + count) if state in states else ():
+                    found[state].add(*part)
+                if generation:  # What is older of these jobs counts no more.
+                    left.remove(first, first + count)
+    return found
+
+
+def _next_heads(
+    cursor: "lmdb.Cursor[memoryview]", generation: int, start: int
+) -> tuple[list[tuple[int, int, JobState]], int]:
+    """Return (first, count, state) of the next blocks from job `start` on, and where to go on, -1 behind the last."""
+    heads: list[tuple[int, int, JobState]] = []
+    if not cursor.set_range(tables.OUTCOME.pack(generation, start)):
+        return heads, -1
+    for key, record in islice(cursor.iternext(), _PART):
+        of, index = tables.OUTCOME.unpack(key)
+        if of != generation:
+            return heads, -1
+        at, start = 0, index + 1
+        while at < len(record):
+            first, count, state, length = header_of(record, at)
+            heads.append((first, count, JobState(state)))
+            at += length
+    return heads, start if cursor.key() else -1
 
 
 class Outcomes:

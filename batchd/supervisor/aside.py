@@ -1,7 +1,8 @@
-"""What waits for the disk and is no commit: done in a thread of its own, so that the loop never waits for it.
+"""What waits for the disk, or for a lock, and is no commit: done aside, so that the loop never waits for it.
 
-Nothing is decided here, and nothing of the loop's is touched by the thread. The one idea: the work is about files,
-and that it is over comes back as an event like any other.
+Nothing is decided here, and nothing of the loop's is touched by a thread. The one idea: the work is about files,
+and that it is over comes back as an event like any other. What may wait for as long as somebody else likes has a
+thread of its own, or it would hold up the rest.
 """
 
 import os
@@ -10,26 +11,37 @@ from functools import partial
 from queue import SimpleQueue
 from selectors import EVENT_READ, BaseSelector
 from threading import Thread
+from typing import Any, TypeVar
 
 from batchd.edge.callbacks import call_each
 
+Made = TypeVar("Made")
 Then = Callable[[Exception | None], None]
 
 
 class Aside:
-    """Does work in a thread, and calls back in the loop that selects."""
+    """Does work in threads, and calls back in the loop that selects."""
 
     def __init__(self, selector: BaseSelector) -> None:
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._work: SimpleQueue[tuple[Callable[[], object], Then]] = SimpleQueue()
-        self._over: SimpleQueue[tuple[Then, Exception | None]] = SimpleQueue()
+        self._work: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._over: SimpleQueue[Callable[[], None]] = SimpleQueue()
         selector.register(self._wake_fd, EVENT_READ, self._on_over)
         # Now, for later the system may allow no more threads.
         Thread(target=self._run, name="aside", daemon=True).start()
 
     def do(self, work: Callable[[], object], then: Then | None = None) -> None:
         """Do the work after what was asked before, then call back with what it raised, None when all is well."""
-        self._work.put((work, then or _check))
+        told = then or _check
+        self._work.put(partial(self._do, work, lambda made: told(made if isinstance(made, Exception) else None)))
+
+    def do_alone(self, work: Callable[[], Made], then: Callable[[Made | Exception], None]) -> None:
+        """Do work that may wait without end, then call back with what it returned or raised."""
+        alone = partial(self._do, work, then)
+        try:
+            Thread(target=alone, name="alone", daemon=True).start()
+        except RuntimeError:  # The system allows no more threads.
+            self._work.put(alone)
 
     def do_parts(self, parts: Iterator[object]) -> None:
         """Do work that nobody waits for, and between its parts what else was asked."""
@@ -45,24 +57,20 @@ class Aside:
 
     def _run(self) -> None:
         while True:
-            self._do_next()
+            self._work.get()()  # Held by no name: else what it holds is held until there is other work.
 
-    def _do_next(self) -> None:
-        """Do what was asked first. A call of its own: else what the work holds is held until there is other work."""
-        work, then = self._work.get()
-        raised = None
+    def _do(self, work: Callable[[], Any], then: Callable[[Any], None]) -> None:
         try:
-            work()
+            made = work()
         except Exception as error:
-            raised = error
-        self._over.put((then, raised))
+            made = error
+        self._over.put(partial(then, made))
         os.eventfd_write(self._wake_fd, 1)
 
     def _on_over(self) -> None:
         os.eventfd_read(self._wake_fd)
         while not self._over.empty():
-            then, raised = self._over.get()
-            call_each([then], raised)
+            call_each([self._over.get()])
 
 
 def _check(raised: Exception | None) -> None:

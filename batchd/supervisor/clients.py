@@ -343,7 +343,7 @@ class Clients:
     def progress(self, batch: str) -> dict[str, Any]:
         """Return what clients are told of a batch."""
         supervisor = self._supervisor
-        made = supervisor.progress.get(batch) or self._progress_on_disk(batch)
+        made = supervisor.progress[batch]
         live = supervisor.scheduler.batches.get(batch)
         self._told += 1
         return {
@@ -356,9 +356,3 @@ class Clients:
             "shortage": supervisor.pool.shortage,
             "usage": supervisor.usage.get(batch, {}),
         }
-
-    def _progress_on_disk(self, batch: str) -> Progress:
-        """Of a batch that was put down between a request about it and the reply."""
-        journal = BatchJournal(self._supervisor.ground.folder / "batches" / batch)
-        journal.close()
-        return journal.progress()

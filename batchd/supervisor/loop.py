@@ -313,9 +313,13 @@ class Supervisor:
         self.clients.on_put_down(batch)
         self.journals.pop(batch).close()
         self.usage.pop(batch, None)
-        self.progress.pop(batch, None)
+        self.after_commit(lambda: self._forget_progress(batch))  # Behind every answer that tells of it.
         self.pool.put_down(batch)
         self.clients.go_on_without(batch)
+
+    def _forget_progress(self, batch: str) -> None:
+        if batch not in self.journals:  # Else it was taken up again.
+            self.progress.pop(batch, None)
 
     def _set_trouble(self, reason: str) -> None:
         if reason != self.trouble:
@@ -389,7 +393,7 @@ class Supervisor:
             "trouble": self.trouble,
             "warnings": self._lookout.warnings,
             "workers": workers,
-            "batches": {name: made._asdict() for name, made in self.progress.items()},
+            "batches": {name: self.progress[name]._asdict() for name in self.journals},
             "machine": asdict(self.gauges.machine()),
             "sample_cost_s": self.gauges.cost_s,
         }
@@ -400,7 +404,7 @@ class Supervisor:
         is_needed = self.clients.is_any and not self._is_draining
         if self.clients.is_any:
             self._linger_s = self._linger_after_s
-        if is_needed or self.journals or self._in_flight or self._unsaved or self.requests.is_making:
+        if is_needed or self.journals or self._in_flight or self._unsaved or self.requests.is_halfway:
             self._idle_since = None
         elif self._idle_since is None:
             self._idle_since = monotonic()

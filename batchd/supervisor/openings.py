@@ -11,34 +11,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import lmdb
-
 from batchd.core import events as ev
 from batchd.core.job import Allowances
 from batchd.core.ranges import RangeSet
-from batchd.core.replay import all_interrupted
-from batchd.core.stored import copy
 from batchd.edge import strays
-from batchd.edge.callbacks import call_each
 from batchd.edge.control import Message
-from batchd.edge.drafts import make_batch
-from batchd.edge.folder import free_bytes, unwritten
-from batchd.edge.journal import BatchJournal
 from batchd.edge.log import log_traceback
 from batchd.edge.template import KeySpec
-from batchd.errors import (
-    BatchBusy,
-    BatchdError,
-    BatchNotFound,
-    JournalFull,
-    SupervisorError,
-    TaskError,
-    UsageError,
-)
-from batchd.formats import tables
-from batchd.settings import DISK_RESERVE_BYTES, OPEN_BATCHES_MAX, WORKERS_MAX
+from batchd.errors import BatchBusy, BatchdError, SupervisorError, TaskError, UsageError
+from batchd.settings import OPEN_BATCHES_MAX, WORKERS_MAX
 from batchd.supervisor.clients import Client, Clients, Host
-from batchd.units import format_size
+from batchd.supervisor.taking import Hands, Taken, check_same, make, take_up
 
 _NO_KEY = KeySpec(("", ""), (), "", {}, "")
 
@@ -81,62 +64,85 @@ class Opening(NamedTuple):
 
 
 class Openings:
-    """Opens batches, for clients or for a change alone."""
+    """Opens batches for clients."""
 
     def __init__(self, supervisor: Host, clients: Clients) -> None:
         self._supervisor = supervisor
         self._clients = clients
-        self._being_made: dict[str, list[Callable[[], None]]] = {}
-        """New batches, and who waits for each."""
-
-    @property
-    def is_making(self) -> bool:
-        """Whether a batch is being made, which would be left half made."""
-        return bool(self._being_made)
+        self.hands = Hands(supervisor.aside)
 
     def open(self, client: Client, number: int, request: Opening) -> None:
         """Attach a batch for this client; the task is imported first, so that nothing is made for a wrong one."""
+        if client.is_gone:
+            return
+        with self.answering(client, number, f"open batch {request.name}"):
+            if self._is_free(client, number, request, lambda: self.open(client, number, request)):
+                go_on = partial(self._go_on, client, number, request)
+                self._supervisor.pool.add_key(request.key, request.key_spec, go_on)
+
+    def _go_on(self, client: Client, number: int, request: Opening, reason: str = "") -> None:
+        """Take the batch up, or make it, now that its task is imported: or why it cannot be."""
+        if client.is_gone:
+            return
+        with self.answering(client, number, f"open batch {request.name}"):
+            if reason:
+                raise TaskError(reason)
+            if not self._is_free(client, number, request, lambda: self._go_on(client, number, request)):
+                return  # Another client was faster, or it was taken up to be changed, or left, during the import.
+            folder, spec, payload = self.folder(request.name), request.spec, request.key_spec.payload
+            is_new = spec is not None and not folder.exists()
+            work = (
+                partial(make, folder, spec or {}, payload)
+                if is_new
+                else partial(take_up, folder, payload, request.created)
+            )
+            self.hands.take(request.name, work, partial(self._serve, client, number, request), is_halfway=is_new)
+
+    def _is_free(self, client: Client, number: int, request: Opening, again: Callable[[], None]) -> bool:
+        """Return whether nobody has the batch. Else the client joins those who have, or waits and looks `again`."""
         name = request.name
         self.check_free(name, is_shared=request.is_shared)
         if self._clients.may_join(name):
             self._check_alike(request)
             self._bind(client, request)  # Others run it: their workers serve this client as well.
             self._supervisor.after_commit(lambda: self._tell_opened(client, number, name))
-            return
+            return False
+        return not self.waits(name, again)
 
-        def import_task() -> None:
-            go_on = partial(self._go_on, client, number, request)
-            with self._answering(client, number, name):
-                self._supervisor.pool.add_key(request.key, request.key_spec, go_on)
+    def waits(self, name: str, again: Callable[[], None]) -> bool:
+        """Return whether something is under way with a batch, or somebody has it; then look `again` after that."""
+        if self.hands.wait(name, again):
+            return True
+        if name in self._supervisor.journals:
+            self._clients.when_put_down(name, again)
+            return True
+        return False
 
-        self._clients.when_put_down(name, import_task)
-
-    def _go_on(
-        self, client: Client, number: int, request: Opening, reason: str = "", *, is_new: bool = False
-    ) -> None:
-        """Go on when the task was imported, or cannot be for a `reason`."""
-        name = request.name
-        if client.is_gone:
-            return
-        with self._answering(client, number, name):
-            if reason:
-                raise TaskError(reason)
-            self.check_free(name, is_shared=request.is_shared)
-            if self._clients.may_join(name):
-                self._check_alike(request)  # Another client was faster.
-            elif name in self._supervisor.journals:  # Taken up to be changed, or left, during the import.
-                self._clients.when_put_down(name, lambda: self._go_on(client, number, request))
-                return
-            elif self._must_be_made(request):
-                self._make(client, number, request)
-                return
-            else:
-                self.attach(request, is_new=is_new)
+    def _serve(self, client: Client, number: int, request: Opening, made: Taken | Exception) -> None:
+        with self.answering(client, number, f"open batch {request.name}"):
+            if isinstance(made, Exception):
+                raise made
+            if client.is_gone or self._clients.refusal:
+                made.journal.close()
+                raise SupervisorError(self._clients.refusal)
+            self.attach(made, request)
             self._bind(client, request)
-            self._supervisor.after_commit(lambda: self._tell_opened(client, number, name))
+            self._supervisor.after_commit(lambda: self._tell_opened(client, number, request.name))
+
+    def attach(self, taken: Taken, request: Opening) -> None:
+        """Have a batch served that was taken up."""
+        supervisor, journal = self._supervisor, taken.journal
+        name = request.name
+        if taken.suspects is not None:
+            supervisor.aside.do_parts(strays.sweep(journal, taken.suspects))
+        supervisor.journals[name] = journal
+        supervisor.progress[name] = taken.progress
+        supervisor.usage[name] = {**supervisor.batch_usage(name), **taken.usage}
+        supervisor.pool.take_up(name, request.key, request.key_spec)
+        supervisor.emit(ev.BatchAttached(taken.live, request.options, request.key, _new_stint()))
 
     @contextmanager
-    def _answering(self, client: Client, number: int, name: str) -> Iterator[None]:
+    def answering(self, client: Client, number: int, what: str) -> Iterator[None]:
         """Refuse the client for whatever is raised: nobody else would, and it waits for an answer."""
         try:
             yield
@@ -145,7 +151,7 @@ class Openings:
         except Exception as error:
             log_traceback()
             log = self._supervisor.ground.folder / "supervisor.log"
-            why = f"cannot open batch {name}: {type(error).__name__}: {error}; {log} says where that came from"
+            why = f"cannot {what}: {type(error).__name__}: {error}; {log} says where that came from"
             client.refuse(number, SupervisorError(why))
 
     def _bind(self, client: Client, request: Opening) -> None:
@@ -164,12 +170,12 @@ class Openings:
         owner = self._clients.owner(name)
         if owner is not None and not (is_shared and name in self._clients.shared):
             raise BatchBusy(f"batch {name} is being run by process {owner.line.pid}: `batchd status` shows it")
-        if len(self._supervisor.journals) >= OPEN_BATCHES_MAX:
+        if len([*self._supervisor.journals, *self.hands]) >= OPEN_BATCHES_MAX:
             raise SupervisorError(f"{OPEN_BATCHES_MAX} batches are open, which is the limit: wait for one to finish")
 
     def _check_alike(self, request: Opening) -> None:
         """Refuse a client whose jobs would silently be run by the rules of others, or go into another batch."""
-        _check_same(self._supervisor.journals[request.name], request)
+        check_same(self._supervisor.journals[request.name], request.created)
         batch = self._supervisor.scheduler.batches.get(request.name)
         if batch is None:
             return
@@ -179,64 +185,6 @@ class Openings:
                 f"the queue {request.name} is open with {theirs}, and this client asks for {its}: "
                 "ask for the same, or for a queue of another name"
             )
-
-    def _must_be_made(self, request: Opening) -> bool:
-        return request.spec is not None and not self.folder(request.name).exists()
-
-    def _make(self, client: Client, number: int, request: Opening) -> None:
-        """Have a new batch made while the loop goes on, then go on."""
-        name, spec = request.name, request.spec or {}
-        if name in self._being_made:
-            self._being_made[name].append(lambda: self._go_on(client, number, request))
-            return
-        folder = self.folder(name)
-        if (free := free_bytes(folder.parent)) < DISK_RESERVE_BYTES:
-            room = f"{format_size(free)} are free and {format_size(DISK_RESERVE_BYTES)} needed"
-            raise JournalFull(f"the disk under {folder.parent} is nearly full: {room}. Free some, or use --journal")
-        self._being_made[name] = []
-
-        def then(raised: Exception | None) -> None:
-            waiting = self._being_made.pop(name)
-            try:
-                with self._answering(client, number, name):
-                    if raised is not None:
-                        raise raised
-                    self._go_on(client, number, request, is_new=True)
-            finally:
-                call_each(waiting)
-
-        self._supervisor.aside.do(lambda: make_batch(folder, spec, request.key_spec.payload), then)
-
-    def attach(self, request: Opening, *, is_new: bool = False) -> None:
-        """Take a batch up that nobody runs; raises BatchNotFound or JournalError."""
-        supervisor, name = self._supervisor, request.name
-        folder = self.folder(name)
-        if not folder.exists():
-            raise BatchNotFound(f"there is no batch {name}: `batchd ls` lists them")
-        journal = BatchJournal(folder, is_writer=True)
-        try:
-            _check_same(journal, request)
-            suspects = strays.suspects(journal)
-            if request.key_spec.payload and not is_new:
-                journal.replace_function(tables.TASK_MARK, request.key_spec.payload)
-            if made := all_interrupted(copy(journal.facts)):
-                journal.commit(made)  # The machine died while the batch ran: the recorder that knew more is lost.
-            usage = journal.read_usage()
-            progress = journal.progress()
-            # The scheduler has facts of its own, ahead of the journal's by what is not durable yet.
-            live = copy(journal.facts)
-        except BaseException as error:
-            journal.close()  # Or it could not be opened by this process again.
-            if isinstance(error, lmdb.Error):
-                raise unwritten(error, folder, f"cannot write to the batch in {folder}") from None
-            raise
-        if suspects is not None:
-            supervisor.aside.do_parts(strays.sweep(journal, suspects))
-        supervisor.journals[name] = journal
-        supervisor.progress[name] = progress
-        supervisor.usage[name] = {**supervisor.batch_usage(name), **usage}
-        supervisor.pool.take_up(name, request.key, request.key_spec)
-        supervisor.emit(ev.BatchAttached(live, request.options, request.key, _new_stint()))
 
     def folder(self, name: str) -> Path:
         """Return where a batch is, or would be; raises UsageError for what cannot be an id."""
@@ -256,16 +204,6 @@ class Openings:
             **({"recorded": list(journal.snapshot().done)} if name in client.untold else {}),
         }
         client.reply(number, fields)
-
-
-def _check_same(journal: BatchJournal, request: Opening) -> None:
-    """Refuse a client that would go on with another batch than it had open."""
-    name, created = request.name, str(journal.spec.get("created", ""))
-    if request.created not in {"", created}:
-        raise BatchNotFound(
-            f"batch {name} of {request.created} was removed while it was in use, and another was made under its id: "
-            "open that one anew, and give it what it is to have"
-        )
 
 
 def _new_stint() -> int:

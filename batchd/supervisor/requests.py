@@ -11,17 +11,13 @@ from typing import Any
 from batchd import __version__
 from batchd.core import events as ev
 from batchd.core.costs import checked_costs
-from batchd.core.job import JobState
-from batchd.core.ranges import Range, RangeSet
-from batchd.edge.callbacks import call_each
 from batchd.edge.control import Message
 from batchd.edge.journal import BatchJournal
-from batchd.edge.outcomes import Outcomes
-from batchd.edge.removal import set_aside
 from batchd.errors import BatchdError, FormatError, SupervisorError, UsageError
 from batchd.formats import tables
 from batchd.formats.segment import header_of
 from batchd.settings import CUT_WAIT_S, WORKERS_MAX
+from batchd.supervisor.changes import Changes, ranges_of
 from batchd.supervisor.clients import Client, Clients, Host
 from batchd.supervisor.openings import Opening, Openings
 
@@ -33,13 +29,13 @@ class Requests:
         self._supervisor = supervisor
         self._clients = clients
         self._openings = Openings(supervisor, clients)
-        self._removals: dict[Callable[[], None], str] = {}
-        """What sets a batch aside that somebody wants removed, and its name."""
+        self._changes = Changes(supervisor, clients, self._openings)
+        self.make_room = self._changes.make_room
 
     @property
-    def is_making(self) -> bool:
-        """Whether a batch that somebody asked for is being made, which would be left half made."""
-        return self._openings.is_making
+    def is_halfway(self) -> bool:
+        """Whether something is under way that would be left half done."""
+        return self._openings.hands.is_halfway
 
     def answer(self, client: Client, message: Message) -> None:
         """Do what a message asks, or say why not."""
@@ -89,12 +85,14 @@ class Requests:
         if message.fields.get("is_patient"):
             self._supervisor.after_commit(lambda: self._clients.answer_with_news(client, name, number))
         else:
-            self._when_durable(client, number, lambda: self._submitted(name, message))
+            journal = self._supervisor.journals[name]  # It is put down before the reply, perhaps.
+            self._when_durable(client, number, lambda: self._submitted(journal, message))
 
-    def _submitted(self, name: str, message: Message) -> dict[str, Any]:
+    def _submitted(self, journal: BatchJournal, message: Message) -> dict[str, Any]:
         """Return how the batch stands, and where the client's last submission begins, for clients that share it."""
+        name = journal.facts.batch
         progress = self._clients.progress(name)
-        sequence, first = self._journal(name).last_of(str(message.fields["client"]))
+        sequence, first = journal.last_of(str(message.fields["client"]))
         if sequence == message.fields["sequence"]:
             return {**progress, "first": first}
         if sequence < message.fields["sequence"]:
@@ -114,13 +112,13 @@ class Requests:
         name = self._bound(client, message)
         if not self._supervisor.journals[name].spec.get("is_throwaway"):
             raise UsageError(f"batch {name} is to be kept: `batchd prune` removes whole batches")
-        self._supervisor.emit(ev.TrimRequested(name, _ranges(message)))
+        self._supervisor.emit(ev.TrimRequested(name, ranges_of(message)))
         client.reply(number, {})
 
     def _withdraw(self, client: Client, number: int, message: Message) -> None:
         """Cancel jobs that have not begun; answered when it is certain and durable which did not."""
         name = self._bound(client, message)
-        self._supervisor.emit(ev.WithdrawRequested(name, _ranges(message)))
+        self._supervisor.emit(ev.WithdrawRequested(name, ranges_of(message)))
         self._when_cut(name, lambda: client.reply(number, {}))
 
     def _running(self, client: Client, number: int, message: Message) -> None:
@@ -165,58 +163,6 @@ class Requests:
             return
         self._clients.detach(client, name, at_once=at_once, then=lambda: client.reply(number, {}))
 
-    def _accept_code(self, client: Client, number: int, message: Message) -> None:
-        """Store that a batch goes on with the task's present source."""
-        name = str(message.fields["batch"])
-        if name in self._supervisor.journals:
-            raise SupervisorError(f"batch {name} is running: its code cannot be exchanged now")
-        journal = BatchJournal(self._openings.folder(name), is_writer=True)
-        try:
-            journal.replace_spec({**journal.spec, "digest": str(message.fields["digest"])})
-        finally:
-            journal.close()
-        client.reply(number, {})
-
-    def _cancel(self, client: Client, number: int, message: Message) -> None:
-        self._change(client, number, message, lambda name: ev.CancelRequested(name, str(message.fields["reason"])))
-
-    def _reopen(self, client: Client, number: int, message: Message) -> None:
-        """Run jobs again, all that are in some state or those of `ranges`; tell which of these have no outcome."""
-        states = {JobState(state) for state in message.fields["states"]} - {JobState.SUCCEEDED}
-        asked = RangeSet(_ranges(message)) if "ranges" in message.fields else None
-        is_replaced = bool(message.fields.get("is_replaced"))
-
-        def told(name: str) -> dict[str, Any]:
-            done = self._journal(name).snapshot().done
-            return {"undone": [part for start, stop in asked or () for part in done.gaps(start, stop)]}
-
-        self._change(client, number, message, lambda name: self._reopen_event(name, states, asked, is_replaced), told)
-
-    def _change(
-        self,
-        client: Client,
-        number: int,
-        message: Message,
-        event_of: Callable[[str], ev.Event],
-        told: Callable[[str], dict[str, Any]] = lambda _: {},
-    ) -> None:
-        """Emit an event about a batch, taking the batch up for just that when nobody runs it."""
-        name = str(message.fields["batch"])
-        supervisor = self._supervisor
-        was_live = name in supervisor.journals
-        if message.fields.get("if_idle"):
-            self._openings.check_free(name, is_shared=False)
-        if not was_live:
-            self._openings.attach(Opening(name))
-        try:
-            supervisor.emit(event_of(name))
-        finally:  # Also when the change cannot be made: nobody said how workers of the batch would start.
-            if not was_live:
-                supervisor.emit(ev.DetachRequested(name))
-        self._when_durable(
-            client, number, lambda: {**self._clients.progress(name), "is_live": was_live, **told(name)}
-        )
-
     def _when_durable(self, client: Client, number: int, fields_of: Callable[[], dict[str, Any]]) -> None:
         """Answer when everything emitted so far is durable; whatever goes wrong then, nobody waits for ever."""
 
@@ -232,59 +178,6 @@ class Requests:
                 raise
 
         self._supervisor.after_commit(answer)
-
-    def _journal(self, name: str) -> BatchJournal:
-        """Return a batch to look at; closed, as it stands on the disk, if it was put down before the reply."""
-        journal = self._supervisor.journals.get(name)
-        if journal is None:
-            journal = BatchJournal(self._openings.folder(name))
-            journal.close()
-        return journal
-
-    def _reopen_event(
-        self, name: str, states: set[JobState], asked: RangeSet | None, is_replaced: bool
-    ) -> ev.ReopenRequested:
-        journal = self._supervisor.journals[name]
-        facts = journal.snapshot()
-        found: dict[JobState, RangeSet] = {}
-        if any(facts.count(state) for state in states):
-            for span in Outcomes(journal).spans(facts.done, facts.generation):
-                if span.state in states:
-                    parts = [(span.start, span.stop)] if asked is None else asked.overlap(span.start, span.stop)
-                    for part in parts:
-                        found.setdefault(span.state, RangeSet()).add(*part)
-        ranges = tuple((state, tuple(of_state)) for state, of_state in found.items())
-        if asked is None and not ranges:
-            ranges = ((JobState.CANCELLED, ()),)  # It takes back that the batch was cancelled, if nothing else.
-        return ev.ReopenRequested(name, ranges, facts.generation, is_replaced)
-
-    def _prune(self, client: Client, number: int, message: Message) -> None:
-        """Set a batch aside that nobody runs; whoever asked deletes what then has another name."""
-        name = str(message.fields["batch"])
-        self._openings.folder(name)
-
-        def remove() -> None:
-            if self._removals.pop(remove, None) is None:
-                return
-            try:
-                if name in self._supervisor.journals:
-                    raise SupervisorError(f"batch {name} is running: `batchd cancel {name}` ends it")
-                aside = set_aside(self._supervisor.ground.folder, name)
-            except BatchdError as error:
-                client.refuse(number, error)
-            else:
-                client.reply(number, {"aside": aside.name})
-
-        self._removals[remove] = name
-        if self._supervisor.trouble:
-            remove()
-        else:  # Behind every answer that still reads the batch.
-            self._supervisor.after_commit(remove)
-
-    def make_room(self) -> None:
-        """Remove what somebody wants removed, without waiting for a commit that waits for the room this makes."""
-        idle = [remove for remove, name in self._removals.items() if name not in self._supervisor.journals]
-        call_each(idle)  # The others are being put down, for which there is the reserve.
 
     def _status(self, client: Client, number: int, _: Message) -> None:
         client.reply(number, self._supervisor.status())
@@ -312,13 +205,6 @@ def _cancelled(name: str) -> str:
     return f"batch {name} was cancelled and takes no more jobs: `batchd retry {name} --cancelled` takes that back"
 
 
-def _ranges(message: Message) -> tuple[Range, ...]:
-    ranges = tuple((int(start), int(stop)) for start, stop in message.fields["ranges"])
-    if any(not 0 <= start < stop for start, stop in ranges):
-        raise ValueError("a range that is none")
-    return ranges
-
-
 _RULES: dict[str, Callable[[Requests, Client, int, Message], None]] = {
     "hello": Requests._hello,  # noqa: SLF001  (the table of the class above)
     "open": Requests._open,  # noqa: SLF001
@@ -330,10 +216,10 @@ _RULES: dict[str, Callable[[Requests, Client, int, Message], None]] = {
     "seal": Requests._seal,  # noqa: SLF001
     "unseal": Requests._unseal,  # noqa: SLF001
     "detach": Requests._detach,  # noqa: SLF001
-    "accept_code": Requests._accept_code,  # noqa: SLF001
-    "cancel": Requests._cancel,  # noqa: SLF001
-    "reopen": Requests._reopen,  # noqa: SLF001
-    "prune": Requests._prune,  # noqa: SLF001
+    "accept_code": lambda requests, *asked: requests._changes.accept_code(*asked),  # noqa: SLF001
+    "cancel": lambda requests, *asked: requests._changes.cancel(*asked),  # noqa: SLF001
+    "reopen": lambda requests, *asked: requests._changes.reopen(*asked),  # noqa: SLF001
+    "prune": lambda requests, *asked: requests._changes.prune(*asked),  # noqa: SLF001
     "status": Requests._status,  # noqa: SLF001
     "scale": Requests._scale,  # noqa: SLF001
 }

@@ -100,8 +100,8 @@ FAULTS: Final[dict[str, Row]] = {
     "C2b": Row(
         "somebody holds the lock that commits need",
         "write transaction in a process that is stopped (no client of batchd's ever begins one)",
-        "status and time limits go on, nothing is told to be recorded, all goes on when the holder is gone; "
-        "all calls that may wait for it stand in a list (lint): commits, and the opening of that very batch",
+        "status and time limits go on, nothing is told to be recorded, whoever opens or changes that batch waits and "
+        "nobody else does, all goes on when the holder is gone; calls that may wait for it stand in a list (lint)",
     ),
     "C3": Row(
         "reader stopped in a read transaction",

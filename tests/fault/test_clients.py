@@ -12,11 +12,13 @@ from typing import Any
 
 import pytest
 
-from batchd.client import Session, request
-from batchd.client.connection import LOG_NAME
+from batchd.client import Session, connect, request
+from batchd.client.connection import LOG_NAME, Connection
+from batchd.core.job import JobState
 from batchd.edge import control
 from batchd.edge.journal import BatchJournal
 from batchd.edge.outcomes import Outcomes
+from batchd.edge.readiness import readable
 from batchd.errors import JournalError
 from batchd.settings import UNSAVED_BYTES_MAX
 from tests.bench import ROOT, WAIT_S, House, await_death, pump_until
@@ -154,8 +156,8 @@ def test_a_reader_that_holds_the_space_of_a_batch_is_named(house: House) -> None
 
 WRITER = """
 import sys, lmdb
-env = lmdb.open(sys.argv[1], max_dbs=9, map_size=1 << 36, max_readers=4096, lib_version=0)
-txn = env.begin(write=True)
+envs = [lmdb.open(path, max_dbs=9, map_size=1 << 36, max_readers=4096, lib_version=0) for path in sys.argv[1:]]
+txns = [env.begin(write=True) for env in envs]
 print("there", flush=True)
 sys.stdin.read()
 """
@@ -184,6 +186,72 @@ def test_whoever_holds_the_lock_of_a_batch_holds_up_its_commits_and_nothing_else
     outcomes = house.outcomes("held")
     assert [outcomes[index] for index in range(1, jobs)] == list(range(1, jobs))
     assert outcomes[0].type == "JobTimeout"
+
+
+@pytest.mark.covers("C2b")
+def test_whoever_wants_a_batch_whose_lock_is_held_waits_for_it_and_nobody_else(house: House) -> None:
+    """To open a batch for writing takes its lock: aside, so that the loop never stands still for it."""
+    wanted: dict[str, tuple[str, dict[str, Any]]] = {
+        "opened": ("open", house.session("opened")._open_fields),
+        "cancelled": ("cancel", {"batch": "cancelled", "reason": "enough"}),
+        "exchanged": ("accept_code", {"batch": "exchanged", "digest": "d"}),
+    }
+    for name in wanted:
+        BatchJournal.create(house.folder / "batches" / name, {}).close()
+    items = [("work", 600), *[("work", 0.005, index) for index in range(1, 50)]]
+    other = house.start(items, "other", timeout_s=3.0, keep_going=True)
+    pump_until(other, lambda: other.progress["done"] > 20, "it runs")
+    with program(WRITER, *(house.folder / "batches" / name for name in wanted)) as process:
+        os.kill(process.pid, signal.SIGSTOP)
+        lines = {name: connect(house.folder) for name in [*wanted, "pruned"]}
+        numbers = {name: lines[name].tell(do, **fields) for name, (do, fields) in wanted.items()}
+        numbers["pruned"] = lines["pruned"].tell("prune", batch="opened")  # And that waits behind the opening.
+        assert str(house.supervisor) in status(house)
+        (late,) = (row["pid"] for row in request(house.folder, "status")["workers"] if row["job"] == 0)
+        await_death(late, WAIT_S)  # By its time limit.
+        assert house.run([("same", 1)], "new") == {0: 1}, "a batch that nobody holds is not opened"
+        assert not any(line.messages() for line in lines.values()), "somebody was answered"
+    told = {name: hear(line, numbers[name]) for name, line in lines.items()}
+    assert (told["opened"]["size"], told["cancelled"]["state"]) == (0, "cancelled")
+    assert told["pruned"]["message"] == "batch opened is running: `batchd cancel opened` ends it"
+    exchanged = BatchJournal(house.folder / "batches" / "exchanged")
+    assert exchanged.spec == {"digest": "d"}
+    exchanged.close()
+    for line in lines.values():
+        line.close()
+    house.finish(other)
+    assert house.outcomes("other")[0].type == "JobTimeout"
+
+
+def hear(line: Connection, number: int) -> dict[str, Any]:
+    """Wait for the reply to a request."""
+    while True:
+        assert readable([line.socket.fileno()], WAIT_S), "no answer"
+        for _, fields, _ in line.messages():
+            if fields.get("number") == number:
+                return fields
+
+
+@pytest.mark.covers("C2b")
+def test_whoever_asks_while_a_batch_waits_to_be_put_down_is_answered_when_it_was(house: House) -> None:
+    """Nothing is recorded for what is asked, and others always have something that is not durable yet."""
+    house.run([("same", 1)])
+    other = house.start([("work", 0.001, index) for index in range(20_000)], "other")
+    session = house.session()
+    session.open()
+    pump_until(other, lambda: other.progress["done"] > 20, "it runs")
+    line = connect(house.folder)
+    with program(WRITER, house.folder / "batches" / "b") as process:
+        os.kill(process.pid, signal.SIGSTOP)
+        session.leave(at_once=False)
+        until(lambda: settled(other) == settled(other), "the commit that puts it down waits")
+        number = line.tell("reopen", batch="b", states=[int(JobState.FAILED)], ranges=[[0, 1]])
+        request(house.folder, "status")
+    told = hear(line, number)
+    assert (told["done"], told["is_live"], told["undone"]) == (1, True, [])
+    line.close()
+    other.leave(at_once=True)
+    pump_until(other, lambda: other.is_put_down, "it is put down")
 
 
 @pytest.mark.covers("W15")

@@ -62,6 +62,7 @@ WAITING: Final = {
     ("edge/drafts.py", "make_batch", "begin"),
     ("edge/drafts.py", "make_batch", "sync"),
     # When a batch is opened. LMDB opens tables for a writer in a transaction that writes, and only in such a one.
+    ("edge/journal.py", "BatchJournal._open_tables", "begin"),
     ("edge/journal.py", "BatchJournal._open_tables", "open_db"),
     # In a commit, or in one of the two that replace something.
     ("edge/journal.py", "BatchJournal._writing", "begin"),
@@ -77,20 +78,23 @@ WRITING: Final = {
     ("edge/commits.py", "CommitThread._trim", "commit"),
     ("supervisor/recovery.py", "_write", "commit"),  # Before anybody is served.
     ("supervisor/loop.py", "Supervisor._forget", "commit"),  # When nothing runs any more.
-    # Before a batch is served, that nobody has open.
-    ("supervisor/openings.py", "Openings.attach", "commit"),
-    ("supervisor/openings.py", "Openings.attach", "replace_function"),
-    ("supervisor/requests.py", "Requests._accept_code", "replace_spec"),
+    # Aside, with a batch that nobody has open.
+    ("supervisor/taking.py", "take_up", "commit"),
+    ("supervisor/taking.py", "take_up", "replace_function"),
+    ("supervisor/taking.py", "replace_digest", "replace_spec"),
 }
 """Who makes them: nothing on the way of a batch that runs, but the two that commit."""
 
 OPENING: Final = {
     ("supervisor/recovery.py", "_charge_begun"),
-    ("supervisor/openings.py", "Openings.attach"),
-    ("supervisor/requests.py", "Requests._accept_code"),
+    ("supervisor/taking.py", "take_up"),
+    ("supervisor/taking.py", "replace_digest"),
     ("edge/journal.py", "BatchJournal.create"),
 }
 """Who opens a journal for writing, and so its tables."""
+
+IN_HAND: Final = {"make", "take_up", "replace_digest", "set_aside", "jobs_in"}
+"""What waits for the lock of a batch or for the disk, or reads much of it: done aside, and in the loop only named."""
 
 
 class Call(NamedTuple):
@@ -125,6 +129,16 @@ def calls_in(file: str, node: ast.AST, function: str = "") -> Iterator[Call]:
         elif isinstance(child, ast.Call):
             yield Call(file, function, child)
         yield from calls_in(file, child, inner)
+
+
+def without_lambdas(source: str) -> ast.AST:
+    """Return the tree of a source without what is called later, if it is."""
+
+    class Cut(ast.NodeTransformer):
+        def visit_Lambda(self, _: ast.Lambda) -> ast.AST:
+            return ast.Constant(None)
+
+    return ast.Module(Cut().visit(ast.parse(source)).body, [])
 
 
 def supervisors_own() -> dict[str, str]:
@@ -166,6 +180,26 @@ def test_nothing_on_the_supervisors_way_waits_for_a_lock_of_others_but_in_the_pl
     assert {(call.file, call.function, call.name) for call in calls if writes(call)} == WRITING
     writers = {(call.file, call.function) for call in calls if call.has("is_writer")}
     assert writers == OPENING
+
+
+@pytest.mark.covers("C2b")
+def test_the_loop_calls_nothing_that_is_to_be_done_aside() -> None:
+    """It hands over a lambda or a partial. `_reopening` is one of these, and `make` is another's beginning."""
+    own = {file: source for file, source in supervisors_own().items() if file.startswith("supervisor/")}
+    found = {
+        (file, call.function, call.name)
+        for file, source in own.items()
+        for call in calls_in(file, without_lambdas(source))
+        if call.name in IN_HAND and not call.receiver
+    }
+    assert found == {("supervisor/taking.py", "make", "take_up"), ("supervisor/changes.py", "_reopening", "jobs_in")}
+    named = {
+        (file, node.id)
+        for file, source in own.items()
+        for node in ast.walk(parsed(source))
+        if isinstance(node, ast.Name) and node.id in IN_HAND
+    }
+    assert {name for _, name in named} == IN_HAND, "one has another name by now"
 
 
 def test_every_environment_is_called_one() -> None:

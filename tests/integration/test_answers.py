@@ -1,14 +1,11 @@
 """Answers that come when something is durable: they come, whatever became of the batch meanwhile."""
 
 from collections.abc import Callable
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from batchd.core import entries as e
-from batchd.edge.journal import BatchJournal
 from batchd.errors import BatchdError, UsageError
 from batchd.supervisor.requests import Requests
 
@@ -28,25 +25,16 @@ class Asker:
         self.told.append((number, str(error)))
 
 
-def requests_of(folder: Path, later: list[Callable[[], None]]) -> Requests:
+def requests_of(later: list[Callable[[], None]]) -> Requests:
     """Return the rules of a supervisor that runs no batch."""
     requests = object.__new__(Requests)
     requests._supervisor = SimpleNamespace(journals={}, after_commit=later.append)
-    requests._openings = SimpleNamespace(folder=lambda name: folder / name)  # type: ignore[assignment]
     return requests
 
 
-def test_a_batch_that_was_put_down_before_the_reply_is_read_from_the_disk(tmp_path: Path) -> None:
-    journal = BatchJournal.create(tmp_path / "b", {})
-    journal.commit([e.Attached("b", 1), e.Sealed("b"), e.Detached("b")])
-    journal.close()
-    found = requests_of(tmp_path, [])._journal("b")
-    assert (found.snapshot().is_sealed, found.last_of("nobody")) == (True, (0, 0))
-
-
-def test_an_answer_that_cannot_be_made_is_a_refusal(tmp_path: Path) -> None:
+def test_an_answer_that_cannot_be_made_is_a_refusal() -> None:
     later: list[Callable[[], None]] = []
-    requests, asker = requests_of(tmp_path, later), Asker()
+    requests, asker = requests_of(later), Asker()
 
     def refused() -> dict[str, Any]:
         raise UsageError("no")

@@ -4,7 +4,7 @@ import weakref
 from collections.abc import Iterator
 from functools import partial
 from selectors import DefaultSelector
-from threading import Event
+from threading import Event, Thread
 
 import pytest
 
@@ -31,6 +31,33 @@ def test_work_comes_back_in_order_and_an_error_of_one_call_harms_no_other(capsys
         until(selector, told, 3)
     assert sorted(map(str, told)) == ["<class 'ZeroDivisionError'>", "None", "done"]
     assert "KeyError: 'a bug'" in capsys.readouterr().err
+
+
+def test_what_waits_alone_holds_up_nothing_else() -> None:
+    told: list[object] = []
+    with DefaultSelector() as selector:
+        aside, is_over = Aside(selector), Event()
+        aside.do_alone(lambda: is_over.wait(10), told.append)
+        aside.do_alone(lambda: 1 // 0, lambda made: told.append(type(made)))
+        until(selector, told, 1)
+        aside.do(lambda: None, told.append)
+        until(selector, told, 2)
+        is_over.set()
+        until(selector, told, 3)
+    assert told == [ZeroDivisionError, None, True]
+
+
+def test_where_there_are_no_more_threads_what_waits_alone_takes_its_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    told: list[object] = []
+    with DefaultSelector() as selector:
+        aside = Aside(selector)
+        monkeypatch.setattr(Thread, "start", refuse)
+        aside.do_alone(lambda: "made", told.append)
+        until(selector, told, 1)
+    assert told == ["made"]
 
 
 def test_between_the_parts_of_long_work_other_work_is_done(capsys: pytest.CaptureFixture[str]) -> None:

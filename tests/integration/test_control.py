@@ -130,10 +130,9 @@ def test_segments_that_are_cut_off_are_refused(shared_house: House) -> None:
 
 @pytest.fixture
 def clients(tmp_path: Path) -> Iterator[Clients]:
-    """The clients' room on its own, with one batch of three jobs on the disk that is not open."""
-    (tmp_path / "batches").mkdir()
-    journal = BatchJournal.create(tmp_path / "batches" / "b", {})
-    journal.commit([submission(journal.facts, [1, 2, 3])])
+    """The clients' room on its own, with one batch of three jobs."""
+    journal = BatchJournal.create(tmp_path / "b", {})
+    progress = journal.commit([submission(journal.facts, [1, 2, 3])])
     journal.close()
     timers: list[Any] = []
     host = SimpleNamespace(
@@ -143,7 +142,7 @@ def clients(tmp_path: Path) -> Iterator[Clients]:
         scheduler=SimpleNamespace(batches={}),
         pool=SimpleNamespace(workers={}, shortage=""),
         journals={},
-        progress={},
+        progress={"b": progress},
         usage={},
         trouble="",
         emit=lambda _: None,
@@ -153,11 +152,6 @@ def clients(tmp_path: Path) -> Iterator[Clients]:
     yield made
     made.close()
     host.selector.close()
-
-
-def test_a_reply_about_a_batch_that_was_put_down_meanwhile_tells_what_is_on_the_disk(clients: Clients) -> None:
-    told = clients.progress("b")
-    assert (told["batch"], told["size"], told["done"], told["state"], told["usage"]) == ("b", 3, 0, "open", {})
 
 
 def test_a_client_that_does_not_read_is_not_told_more(clients: Clients) -> None:

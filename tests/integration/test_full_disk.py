@@ -222,7 +222,7 @@ def test_whoever_opens_another_batch_hears_what_is_waited_for(stuck: tuple[House
 def test_a_batch_that_is_not_made_tells_what_is_free_and_what_is_needed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    few = "from batchd.supervisor import openings\nopenings.free_bytes = lambda _: 26 << 20\n"
+    few = "from batchd.supervisor import taking\ntaking.free_bytes = lambda _: 26 << 20\n"
     boot = BOOT.format(root=str(ROOT), flag=str(tmp_path / "full"))
     main = "from batchd.supervisor.__main__"
     monkeypatch.setattr(client, "_BOOT", boot.replace(main, few + main))

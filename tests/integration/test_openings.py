@@ -17,17 +17,23 @@ from typing import Any
 import pytest
 
 from batchd.client import connect
+from batchd.core import entries as e
 from batchd.core import events as ev
+from batchd.core.facts import apply
+from batchd.core.job import JobState
+from batchd.core.stored import copy
 from batchd.edge import control
 from batchd.edge.drafts import make_batch
 from batchd.edge.folder import open_folder
 from batchd.edge.journal import BatchJournal
 from batchd.edge.template import KeySpec
 from batchd.formats import frame
-from batchd.supervisor import openings
+from batchd.formats.report import Failure
+from batchd.supervisor import taking
 from batchd.supervisor.aside import Aside
 from batchd.supervisor.clients import Clients
 from batchd.supervisor.requests import Requests
+from tests.author import submission
 from tests.bench import ROOT, WAIT_S, House, key_spec
 
 
@@ -86,7 +92,6 @@ class Host:
     def put_down(self, batch: str) -> None:
         self.clients.on_put_down(batch)
         self.journals.pop(batch).close()
-        self.progress.pop(batch)
         self.clients.go_on_without(batch)
 
     def close(self) -> None:
@@ -207,7 +212,7 @@ def test_no_batch_is_half_taken_up(
     host: Host, caller: Callable[[], Caller], monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     client = caller()
-    monkeypatch.setattr(openings, "all_interrupted", lambda _: (1,))
+    monkeypatch.setattr(taking, "all_interrupted", lambda _: (1,))
     monkeypatch.setattr(BatchJournal, "commit", lambda *_: None)
     failing(monkeypatch, BatchJournal, name, ZeroDivisionError("a bug"))
     assert client.hear(client.open())["error"] == "SupervisorError"
@@ -225,7 +230,7 @@ def test_whoever_waits_for_a_batch_to_be_made_is_served_whatever_becomes_of_the_
         are_both_here.wait(WAIT_S)
         make_batch(folder, spec)
 
-    monkeypatch.setattr(openings, "make_batch", lambda folder, spec, _: make(folder, spec))
+    monkeypatch.setattr(taking, "make_batch", lambda folder, spec, _: make(folder, spec))
     first, second = caller(), caller()
     numbers = first.open(is_shared=True), second.open(is_shared=True)
     are_both_here.set()
@@ -237,7 +242,7 @@ def test_a_batch_whose_making_hits_a_bug_is_told(
     host: Host, caller: Callable[[], Caller], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client = caller()
-    failing(monkeypatch, openings, "make_batch", ZeroDivisionError("a bug"))
+    failing(monkeypatch, taking, "make_batch", ZeroDivisionError("a bug"))
     assert client.hear(client.open())["message"].startswith("cannot open batch b: ZeroDivisionError: a bug; ")
     assert client.hear(client.open())["size"] == 0
 
@@ -295,23 +300,89 @@ def test_whoever_waits_for_a_batch_to_be_put_down_is_answered_whatever_goes_wron
     assert third.hear(last)["size"] == 0
 
 
+# --- Changed ---------------------------------------------------------------------------------------------------
+
+
+def with_failed(host: Host, batch: str, count: int = 5) -> None:
+    """Make a batch in which every second job failed."""
+    journal = BatchJournal.create(host.ground.folder / "batches" / batch, {})
+    journal.commit([submission(journal.facts, list(range(count)))])
+    failure = Failure("Oops", "it failed", bytes(8)).encode()
+    odd = range(1, count, 2)
+    journal.commit([e.Recorded(batch, index, 1, JobState.FAILED, failure=failure) for index in odd])
+    journal.close()
+
+
+def test_what_runs_again_is_read_aside_and_never_while_the_map_moves(
+    host: Host, caller: Callable[[], Caller]
+) -> None:
+    with_failed(host, "b")
+    client, other = caller(), caller()
+    client.hear(client.open())
+    with host.journals["b"]._map_lock:  # As while the thread that commits makes the map larger.
+        number = other.send("reopen", batch="b", states=[int(JobState.FAILED)])
+        assert client.hear(client.send("status"))["number"], "the loop waits"
+        host.commit()
+        assert not [event for event in host.events if isinstance(event, ev.ReopenRequested)]
+        assert number not in other.replies
+    assert other.hear(number)["is_live"]
+    assert host.events[-1] == ev.ReopenRequested("b", ((JobState.FAILED, ((1, 2), (3, 4))),), 0)
+
+
+def test_what_others_reopen_meanwhile_is_read_again(host: Host, caller: Callable[[], Caller]) -> None:
+    with_failed(host, "b")
+    client = caller()
+    client.hear(client.open())
+    journal = host.journals["b"]
+    live = copy(journal.facts)
+    host.scheduler.batches["b"] = SimpleNamespace(facts=live, workers=())
+    again = e.Reopened("b", 1, ((1, 2),), JobState.FAILED)
+    apply(live, again)
+    number = client.send("reopen", batch="b", states=[int(JobState.FAILED)])
+    for _ in range(3):
+        host.turn()
+    assert not [event for event in host.events if isinstance(event, ev.ReopenRequested)], "of an older generation"
+    journal.commit([again])
+    assert client.hear(number)["is_live"]
+    assert host.events[-1] == ev.ReopenRequested("b", ((JobState.FAILED, ((3, 4),)),), 1)
+
+
+def test_what_is_put_down_while_it_is_read_is_taken_up_again(host: Host, caller: Callable[[], Caller]) -> None:
+    with_failed(host, "b")
+    first, second = caller(), caller()
+    first.hear(first.open())
+    journal = host.journals["b"]
+    with journal._map_lock:
+        number = second.send("reopen", batch="b", states=[int(JobState.FAILED)], ranges=[[0, 2]])
+        journal._is_closed = True
+        host.clients.on_put_down("b")
+        journal._env.close()
+        del host.journals["b"]
+    told = second.hear(number)
+    assert (told["is_live"], told["undone"]) == (False, [[0, 1]])
+    assert host.events[-2:] == [
+        ev.ReopenRequested("b", ((JobState.FAILED, ((1, 2),)),), 0),
+        ev.DetachRequested("b"),
+    ]
+
+
 # --- Half made -------------------------------------------------------------------------------------------------
 
 SLOW = """
 import sys
 from pathlib import Path
-from batchd.supervisor import openings
+from batchd.supervisor import taking
 from batchd.supervisor.loop import Supervisor
 from batchd.supervisor.recovery import recover
 
-make_batch = openings.make_batch
+make_batch = taking.make_batch
 
 def make_slowly(*how):
     print("making", flush=True)
     sys.stdin.readline()
     make_batch(*how)
 
-openings.make_batch = make_slowly
+taking.make_batch = make_slowly
 supervisor = Supervisor(recover(Path(sys.argv[1])))
 print("ready", flush=True)
 sys.exit(supervisor.run())
