@@ -147,7 +147,8 @@ def _may_be_result(outcomes: Outcomes, found: Suspects, number: int, name: str) 
 
 def _take_out_named(cursor: "lmdb.Cursor[memoryview]", start: int, names: set[str]) -> int:
     """Take out what some input records from job `start` on name; return where to go on, -1 behind the last."""
-    cursor.set_range(tables.INDEX.pack(start))
+    if not cursor.set_range(tables.INDEX.pack(start)):
+        return -1  # From nowhere it would begin anew, without end.
     count = index = 0
     for count, (key, record) in enumerate(islice(cursor.iternext(), _PART), 1):  # noqa: B007
         index = tables.INDEX.unpack(key)[0]
