@@ -123,7 +123,8 @@ class Author:
         return [e.Unsealed(self.facts.batch) if self.facts.is_sealed else e.Sealed(self.facts.batch)]
 
     def _detach(self) -> list[e.Entry]:
-        return [e.Detached(self.facts.batch)]
+        left = [e.Left(self.facts.batch, client) for client in list(self.facts.sequences)[:1]]
+        return [*left, e.Detached(self.facts.batch)]
 
     def _stop(self) -> list[e.Entry]:
         return [e.Stopped(self.facts.batch, "too many \u20ac")]

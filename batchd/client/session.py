@@ -192,7 +192,7 @@ class Session:
     # --- Opening -----------------------------------------------------------------------------------------------
 
     def open(self) -> dict[str, Any]:
-        """Attach the batch; return its progress, reader checkpoint and sequences. Raises BatchdError."""
+        """Attach the batch; return its progress and reader checkpoint. Raises BatchdError."""
         while True:
             try:
                 self._connection = connect(self.folder, is_throwaway=self._is_throwaway)
@@ -340,7 +340,9 @@ class Session:
             self._feed.close()
         try:
             assert self._connection is not None
-            self._connection.tell("detach", batch=self.batch, at_once=at_once)
+            # Whatever was not answered might have been asked again: of the rest nobody need remember who asked.
+            known = {} if self._pending else {"client": self._client}
+            self._connection.tell("detach", batch=self.batch, at_once=at_once, **known)
         except SupervisorGone:
             self.is_put_down = True
 

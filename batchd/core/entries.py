@@ -48,6 +48,13 @@ class Submitted(Entry):
 
 
 @dataclass(frozen=True, slots=True)
+class Left(Entry):
+    """A client left with everything answered, or died: it never asks again for what it submitted."""
+
+    client: str
+
+
+@dataclass(frozen=True, slots=True)
 class Defined(Entry):
     """A callable that jobs name by its mark. It comes before the first job that names it."""
 

@@ -119,6 +119,14 @@ class DetachRequested:
 
 
 @dataclass(frozen=True, slots=True)
+class ClientLeft:
+    """A client leaves with everything answered, or is dead."""
+
+    batch: str
+    client: str
+
+
+@dataclass(frozen=True, slots=True)
 class JournalLost:
     """Somebody took the batch's files away: nothing of it can be recorded where others find it."""
 
@@ -267,6 +275,7 @@ Event = (
     | SealRequested
     | UnsealRequested
     | DetachRequested
+    | ClientLeft
     | JournalLost
     | CancelRequested
     | ReopenRequested

@@ -77,7 +77,7 @@ class BatchFacts:
     costs: Costs = field(default_factory=Costs)
     """Of jobs that have not succeeded and were said to be costly."""
     sequences: dict[str, tuple[int, int]] = field(default_factory=dict)
-    """The last submission of each client: its number, and the first job it made."""
+    """The last submission of each client that may yet ask for it again: its number, and the first job it made."""
     checkpoint: str = ""
     """The last reader checkpoint."""
 
@@ -115,6 +115,8 @@ def apply(facts: BatchFacts, entry: e.Entry) -> None:
                 facts.costs.add(entry.first, entry.costs)
             facts.sequences[entry.client] = entry.sequence, entry.first
             facts.checkpoint = entry.checkpoint
+        case e.Left(client=client):
+            facts.sequences.pop(client, None)
         case e.Charged():
             stop = entry.first + entry.count
             if stop > facts.size or facts.done.overlaps(entry.first, stop):

@@ -25,6 +25,7 @@ from batchd.units import format_size
 _CHANGES_NOTHING = (
     *(ev.JobsAcked, ev.CauseExplained, ev.CheckpointReceived, ev.WorkerObserved, ev.Committed),
     *(ev.SegmentsReceived, ev.FunctionReceived, ev.TrimRequested),  # Their jobs are held until they are durable.
+    ev.ClientLeft,
 )
 """Events that by themselves give nobody work and free nobody: most steps are made of these alone."""
 
@@ -162,6 +163,9 @@ class Scheduler:
             case ev.UnsealRequested():
                 if facts.is_sealed and not facts.cancelled:
                     self._record(e.Unsealed(facts.batch))
+            case ev.ClientLeft(client=client):
+                if client in facts.sequences:
+                    self._record(e.Left(facts.batch, client))
             case ev.DetachRequested(at_once=at_once):
                 batch.is_leaving = True
                 self._halt(batch, kill=at_once)

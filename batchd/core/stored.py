@@ -21,6 +21,7 @@ _LOGGED: dict[str, type[e.Entry]] = {
         e.Attached,
         e.Detached,
         e.Submitted,
+        e.Left,
         e.Noted,
         e.Sealed,
         e.Unsealed,

@@ -19,6 +19,7 @@ from batchd.edge.control import NEWS, REPLY, Line, Message, listen
 from batchd.edge.journal import BatchJournal, Progress
 from batchd.edge.log import log_traceback, say
 from batchd.edge.pool import Pool
+from batchd.edge.readiness import readable
 from batchd.errors import BatchdError, FormatError
 from batchd.settings import DOOR_REST_S, REFUSED_TOLD_S
 from batchd.supervisor.aside import Aside
@@ -65,6 +66,8 @@ class Client:
         """Batches that stop when this client, or the last of those that share them, goes."""
         self.untold: dict[str, RangeSet] = {}
         """Of the batches it follows: jobs whose outcomes are durable, which it has not been told yet."""
+        self.names: dict[str, str] = {}
+        """By batch: the name under which it submits."""
         self.answered: dict[str, list[int]] = {}
         """By batch: requests that are done, and whose client hears so with the next news."""
         self.is_slow = False
@@ -75,6 +78,7 @@ class Client:
         """Let go of a batch that it has open no more."""
         self.bound.discard(batch)
         self.untold.pop(batch, None)
+        self.names.pop(batch, None)
         self.answered.pop(batch, None)
 
     def reply(self, number: int, fields: dict[str, Any]) -> None:
@@ -320,6 +324,9 @@ class Clients:
             return
         client.is_gone = True
         self._clients.remove(client)
+        if readable([client.pidfd], 0.0):  # Its process is dead: nobody will ask again for what it submitted.
+            for batch, name in client.names.items():
+                self._supervisor.emit(ev.ClientLeft(batch, name))
         for source in (client.line.socket, client.pidfd):
             self._supervisor.selector.unregister(source)
         client.line.close()

@@ -199,7 +199,6 @@ class Openings:
         fields = {
             "created": str(journal.spec.get("created", "")),
             "checkpoint": journal.facts.checkpoint,
-            "sequences": journal.facts.sequences,
             **self._clients.progress(name),
             **({"recorded": list(journal.snapshot().done)} if name in client.untold else {}),
         }

@@ -59,6 +59,7 @@ class Requests:
 
     def _submit(self, client: Client, number: int, message: Message) -> None:
         name = self._bound(client, message)
+        client.names[name] = str(message.fields["client"])
         segments: list[bytes] = []
         view, at, jobs = memoryview(message.body), 0, 0
         while at < len(view):
@@ -161,6 +162,8 @@ class Requests:
         if name not in client.bound:  # It has left meanwhile, when it asks again to have that done at once.
             client.reply(number, {})
             return
+        if known := str(message.fields.get("client", "")):
+            self._supervisor.emit(ev.ClientLeft(name, known))
         self._clients.detach(client, name, at_once=at_once, then=lambda: client.reply(number, {}))
 
     def _when_durable(self, client: Client, number: int, fields_of: Callable[[], dict[str, Any]]) -> None:

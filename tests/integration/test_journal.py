@@ -95,7 +95,7 @@ def test_random_journals_are_worth_reading() -> None:
         author = Author("b", seed)
         kinds |= {type(entry) for _ in range(40) for entry in author.commit()}
         generations += author.facts.generation
-    assert len(kinds) == 12, "an entry is never written"
+    assert len(kinds) == 13, "an entry is never written"
     assert generations > 8
 
 

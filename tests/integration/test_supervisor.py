@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from batchd.client import connect, request, start_supervisor
+from batchd.client import Session, connect, request, start_supervisor
 from batchd.client import connection as client
 from batchd.core.job import Allowances, JobState
 from batchd.edge import control
@@ -234,8 +234,63 @@ def test_a_resubmission_is_not_doubled(house: House) -> None:
     session.leave(at_once=False)
     pump_until(session, lambda: session.is_put_down, "it is put down")
     assert list(house.outcomes().values()) == [0, 1, 2, 0, 1, 2, 3]
-    found = house.session().open()
-    assert (found["checkpoint"], found["sequences"]) == ("after 2", {"c": [2, 3]})
+    assert house.facts().sequences == {"c": (2, 3)}, "only the client itself may say that it asks no more"
+    assert house.session().open()["checkpoint"] == "after 2"
+
+
+def test_of_clients_that_left_in_order_nothing_is_kept(house: House) -> None:
+    """Unless something of theirs was not answered. Who opens the batch next is told of nobody before."""
+
+    def submit_and_leave(session: Session, *, is_answered: bool) -> None:
+        assert "sequences" not in session.open()
+        session.submit(b"".join(block for _, block in input_blocks(same(1))))
+        if is_answered:
+            pump_until(session, lambda: session.is_answered, "it is answered")
+        session.leave(at_once=False)
+        pump_until(session, lambda: session.is_put_down, "it is put down")
+        session.close()
+
+    for _ in range(3):
+        submit_and_leave(house.session(), is_answered=True)
+    assert house.facts().sequences == {}
+    hasty = house.session()
+    submit_and_leave(hasty, is_answered=False)
+    assert house.facts().sequences == {hasty._client: (1, 3)}
+
+
+SUBMIT = """
+import sys
+from pathlib import Path
+from batchd.formats.segment import input_blocks
+from tests.bench import House, pump_until
+session = House(Path(sys.argv[1])).session()
+session.open()
+session.submit(b"".join(block for _, block in input_blocks([("same", 1)])))
+pump_until(session, lambda: session.is_answered, "it is answered")
+print("there", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_of_clients_that_are_dead_nothing_is_kept(house: House) -> None:
+    """One that hangs up and lives may ask again."""
+    session = house.session()
+    session.open()
+    session.submit(b"".join(block for _, block in input_blocks(same(1))))
+    pump_until(session, lambda: session.is_answered, "it is answered")
+    session.close()
+    with subprocess.Popen(
+        [sys.executable, "-c", SUBMIT, house.folder], cwd=ROOT, stdout=subprocess.PIPE, stdin=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"there\n"
+        assert len(house.facts().sequences) == 2
+        os.kill(house.supervisor, signal.SIGSTOP)  # So that it sees at once that it hung up and is dead.
+        process.kill()
+        process.wait()
+        os.kill(house.supervisor, signal.SIGCONT)
+    await_death(house.supervisor)
+    assert house.facts().sequences == {session._client: (1, 0)}
 
 
 def test_input_that_grew_is_run_behind_the_old(house: House) -> None:

@@ -25,6 +25,7 @@ def test_what_is_no_entry_is_refused(fields: dict[str, Any]) -> None:
     [
         e.Sealed("b"),
         e.Attached("b", 2**64 - 1),
+        e.Left("b", "c"),
         e.Charged("b", 3, 2, History(2, crashes=1)),
         e.Reopened("b", 1, ((0, 2), (5, 6)), JobState.FAILED),
         e.Noted("b", 7, b""),

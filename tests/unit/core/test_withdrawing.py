@@ -7,6 +7,7 @@ from batchd.core.books import Held, LiveBatch
 from batchd.core.events import Options, Phase, Position
 from batchd.core.facts import BatchFacts
 from batchd.core.job import JobState
+from batchd.core.scheduler import Turn
 from tests.unit.core.test_scheduler import attached, leased
 
 
@@ -74,3 +75,13 @@ def test_jobs_that_others_replace_are_cancelled_and_do_not_run() -> None:
         e.Recorded("b", 0, 1, JobState.CANCELLED),
     ]
     assert not [command for command in desk.commit().commands if isinstance(command, c.GrantLease)]
+
+
+def test_a_client_that_leaves_in_order_is_forgotten_and_no_other() -> None:
+    desk = attached(3)
+
+    assert desk.tell(ev.ClientLeft("b", "another")).entries == []
+    assert desk.submit(3, sequence=1).entries == [], "it had not left"
+    assert desk.tell(ev.ClientLeft("b", "client")) == Turn(6, [e.Left("b", "client")], [])
+    assert desk.tell(ev.ClientLeft("b", "client")).entries == []
+    assert desk.scheduler.batches["b"].facts.sequences == {}
