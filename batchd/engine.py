@@ -51,6 +51,8 @@ class JobFuture(futures.Future[Any]):
         """Whether it is not in the engine's queue any more."""
         self.accepted: futures.Future[int] | None = None
         """Of those who want to know: done, with the index, when the job is in the journal."""
+        self.mark = b""
+        """Of its function, if that is to be forgotten when nobody calls it any more."""
 
     @property
     def batch(self) -> str:
@@ -333,6 +335,7 @@ class Engine:
         # Where the jobs of a shared batch begin, the reply tells, and only that of the last submission can be asked
         # for again: one is under way at a time.
         while self._queue and (session.is_answered if self._is_queue else session.has_room):
+            before = self._packer.nbytes_defined
             sent, blocks = self._packer.pack(self._take_calls(), session.define, _fail, self._keep)
             if not sent:
                 continue
@@ -341,7 +344,8 @@ class Engine:
                 session.submit(b"".join(blocks), then=partial(self._on_accepted, sent))
             else:
                 self._number(sent, self._size)
-                self._trimming.sent(len(sent), sum(map(nbytes_of, blocks)))
+                nbytes = sum(map(nbytes_of, blocks)) + self._packer.nbytes_defined - before
+                self._trimming.sent(len(sent), nbytes)
                 session.submit_blocks(blocks)
 
     def _keep(self, parts: Sequence[Buffer]) -> Reference | None:
@@ -400,7 +404,7 @@ class Engine:
             self._take_failures(span)
         elif span.block.is_separate:
             for index, payload in enumerate(span.separate(), span.start):
-                future = self._futures.pop(index)
+                future = self._pop(index)
                 try:
                     future.set_result(load(payload))
                 except futures.InvalidStateError:
@@ -409,14 +413,20 @@ class Engine:
                     future.set_exception(unreadable(self.batch, index, error))
         else:
             for index, value in enumerate(span.values(), span.start):
-                self._futures.pop(index).set_result(value)
+                self._pop(index).set_result(value)
         self._trimming.add(span.start, span.stop, span.block.nbytes)
+
+    def _pop(self, index: int) -> JobFuture:
+        future = self._futures.pop(index)
+        if future.mark:
+            self._packer.over(future.mark)
+        return future
 
     def _take_failures(self, span: Span) -> None:
         assert self._outcomes is not None
         assert self._journal is not None
         for index, failure in span.failures():
-            future = self._futures.pop(index)
+            future = self._pop(index)
             if span.state is JobState.CANCELLED:
                 future.give_up()
                 continue
@@ -435,7 +445,7 @@ class Engine:
     def _trim(self) -> None:
         """Have the journal forget what was read, when it is thrown away anyway."""
         if self._is_throwaway and (ranges := self._trimming.due(is_full=self._session.is_paused)):
-            self._session.trim(ranges)
+            self._session.trim(ranges, self._packer.forget_unused())
 
     def _on_ended(self, error: BaseException | None) -> None:
         with self._lock:

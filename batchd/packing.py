@@ -32,6 +32,10 @@ class Packer:
         self._lasting: weakref.WeakKeyDictionary[Callable[..., Any], bytes] = weakref.WeakKeyDictionary()
         """Marks of functions that travel by name."""
         self._defined: set[bytes] = set()
+        self.nbytes_defined = 0
+        """Of all functions that were defined so far."""
+        self._uses: dict[bytes, int] = {}
+        """Of each that was defined and does not travel by name: how many calls that were sent are not over."""
 
     def pack(
         self,
@@ -59,15 +63,36 @@ class Packer:
             items.append((mark, call.args, call.kwargs or None))
             sound.append(call)
         if are_plain(items):
+            for call, item in zip(sound, items, strict=True):
+                self._count(call, item[0])
             return [call.future for call in sound], [block for _, block in input_blocks(items, keep)]
         sent, pickles = [], []
         for call, item in zip(sound, items, strict=True):
             try:
                 pickles.append(dump_kept(item, keep))
                 sent.append(call.future)
+                self._count(call, item[0])
             except Exception as error:
                 refuse(call.future, error, f"while pickling {_culprit(call)}")
         return sent, [block for _, block in pickled_blocks(pickles)]
+
+    def over(self, mark: bytes) -> None:
+        """Take in that a call is over that was sent with this mark."""
+        if mark in self._uses:
+            self._uses[mark] -= 1
+
+    def forget_unused(self) -> list[bytes]:
+        """Return the marks of functions that no call needs any more; who uses one again defines it again."""
+        unused = [mark for mark, uses in self._uses.items() if not uses]
+        for mark in unused:
+            del self._uses[mark]
+        self._defined.difference_update(unused)
+        return unused
+
+    def _count(self, call: Calling, mark: bytes) -> None:
+        if mark in self._uses:
+            call.future.mark = mark
+            self._uses[mark] += 1
 
     def _mark(self, fn: Callable[..., Any], define: Callable[[bytes, bytes], None]) -> bytes:
         """Return the mark of a function, defined before the first call that names it."""
@@ -78,7 +103,10 @@ class Packer:
         mark = mark_of(payload)
         if mark not in self._defined:
             self._defined.add(mark)
+            self.nbytes_defined += len(payload)
             define(mark, payload)
+            if not does_last:
+                self._uses[mark] = 0
         if does_last:
             self._lasting[fn] = mark
         return mark

@@ -298,9 +298,9 @@ class Session:
         """Send a callable that jobs name by its mark."""
         self.post("define", payload, None, mark=mark.hex())
 
-    def trim(self, ranges: Sequence[Range]) -> None:
-        """Forget finished jobs of a throw-away batch."""
-        self.post("trim", b"", None, ranges=ranges)
+    def trim(self, ranges: Sequence[Range], marks: Sequence[bytes] = ()) -> None:
+        """Forget finished jobs of a throw-away batch, and callables that no other job names."""
+        self.post("trim", b"", None, ranges=ranges, marks=[mark.hex() for mark in marks])
 
     def post(self, do: str, body: bytes, then: Reply | None, /, **fields: Any) -> None:
         """Send a request about the batch, and keep it until it is answered."""
@@ -418,7 +418,8 @@ class Session:
         self._count_restart()
         self.restarts += 1
         self.open()
-        pending = list(self._pending.values())
+        # What was to be forgotten may have been sent anew behind that, and then it is in use.
+        pending = [each for each in self._pending.values() if each.do != "trim"]
         self._pending, self._unacked_bytes = {}, 0
         why = "left, for the disk is full" if has_left else "died"
         self._note(f"the supervisor {why}; started another ({lock.describe(self.folder)}) and going on")

@@ -67,6 +67,8 @@ class Trimmed(Entry):
     """The client has all it wants of these finished jobs: their inputs and outcomes are forgotten, the facts stay."""
 
     ranges: tuple[Range, ...]
+    marks: tuple[bytes, ...] = ()
+    """Callables that no unfinished job names: they go as well, and are defined again before one does."""
 
 
 @dataclass(frozen=True, slots=True)

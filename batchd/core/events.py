@@ -90,10 +90,11 @@ class WithdrawRequested:
 
 @dataclass(frozen=True, slots=True)
 class TrimRequested:
-    """A client has read these jobs' outcomes and nobody else will."""
+    """A client has read these jobs' outcomes and nobody else will, nor name these callables without sending them."""
 
     batch: str
     ranges: tuple[Range, ...]
+    marks: tuple[bytes, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

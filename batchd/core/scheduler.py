@@ -154,9 +154,9 @@ class Scheduler:
                 self._record(e.Defined(facts.batch, mark, payload))
             case ev.WithdrawRequested(ranges=ranges):
                 self._withdraw(batch, ranges)
-            case ev.TrimRequested(ranges=ranges):
+            case ev.TrimRequested(ranges=ranges, marks=marks):
                 asked = [part for start, stop in ranges for part in facts.done.overlap(start, stop)]
-                self._record(e.Trimmed(facts.batch, tuple(asked)))
+                self._record(e.Trimmed(facts.batch, tuple(asked), marks))
             case ev.SealRequested():
                 if not facts.is_sealed:
                     self._record(e.Sealed(facts.batch))

@@ -149,7 +149,7 @@ class CommitThread:
             done = journal.facts.done
             ranges = tuple(part for start, stop in trim.ranges for part in done.overlap(start, stop))
             try:
-                journal.commit([Trimmed(trim.batch, ranges)])
+                journal.commit([Trimmed(trim.batch, ranges)])  # No callable: by now it may have been defined again.
             except (lmdb.Error, OSError) as error:
                 if not is_full(error, journal.folder):
                     raise

@@ -352,6 +352,8 @@ class BatchJournal:
                         txn.put(entry.mark, entry.payload, overwrite=False, db=self._dbs[tables.FUNCTIONS])
                     case e.Trimmed():
                         trimmed += self._trim(txn, entry.ranges)
+                        for mark in entry.marks:
+                            txn.delete(mark, db=self._dbs[tables.FUNCTIONS])
                     case e.Noted():
                         txn.put(tables.INDEX.pack(entry.index), entry.payload, db=self._dbs[tables.NOTES])
                         if entry.index not in self.facts.noted:  # Or a job that leaves one each second fills the log.

@@ -102,9 +102,7 @@ class Requests:
         return progress
 
     def _define(self, client: Client, number: int, message: Message) -> None:
-        name, mark = self._bound(client, message), bytes.fromhex(str(message.fields["mark"]))
-        if len(mark) != len(tables.TASK_MARK):
-            raise ValueError("a mark that is none")
+        name, mark = self._bound(client, message), _mark_of(message.fields["mark"])
         self._supervisor.emit(ev.FunctionReceived(name, mark, message.body))
         self._supervisor.after_commit(lambda: client.reply(number, {}))
 
@@ -113,7 +111,8 @@ class Requests:
         name = self._bound(client, message)
         if not self._supervisor.journals[name].spec.get("is_throwaway"):
             raise UsageError(f"batch {name} is to be kept: `batchd prune` removes whole batches")
-        self._supervisor.emit(ev.TrimRequested(name, ranges_of(message)))
+        marks = tuple(map(_mark_of, message.fields.get("marks", ())))
+        self._supervisor.emit(ev.TrimRequested(name, ranges_of(message), marks))
         client.reply(number, {})
 
     def _withdraw(self, client: Client, number: int, message: Message) -> None:
@@ -206,6 +205,13 @@ class Requests:
 
 def _cancelled(name: str) -> str:
     return f"batch {name} was cancelled and takes no more jobs: `batchd retry {name} --cancelled` takes that back"
+
+
+def _mark_of(text: Any) -> bytes:
+    mark = bytes.fromhex(str(text))
+    if len(mark) != len(tables.TASK_MARK) or mark == tables.TASK_MARK:
+        raise ValueError("a mark that is none")
+    return mark
 
 
 _RULES: dict[str, Callable[[Requests, Client, int, Message], None]] = {

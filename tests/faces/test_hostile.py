@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ import pytest
 
 import batchd
 from batchd.client.throwaway import throwaway_folder
+from batchd.edge.journal import BatchJournal
+from batchd.formats import tables
 from tests.commands import dead, until
 from tests.contract.calls import notes
 from tests.faces.programs import Programs
@@ -207,6 +210,30 @@ def test_the_throw_away_journal_forgets_small_results_as_well() -> None:
     ]
     assert max(sizes) < 4 << 20
     assert sizes[-1] <= 2 * max(sizes[:4])
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_an_executor_forgets_the_functions_that_nobody_calls_any_more() -> None:
+    """Which are as many as the calls, where each is a partial; one that is called again is there for any worker."""
+    with batchd.Executor(1) as executor:
+        functions = [partial(len, bytes(1 << 20) + bytes([number])) for number in range(60)]
+        batches = throwaway_folder() / "batches"
+        before = set(batches.glob("*"))
+        for function in functions:
+            assert executor.submit(function).result() == (1 << 20) + 1
+        (folder,) = {*batches.glob("*")} - before
+        journal = BatchJournal(folder)
+        with journal.begin() as txn:
+            assert txn.stat(db=journal.table(tables.FUNCTIONS))["entries"] < 40
+        journal.close()
+        assert bytes_of(folder) < 45 << 20  # Of 60 MiB that went through.
+        assert executor.submit(functions[0]).result() == (1 << 20) + 1, "a worker that had it"
+        with pytest.raises(BrokenProcessPool):
+            executor.submit(die).result()
+        assert executor.submit(functions[1]).result() == (1 << 20) + 1, "a worker that never had it"
 
 
 @pytest.mark.covers("P17", "P18")

@@ -283,3 +283,14 @@ def test_the_map_stays_and_the_batch_open_while_another_thread_reads(
     journal = BatchJournal(place)
     assert journal.facts.size == 2_000
     journal.close()
+
+
+def test_a_function_is_forgotten_and_defined_again_in_the_order_that_is_said(place: Path) -> None:
+    journal = BatchJournal.create(place, {"is_throwaway": True})
+    marks = b"1" * 8, b"2" * 8
+    journal.commit([e.Attached("b", 1), *(e.Defined("b", mark, b"function") for mark in marks)])
+    journal.commit([e.Trimmed("b", (), marks), e.Defined("b", marks[1], b"function")])
+    with pytest.raises(JournalDamaged, match="function 3131313131313131 is missing"):
+        journal.function(marks[0])
+    assert journal.function(marks[1]) == b"function"
+    journal.close()

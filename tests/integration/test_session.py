@@ -14,6 +14,7 @@ from batchd.client.session import Pending
 from batchd.edge import control
 from batchd.edge.lock import holder_of
 from batchd.errors import BatchNotFound, NotAJournal, SupervisorError
+from batchd.formats.tables import TASK_MARK
 from tests.bench import House, await_death, is_alive, pump_until
 
 
@@ -96,6 +97,27 @@ def end(house: House) -> None:
     pid = house.supervisor
     os.kill(pid, signal.SIGKILL)
     await_death(pid)
+
+
+def test_what_is_to_be_forgotten_is_not_asked_for_again(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A function may have been sent anew behind that, and jobs that name it may be running."""
+    session = house.session()
+    fields: dict[str, Any] = {"ranges": [[0, 1]], "marks": ["01" * 8], "sequence": 1}
+    session._pending = {1: Pending("trim", b"", fields, None), 2: Pending("submit", b"x", {"sequence": 2}, None)}
+    line = Fragile(9)
+    monkeypatch.setattr(session, "open", lambda: setattr(session, "_connection", line))
+    session.start_another()
+    assert line.taken == [2]
+    line.close()
+
+
+def test_nobody_has_the_task_itself_forgotten(house: House) -> None:
+    session = house.session(spec={"durability": "process", "is_throwaway": True})
+    session.open()
+    told: list[dict[str, Any]] = []
+    session.post("trim", b"", told.append, ranges=[], marks=[TASK_MARK.hex()])
+    pump_until(session, lambda: told, "it is answered")
+    assert told[0]["message"] == "malformed request: ValueError: a mark that is none"
 
 
 def test_a_supervisor_that_keeps_dying_is_given_up(house: House, monkeypatch: pytest.MonkeyPatch) -> None:

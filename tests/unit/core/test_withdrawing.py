@@ -61,7 +61,8 @@ def test_functions_and_what_was_read_become_entries() -> None:
     assert desk.tell(ev.FunctionReceived("b", b"mark", b"pickle")).entries == [e.Defined("b", b"mark", b"pickle")]
     desk.ack(0)
     desk.commit()
-    assert desk.tell(ev.TrimRequested("b", ((0, 2),))).entries == [e.Trimmed("b", ((0, 1),))]
+    marks = (b"a function",)
+    assert desk.tell(ev.TrimRequested("b", ((0, 2),), marks)).entries == [e.Trimmed("b", ((0, 1),), marks)]
 
 
 def test_jobs_that_others_replace_are_cancelled_and_do_not_run() -> None:
