@@ -118,7 +118,7 @@ class CommitThread:
             try:
                 self._trim()
                 for journal, entries in work:
-                    made = self._write(journal, entries)
+                    made = self._write(journal, entries, work)
                     if made is None:
                         return
                     progress[journal.facts.batch] = made
@@ -127,7 +127,8 @@ class CommitThread:
                 return
             self.tell(Done(turn, progress))
 
-    def _write(self, journal: BatchJournal, entries: Sequence[Entry]) -> Progress | None:
+    def _write(self, journal: BatchJournal, entries: Sequence[Entry], work: Work) -> Progress | None:
+        has_stalled = False
         while True:
             if has_room(entries, journal):
                 try:
@@ -136,6 +137,11 @@ class CommitThread:
                     if not is_full(error, journal.folder):
                         raise
             self.tell(Stalled(f"disk full: paused until {journal.folder.parents[1]} has space"))
+            if not has_stalled:  # What makes room must not wait with what needs it.
+                for other, others in work:
+                    for trim in [entry for entry in others if isinstance(entry, Trimmed)]:
+                        self.make_room(other, trim)
+            has_stalled = True
             self._is_called.wait(DISK_RETRY_S)
             self._is_called.clear()
             if self._is_stopping.is_set():

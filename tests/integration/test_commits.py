@@ -83,6 +83,40 @@ def test_a_full_disk_stalls_and_the_same_entries_are_written_in_the_end(written:
     journal.close()
 
 
+class Full(BatchJournal):
+    """Has no space but for what deletes."""
+
+    is_full = False
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder, is_writer=True)
+        self.made: list[e.Entry] = []
+
+    def commit(self, entries: Sequence[e.Entry]) -> Progress:
+        if self.is_full and not all(isinstance(entry, e.Trimmed) for entry in entries):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        self.made += entries
+        return super().commit(entries)
+
+
+@pytest.mark.covers("D1")
+def test_what_makes_room_does_not_wait_with_what_needs_it(written: Path, thread: CommitThread) -> None:
+    journal = Full(written)
+    journal.commit([success("b", 2, ["x"])])
+    journal.is_full = True
+    journal.made.clear()
+    trim, other = e.Trimmed("b", ((2, 3),)), success("b", 1, ["y"])
+    thread.commit(2, [(journal, [other, trim])])
+    stalled = [*outcome_of(thread), *outcome_of(thread)]
+    assert {type(outcome) for outcome in stalled} == {Stalled}
+    assert journal.made == [trim]
+    journal.is_full = False
+    while isinstance(outcome_of(thread)[-1], Stalled):
+        pass
+    assert journal.made == [trim, other, trim]
+    journal.close()
+
+
 @pytest.fixture
 def unsynced(tmp_path: Path) -> Path:
     """A batch of three jobs whose commits wait for no disk, closed."""
