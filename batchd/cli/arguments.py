@@ -12,7 +12,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     top = parser()
     args, rest = top.parse_known_args(argv)
     if rest and (args.verb not in {"run", "exec"} or any(text.startswith("-") and text != "-" for text in rest)):
-        top.error(f"unrecognized arguments: {' '.join(rest)}")
+        hint = " (a command stands in quotes, with its own arguments)" if args.verb == "exec" else ""
+        top.error(f"unrecognized arguments: {' '.join(rest)}{hint}")
     if rest:
         args.inputs += rest
     return args
@@ -60,7 +61,7 @@ def _add_run(verbs: "_Verbs[argparse.ArgumentParser]") -> None:
         "{/.} without both, {//} its folder, {FIELD} a field of a row; without any of them the item comes last",
     )
     _add_input(command)
-    _add_running(command)
+    _add_running(command, has_memory=False)  # What that says is that it sees the worker alone.
 
 
 def _add_input(run: argparse.ArgumentParser) -> None:
@@ -91,12 +92,13 @@ def _add_input(run: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_running(verb: argparse.ArgumentParser) -> None:
+def _add_running(verb: argparse.ArgumentParser, *, has_memory: bool = True) -> None:
     verb.add_argument("-j", "--workers", metavar="N|N%|auto", default="auto", help="worker processes (auto)")
     verb.add_argument("--out", metavar="FILE", help="write results as JSON lines in input order; - for stdout")
     verb.add_argument("--retries", metavar="N", type=int, default=0, help="run a failed job again N times (0)")
     verb.add_argument("--timeout", metavar="TIME", help="per job, like 90s or 1h30m; C code is ended too")
-    verb.add_argument("--memory-per-job", metavar="SIZE", help="a job that goes past it fails, like 2G")
+    of_memory = "a job that goes past it fails, like 2G"
+    verb.add_argument("--memory-per-job", metavar="SIZE", help=of_memory if has_memory else argparse.SUPPRESS)
     verb.add_argument("--max-failures", metavar="N|N%", help="stop the batch when more jobs than this failed")
     verb.add_argument(
         "--max-crashes",

@@ -3,6 +3,7 @@
 import argparse
 import shlex
 import shutil
+from pathlib import Path
 from typing import Final
 
 from batchd.cli.run import start
@@ -43,5 +44,7 @@ def words_of(text: str) -> list[str]:
             """`sh -c '... "$1" ...' sh {}` as the command, where "$1" is the item"""
         )
     if "{" not in words[0] and shutil.which(words[0]) is None:
+        if Path(words[0]).is_file():
+            raise UsageError(f"{words[0]} may not be executed: chmod +x {shlex.quote(words[0])}")
         raise UsageError(f"there is no program {words[0]!r} here or on the PATH: check its name")
     return words

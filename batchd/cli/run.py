@@ -28,7 +28,7 @@ from batchd.edge.shelf import find_batch
 from batchd.edge.template import KeySpec
 from batchd.errors import CodeChanged, UsageError
 from batchd.sources import Block, Source, hints, open_source
-from batchd.units import continuing, counted, job_memory, parse_duration, parse_share
+from batchd.units import continuing, counted, job_memory, parse_duration, parse_share, visible_line
 from batchd.worker import task as tasks
 from batchd.worker.command import TASK as COMMAND
 from batchd.worker.command import command_words, fill
@@ -318,17 +318,18 @@ def dry_run(args: argparse.Namespace, source: Source, spec: dict[str, Any]) -> i
     workers, why = workers_auto()
     if args.workers != "auto":
         workers, why = parse_workers(args.workers, cpus_usable()), f"-j {args.workers}"
+    words = command_words(spec)
     if args.json:
         shown = [repr(item) for item in items]
-        print(json.dumps({"batchd": 1, "task": spec["task"], "jobs": count, "first": shown, "workers": workers}))
+        told = {"batchd": 1, "task": spec["task"], "jobs": count, "first": shown, "workers": workers}
+        print(json.dumps({**told, "exec": [fill(words, item) for item in items]} if words else told))
         return 0
-    words = command_words(spec)
     if words:
         print(f"command  {shlex.join(words)}")
     else:
         print(f"task     {':'.join(spec['task'])}" + (f"  with {spec['args']}" if spec["args"] else ""))
     print(f"jobs     {'not known before the pipe is read' if count is None else f'{count:,}'}")
     for index, item in enumerate(items):
-        print(f"job {index}    {shlex.join(fill(words, item)) if words else repr(item):.100}")
+        print(f"job {index}    {visible_line(shlex.join(fill(words, item))) if words else repr(item):.100}")
     print(f"workers  {workers}: {why}")
     return 0

@@ -20,6 +20,7 @@ from batchd.edge.outcomes import Outcomes
 from batchd.edge.shelf import LAST, is_default, is_newest
 from batchd.errors import BatchdError
 from batchd.units import format_duration, format_size, visible, visible_line
+from batchd.worker.command import command_words
 
 _CAUSES_MAX: Final = 5
 _TYPES_MAX: Final = 3
@@ -199,7 +200,11 @@ def next_steps(journal: BatchJournal, state: str) -> list[str]:
         is_limit = "--max-failures" in facts.stopped
         return [
             *([command(journal, "failures")] if failed else []),
-            "fix the task, then run the same command with --accept-code to go on"
+            (
+                "fix what it runs, then run the same command to go on"
+                if command_words(journal.spec)
+                else "fix the task, then run the same command with --accept-code to go on"
+            )
             + (f" and {command(journal, 'retry', '--failed')}" if facts.count(JobState.FAILED) else ""),
             "or run it with --new to start from the beginning, or with "
             + ("a higher --max-failures" if is_limit else "--keep-going")

@@ -14,7 +14,7 @@ VERBS = {
     ),
     "exec": (
         "batchd.cli.command:run_command",
-        "Run a command over inputs, as `run` does a task: `batchd exec 'gzip -k {}' --paths '*.log'`.",
+        "Run a command over inputs, as `run` does a task: `batchd exec 'gzip -kf {}' --paths '*.log'`.",
     ),
     "ls": ("batchd.cli.inspect:ls", "List the batches of the journal."),
     "show": ("batchd.cli.inspect:show", "Show everything known about a batch, or about one job of it."),

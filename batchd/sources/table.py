@@ -6,6 +6,7 @@ knows.
 """
 
 import csv
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from gzip import GzipFile
@@ -29,6 +30,8 @@ from batchd.units import counted, format_size
 
 SUFFIXES: Final = (".csv", ".tsv")
 _SEPARATORS: Final = ",;\t|"
+_QUOTED: Final = re.compile(r'"[^"]*"')
+_NOTHING: Final = b"\r\n" + BYTE_ORDER_MARK.encode()
 _ROW_BYTES_MAX: Final = 64 << 20
 """A quotation mark that nothing closes would make a row of all the rest."""
 csv.field_size_limit(_ROW_BYTES_MAX)
@@ -98,18 +101,20 @@ class _Table:
 
     def begin(self) -> bytes:
         """Read the names of the columns; return their bytes, none of an empty file. Raises InputError."""
-        first = self._read(self._file.readline, _ROW_BYTES_MAX)
+        blank, first = b"", self._read(self._file.readline, _ROW_BYTES_MAX)
+        while first and not first.strip(_NOTHING):
+            blank, first = blank + first, self._read(self._file.readline, _ROW_BYTES_MAX)
+        self.line = line = 1 + blank.count(b"\n")
         separators = "\t" if has_suffix(self.name, (".tsv",)) else _SEPARATORS
-        head = first.decode(errors="replace")
+        head = _QUOTED.sub("", first.decode(errors="replace"))
         self._rows = csv.reader(self._lines(first), delimiter=max(separators, key=head.count), strict=True)
-        raw, columns, trouble = self.row() or (b"", [], "")
-        self.columns = [name if at else name.removeprefix(BYTE_ORDER_MARK) for at, name in enumerate(columns)]
+        raw, self.columns, trouble = self.row() or (b"", [], "")
         twice = next((name for name in self.columns if self.columns.count(name) > 1), None)
         if twice is not None:
             trouble = f"names the column {twice!r} twice"
         if trouble:
-            raise InputError(f"{self.name}:1 {trouble}. Repair the first row: it names the columns.")
-        return raw
+            raise InputError(f"{self.name}:{line} {trouble}. Repair the row: it names the columns.")
+        return blank + raw
 
     def row(self) -> tuple[bytes, list[str], str] | None:
         """Return the next row's bytes and fields, and what is wrong with it, '' when nothing is; None at the end."""
@@ -156,7 +161,7 @@ class _Table:
                     "nothing closes makes a row of all that follows. Close it."
                 )
             self._taken.append(line)
-            yield line.decode(errors="surrogateescape")
+            yield line.decode(errors="surrogateescape").removeprefix("" if self.columns else BYTE_ORDER_MARK)
             line = self._read(self._file.readline, _ROW_BYTES_MAX)
 
     def _read(self, read: Callable[[int], bytes], size: int) -> bytes:
@@ -178,6 +183,8 @@ class _Reading:
         self._places: list[Place] = []
         self._next_line = 0
         """Where the next item lies if it has the same place as the one before."""
+        self._end: tuple[int, str] | None = None
+        """Where the last item ends, and the digest up to there, when more was consumed since."""
         self._held_bytes = 0
         self._limits = block_limits(source.block_items)
         self._limit = next(self._limits)
@@ -189,7 +196,7 @@ class _Reading:
 
     def begin(self, table: _Table) -> None:
         """Consume the names of a table's columns."""
-        self._consume(table.begin())
+        self._consume_none(table.begin())
         self._next_line = 0
 
     def verify(self, table: _Table, start: Checkpoint) -> None:
@@ -217,14 +224,12 @@ class _Reading:
         line = table.line
         while (told := table.row()) is not None:
             raw, fields, trouble = told
-            if trouble and not self._source.skip_bad_input:
-                raise InputError(
-                    f"{table.name}:{line} {trouble}. Repair the row, or leave such rows out with --skip-bad-input."
-                )
-            self._consume(raw)
             if trouble:
-                self._skip(f"{table.name}:{line}")
-            elif fields:
+                self._leave_out(table, line, trouble)
+            if trouble or not fields:
+                self._consume_none(raw)
+            else:
+                self._consume(raw)
                 self._give(raw, dict(zip(table.columns, fields, strict=True)), Place(0, table.name, line))
                 self._next_line = line + 1
                 if len(self._items) >= self._limit or self._held_bytes >= BLOCK_BYTES:
@@ -234,7 +239,8 @@ class _Reading:
     def flush(self) -> Iterator[Block]:
         """The block filled so far, if there is anything in it."""
         if self._items:
-            self._given = Checkpoint(self._given.items + len(self._items), self.offset, self._hash.hexdigest())
+            offset, digest = self._end or (self.offset, self._hash.hexdigest())
+            self._given = Checkpoint(self._given.items + len(self._items), offset, digest)
             yield Block(self._items, self._given, places=self._places)
             self._items, self._places = [], []
             self._next_line = self._held_bytes = 0
@@ -244,12 +250,23 @@ class _Reading:
         if place.line != self._next_line:  # A row before it has more lines than one, or was left out.
             self._places.append(place._replace(first=len(self._items)))
         self._items.append(item)
+        self._end = None
         self._held_bytes += len(raw)
 
-    def _skip(self, place: str) -> None:
+    def _leave_out(self, table: _Table, line: int, trouble: str) -> None:
+        """Count a malformed row, and say where it is. Raises InputError unless such rows are to be left out."""
+        place = f"{table.name}:{line}" + (f"-{table.line - 1}" if table.line - 1 > line else "")
+        if not self._source.skip_bad_input:
+            raise InputError(f"{place} {trouble}. Repair it, or leave such rows out with --skip-bad-input.")
         self._source.skipped += 1
         if len(self._source.skipped_places) < PLACES_MAX:
             self._source.skipped_places.append(place)
+
+    def _consume_none(self, raw: bytes) -> None:
+        """Consume what is no item. A checkpoint ends before it: the last row may yet become one."""
+        if self._items and self._end is None:
+            self._end = self.offset, self._hash.hexdigest()
+        self._consume(raw)
 
     def _consume(self, raw: bytes) -> None:
         self._hash.update(raw)

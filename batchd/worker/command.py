@@ -18,11 +18,18 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Final
 
 from batchd.errors import CommandFailed, InputError
+from batchd.settings import COMMAND_OUTPUT_BYTES_MAX
+from batchd.units import format_size
 from batchd.worker.output import StampedWriter
 from batchd.worker.task import Task
 
 TASK: Final = Task(__name__, "run")
-_PLACE: Final = re.compile(r"\{(/?\.?|//|[A-Za-z_]\w*)\}")
+_PLACE: Final = re.compile(r"\{([^{}]*)\}")
+_FIELD: Final = re.compile(r"\w(?:[\w .-]*\w)?")
+"""What is meant for the name of a field, where there is none of that name."""
+_TOLD_BYTES: Final = 1024
+"""Of what a command that failed wrote to stdout: less than is kept, for stderr has the reason."""
+_READ_BYTES: Final = 1 << 16
 _PARTS: Final[dict[str, Callable[[str], str]]] = {
     "": lambda path: path,
     "/": os.path.basename,
@@ -41,19 +48,22 @@ def run(item: Any, *, words: Sequence[str]) -> str | bytes:
     '<a b>'
     """
     filled = fill(words, item)
-    try:
-        with _stderr() as stderr:
-            ended = subprocess.run(
-                filled, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr, check=False
-            )
-    except OSError as error:
-        raise CommandFailed(f"{filled[0]} cannot be run: {error.strerror}") from None
-    text = _text_of(ended.stdout.removesuffix(b"\n"))
-    if ended.returncode:
-        if text:
-            sys.stdout.write(f"{text if isinstance(text, str) else text.decode(errors='backslashreplace')}\n")
-        raise CommandFailed(f"{filled[0]} {_end_of(ended.returncode)}")
-    return text
+    with _stderr() as stderr:
+        try:
+            process = subprocess.Popen(filled, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr)
+        except (OSError, ValueError) as error:  # Such as an item that holds NUL.
+            why = error.strerror if isinstance(error, OSError) else str(error)
+            raise CommandFailed(f"{filled[0]} cannot be run: {why}") from None
+        written = _read(process)
+    if len(written) > COMMAND_OUTPUT_BYTES_MAX:
+        limit = format_size(COMMAND_OUTPUT_BYTES_MAX)
+        raise CommandFailed(f"{filled[0]} wrote more than {limit} to stdout: have it write a file")
+    written = written.removesuffix(b"\n")
+    if process.returncode:
+        if written:
+            sys.stdout.write(f"{written[-_TOLD_BYTES:].decode(errors='backslashreplace')}\n")
+        raise CommandFailed(f"{filled[0]} {_end_of(process.returncode)}")
+    return _text_of(written)
 
 
 def fill(words: Sequence[str], item: Any) -> list[str]:
@@ -72,14 +82,15 @@ def fill(words: Sequence[str], item: Any) -> list[str]:
     def put(match: re.Match[str]) -> str:
         nonlocal is_placed
         name = match[1]
-        if name not in _PARTS and fields is None:
-            return match[0]  # Such as awk's {print}.
-        is_placed = True
         if name in _PARTS:
+            is_placed = True
             return _PARTS[name](_word(item))
-        if fields is None or name not in fields:
-            raise InputError(f"the input has no field {name!r}; it has {', '.join(map(str, fields or ()))}")
-        return _word(fields[name])
+        if fields is not None and name in fields:
+            is_placed = True
+            return _word(fields[name])
+        if fields is not None and _FIELD.fullmatch(name):
+            raise InputError(f"the input has no field {name!r}; it has {', '.join(map(str, fields))}")
+        return match[0]  # Such as awk's {print}.
 
     filled = [_PLACE.sub(put, word) for word in words]
     return filled if is_placed else [*filled, _word(item)]
@@ -88,6 +99,19 @@ def fill(words: Sequence[str], item: Any) -> list[str]:
 def command_words(spec: Mapping[str, Any]) -> list[str]:
     """Return the words of the command that a batch runs, none when it runs another task."""
     return list(spec["args"]["words"]) if list(spec.get("task", ())) == list(TASK) else []
+
+
+def _read(process: "subprocess.Popen[bytes]") -> bytes:
+    """Return what the process writes to stdout until it ends, or has written too much: that ends it."""
+    assert process.stdout is not None
+    parts, nbytes = [], 0
+    with process:
+        while nbytes <= COMMAND_OUTPUT_BYTES_MAX and (part := os.read(process.stdout.fileno(), _READ_BYTES)):
+            parts.append(part)
+            nbytes += len(part)
+        if nbytes > COMMAND_OUTPUT_BYTES_MAX:
+            process.kill()
+    return b"".join(parts)
 
 
 def _word(value: Any) -> str:

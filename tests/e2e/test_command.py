@@ -3,7 +3,6 @@
 import json
 import os
 from contextlib import redirect_stderr
-from pathlib import Path
 
 import pytest
 
@@ -11,7 +10,7 @@ from batchd.cli.command import words_of
 from batchd.errors import CommandFailed, InputError, UsageError
 from batchd.worker import output
 from batchd.worker.command import fill, run
-from tests.commands import Desk, summary_of, until
+from tests.commands import Desk, dead, summary_of, until
 
 
 def outputs(desk: Desk) -> list[str]:
@@ -40,6 +39,10 @@ def test_a_command_that_fails_says_how_and_shows_its_own_output(desk: Desk) -> N
     assert ran.returncode == 1
     assert "sh exited with code 1" in ran.stderr
     assert outputs(desk) == ["err 1\nout 1\n"]
+    desk.run("exec", "sh -c 'echo the reason >&2; seq 5000; exit 1'", "--range", "0:1")
+    (told,) = outputs(desk)
+    assert told.startswith("the reason\n")
+    assert told.endswith("\n5000\n")
 
 
 def test_a_command_that_is_killed_and_one_that_is_none_are_told(desk: Desk) -> None:
@@ -51,15 +54,18 @@ def test_a_command_that_is_killed_and_one_that_is_none_are_told(desk: Desk) -> N
 
 
 def test_a_time_limit_ends_the_command_and_all_it_started(desk: Desk) -> None:
-    script = "echo $$ > pid; echo begun >&2; sleep 600 & sleep 600"
-    ran = desk.run("exec", f"sh -c '{script}'", "--range", "0:1", "--timeout", "1s")
-    assert "timed out after 1.0 s" in ran.stderr
+    script = "echo begun >&2; sleep 600 & echo $$ $! > pids; mv pids told; sleep 600"
+    process = desk.start("exec", f"sh -c '{script}'", "--range", "0:1", "--timeout", "4s")
+    until((desk.folder / "told").exists, "it runs", process)
+    _, told = process.communicate(timeout=60)
+    assert "timed out after 4.0 s" in told
     assert [text.splitlines()[0] for text in outputs(desk)] == ["begun"]
-    shell = int((desk.folder / "pid").read_text())
-    until(lambda: not Path(f"/proc/{shell}").exists(), "the shell is gone")
+    pids = [int(pid) for pid in (desk.folder / "told").read_text().split()]
+    assert len(pids) == 2
+    until(lambda: all(map(dead, pids)), "both are gone")
 
 
-def test_what_is_cut_off_is_run_by_the_same_command(desk: Desk) -> None:
+def test_commands_are_retried_and_found_again_by_name(desk: Desk) -> None:
     (desk.folder / "rows.jsonl").write_text('{"to": "x", "n": 1}\n{"to": "y", "n": 2}\n')
     command = ("exec", "sh -c 'test -e go && echo $1' sh {to}{n}", "rows.jsonl", "--out", "out.jsonl")
     assert desk.run(*command).returncode == 1
@@ -99,6 +105,13 @@ def test_what_cannot_be_meant_is_refused(text: str, told: str) -> None:
         words_of(text)
 
 
+def test_a_stopped_batch_of_commands_is_gone_on_with(desk: Desk) -> None:
+    ran = desk.run("exec", "sh -c 'test -e go'", "--range", "0:200")
+    assert "fix what it runs, then run the same command to go on" in ran.stderr
+    unquoted = desk.run("exec", "gzip", "-k", "{}", "x.txt")
+    assert (unquoted.returncode, "stands in quotes" in unquoted.stderr) == (2, True)
+
+
 def test_memory_of_other_programs_is_not_promised(desk: Desk) -> None:
     refused = desk.run("exec", "true", "--range", "0:1", "--memory-per-job", "1G")
     assert (refused.returncode, "ulimit" in refused.stderr) == (2, True)
@@ -112,6 +125,7 @@ def test_memory_of_other_programs_is_not_promised(desk: Desk) -> None:
         (["{.}", "{//}"], "plain", ["plain", "."]),
         (["awk", "{print}"], "in.txt", ["awk", "{print}", "in.txt"]),
         (["x={n}", "{on}", "{deep}"], {"n": 1.5, "on": True, "deep": [1]}, ["x=1.5", "true", "[1]"]),
+        (["{Order ID}:{unit-price}", "f() { echo; }"], {"Order ID": 7, "unit-price": "1"}, ["7:1", "f() { echo; }"]),
         (["cat"], {"n": 1}, ["cat", '{"n": 1}']),
         (["seq"], 3, ["seq", "3"]),
     ],
@@ -121,12 +135,17 @@ def test_words_are_filled(words: list[str], item: object, filled: list[str]) -> 
 
 
 def test_a_field_that_is_not_there_is_named() -> None:
-    with pytest.raises(InputError, match="no field 'url'; it has a, b"):
-        fill(["{url}"], {"a": 1, "b": 2})
+    for name in ("url", "the url", "url-2"):
+        with pytest.raises(InputError, match=f"no field '{name}'; it has a, b"):
+            fill([f"{{{name}}}"], {"a": 1, "b": 2})
 
 
 def test_output_that_is_no_text_is_bytes() -> None:
     assert run("", words=["printf", r"\377\n\n"]) == b"\xff\n"
+    with pytest.raises(CommandFailed, match="cannot be run: embedded null byte"):
+        run("a\0b", words=["echo"])
+    with pytest.raises(CommandFailed, match="yes wrote more than 64M to stdout"):
+        run("", words=["yes"])
     with pytest.raises(CommandFailed, match="signal 40"):
         run("", words=["sh", "-c", "kill -40 $$"])
 

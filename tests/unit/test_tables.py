@@ -63,6 +63,10 @@ def test_rows_are_what_python_reads_and_every_checkpoint_gives_the_rest(
         (b"a\tb\n1,5\t2\n", "t.TSV", [{"a": "1,5", "b": "2"}]),
         (b"\xef\xbb\xbfa,b\n1,2", "t.csv", [{"a": "1", "b": "2"}]),
         (b',a\n0,"x\n\ny"\n\n1,z\n', "t.csv", [{"": "0", "a": "x\n\ny"}, {"": "1", "a": "z"}]),
+        (b'\xef\xbb\xbf"a x","b,c"\n1,2\n', "t.csv", [{"a x": "1", "b,c": "2"}]),
+        (b'"a; in b; c",d\n1,2\n', "t.csv", [{"a; in b; c": "1", "d": "2"}]),
+        (b"\n\r\na,b\n1,2\n", "t.csv", [{"a": "1", "b": "2"}]),
+        (b"\xef\xbb\xbf\na\n1\n", "t.csv", [{"a": "1"}]),
         (b"one\nx\n", "t.csv", [{"one": "x"}]),
         (b"a,b\n", "t.csv", []),
         (b"", "t.csv", []),
@@ -93,6 +97,18 @@ def test_a_malformed_row_is_named_or_left_out(tmp_path: Path, row: bytes, troubl
     assert lenient.skipped_places == [f"{tmp_path}/t.csv:3"]
     (block,) = lenient.blocks()
     assert [block.place_of(at) for at in range(2)] == [f"{tmp_path}/t.csv:{line}" for line in (2, 4)]
+
+
+def test_all_lines_of_a_malformed_row_are_named(tmp_path: Path) -> None:
+    source = source_of(tmp_path, b'a,b\n1,"2\n3,4\n5"x,6\n7,8\n', skip_bad_input=True)
+    assert [item["a"] for item in items_of(source)] == ["7"]
+    assert source.skipped_places == [f"{tmp_path}/t.csv:2-4"]
+
+
+def test_a_torn_row_that_was_left_out_is_read_when_it_is_whole(tmp_path: Path) -> None:
+    torn = source_of(tmp_path, b"a,b\n1,2\n\n3", skip_bad_input=True)
+    (block,) = torn.blocks()
+    assert items_of(source_of(tmp_path, b"a,b\n1,2\n\n3,4\n"), block.checkpoint) == [{"a": "3", "b": "4"}]
 
 
 def test_a_row_of_several_lines_moves_the_places_of_those_behind_it(tmp_path: Path) -> None:
