@@ -94,9 +94,10 @@ class Requests:
         name = journal.facts.batch
         progress = self._clients.progress(name)
         sequence, first = journal.last_of(str(message.fields["client"]))
-        if sequence == message.fields["sequence"]:
+        asked = int(message.fields["sequence"])
+        if sequence == asked:
             return {**progress, "first": first}
-        if sequence < message.fields["sequence"]:
+        if sequence < asked:
             why = f"batch {name} was sealed by another client and did not take these jobs: add them again"
             return {**progress, "refused": _cancelled(name) if progress["state"] == "cancelled" else why}
         return progress

@@ -101,7 +101,7 @@ def make(folder: Path, spec: dict[str, Any], payload: bytes) -> Taken:
     """Make a batch and take it up. Raises JournalError."""
     if (free := free_bytes(folder.parent)) < DISK_RESERVE_BYTES:
         room = f"{format_size(free)} are free and {format_size(DISK_RESERVE_BYTES)} needed"
-        raise JournalFull(f"the disk under {folder.parent} is nearly full: {room}. Free some, or use --journal")
+        raise JournalFull(f"the disk under {folder.parent} is nearly full: {room}. Free some space, or use --journal")
     make_batch(folder, spec, payload)
     return take_up(folder)
 

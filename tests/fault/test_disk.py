@@ -308,11 +308,12 @@ def test_on_a_full_disk_the_supervisor_can_be_told_to_leave(on_disk: Desk, work:
 @pytest.mark.covers("D1")
 def test_on_a_full_disk_retry_tells_what_it_waits_for(on_disk: Desk) -> None:
     """Also with --json, whose answer comes at the end."""
-    failed = on_disk.run("run", f"{TASKS}:writes_garbage", "--range", "0:5", "--name", "failed")
-    assert failed.returncode == 1, failed.stderr
+    for name in ("one", "two"):
+        failed = on_disk.run("run", f"{TASKS}:writes_garbage", "--range", "0:5", "--name", name)
+        assert failed.returncode == 1, failed.stderr
     stuck = Stuck(on_disk, "wide_text", is_filled=False)
     told = f"batchd: disk full: paused until {on_disk.journal} has space\n"
-    retries = [on_disk.start("retry", "failed", "--failed", *more) for more in ([], ["--json"])]
+    retries = [on_disk.start("retry", *more, "--failed") for more in (["one"], ["two", "--json"])]
     for retry in retries:
         assert retry.stderr is not None
         assert retry.stderr.readline() == told
