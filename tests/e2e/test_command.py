@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 from contextlib import redirect_stderr
 
 import pytest
@@ -53,6 +54,7 @@ def test_a_command_that_is_killed_and_one_that_is_none_are_told(desk: Desk) -> N
     assert "./text cannot be run: Permission denied" in desk.run("failures").stdout
 
 
+@pytest.mark.covers("X14")
 def test_a_time_limit_ends_the_command_and_all_it_started(desk: Desk) -> None:
     script = "echo begun >&2; sleep 600 & echo $$ $! > pids; mv pids told; sleep 600"
     process = desk.start("exec", f"sh -c '{script}'", "--range", "0:1", "--timeout", "4s")
@@ -63,6 +65,19 @@ def test_a_time_limit_ends_the_command_and_all_it_started(desk: Desk) -> None:
     pids = [int(pid) for pid in (desk.folder / "told").read_text().split()]
     assert len(pids) == 2
     until(lambda: all(map(dead, pids)), "both are gone")
+
+
+@pytest.mark.covers("X14")
+def test_a_command_is_gone_with_its_supervisor_and_runs_again(desk: Desk) -> None:
+    script = "sleep 600 & echo $$ $! > pids; mv pids told; test -e go || sleep 600; kill $!"
+    process = desk.start("exec", f"sh -c '{script}'", "--range", "0:1")
+    until((desk.folder / "told").exists, "it runs", process)
+    pids = [int(pid) for pid in (desk.folder / "told").read_text().split()]
+    (desk.folder / "go").touch()
+    os.kill(desk.supervisor(), signal.SIGKILL)
+    until(lambda: all(map(dead, pids)), "both are gone")
+    _, told = process.communicate(timeout=60)
+    assert (process.returncode, "1 succeeded" in told) == (0, True), told
 
 
 def test_commands_are_retried_and_found_again_by_name(desk: Desk) -> None:

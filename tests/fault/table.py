@@ -150,6 +150,11 @@ FAULTS: Final[dict[str, Row]] = {
         "readable, refusal in words, resumed afterwards",
     ),
     "D7": Row("journal on a network file system", "mount table that says so", "refused before anything is made"),
+    "D8": Row(
+        "full disk that shows as EIO",
+        "LMDB's errors for a short write, with space and without",
+        "full only where there is no space, and then paused; else as D3",
+    ),
     "J1": Row(
         "bit flip",
         "every kind of page and record; free pages of a batch that runs",
@@ -209,6 +214,16 @@ FAULTS: Final[dict[str, Row]] = {
     "X10": Row("any bytes at a decoder", "fuzzing guided by coverage, Hypothesis", "a value or a typed error"),
     "X11": Row("all of it at once", "batchd chaos", "lost 0, recorded twice 0"),
     "X12": Row("any order of events", "seeded simulation", "every invariant holds"),
+    "X13": Row(
+        "files that others own, may write, or put a link in place of",
+        "folder, journal.json, recorder, log of jobs",
+        "refused in words before anything is written; what batchd makes is its owner's alone",
+    ),
+    "X14": Row(
+        "a command is cut off",
+        "SIGKILL to the supervisor, time limit, while it runs and has a child in the background",
+        "it and its child are gone; it runs again, or has failed by its cause",
+    ),
     "P1": Row("exactly the running job is charged", "SIGKILL, SIGSEGV, os._exit, abort", "others run once"),
     "P2": Row("no ambiguity at the edges", "SIGKILL at random moments", "none lost, none doubled"),
     "P3": Row("a lease blames one job", "poison in the middle of a lease", "finished neighbours keep their results"),
@@ -256,7 +271,7 @@ FAULTS: Final[dict[str, Row]] = {
 }
 
 IDS: Final = frozenset(
-    {f"{letter}{number}" for letter, last in zip("WSCDJTIRHXP", (15, 9, 7, 7, 8, 3, 2, 3, 3, 12, 30), strict=True)
+    {f"{letter}{number}" for letter, last in zip("WSCDJTIRHXP", (15, 9, 7, 8, 8, 3, 2, 3, 3, 14, 30), strict=True)
      for number in range(1, last + 1)}
     | {"C2b"}
 )  # fmt: skip

@@ -203,7 +203,7 @@ def test_a_thread_that_waits_for_the_disk_can_be_stopped(written: Path, monkeypa
         (lmdb.CorruptedError("x: MDB_CORRUPTED"), 0, False),
     ],
 )
-@pytest.mark.covers("D1", "D3")
+@pytest.mark.covers("D8")
 def test_a_short_write_is_a_full_disk_only_if_the_disk_is_full(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, free_bytes: int, *, is_it: bool
 ) -> None:

@@ -200,6 +200,7 @@ def test_an_epoch_needs_a_journal(place: Path) -> None:
 # --- Refused ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.covers("X13")
 @pytest.mark.parametrize("mode", [0o770, 0o702, 0o777])
 def test_a_folder_that_others_may_write_is_refused_with_the_remedy(tmp_path: Path, mode: int) -> None:
     place = tmp_path / "my journal"
@@ -231,6 +232,7 @@ def test_root_too_uses_only_its_own_folder(place: Path) -> None:
         open_folder(place)
 
 
+@pytest.mark.covers("X13")
 @needs_root
 def test_a_link_of_somebody_else_is_refused(tmp_path: Path) -> None:
     open_folder(tmp_path / "real")
@@ -303,6 +305,7 @@ def test_a_damaged_journal_file_is_reported_and_left(place: Path, content: bytes
     assert (place / "journal.json").read_bytes() == content
 
 
+@pytest.mark.covers("X13")
 def test_the_journal_file_may_not_be_a_link(place: Path, tmp_path: Path) -> None:
     open_folder(place)
     (place / "journal.json").rename(tmp_path / "elsewhere")

@@ -101,6 +101,7 @@ def test_without_its_folder_or_room_a_line_is_lost_and_nobody_fails(
     assert texts_in(tmp_path) == ["kept"]
 
 
+@pytest.mark.covers("X13")
 def test_a_link_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / LOG_NAME).symlink_to(tmp_path / "elsewhere")
     append(tmp_path, 0, 1, "x")

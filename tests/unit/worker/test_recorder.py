@@ -193,6 +193,7 @@ def test_the_file_tells_later_readers_whose_it_is(tmp_path: Path) -> None:
     found.close()
 
 
+@pytest.mark.covers("X13")
 def test_the_file_is_the_owners_alone_and_never_somebody_elses(tmp_path: Path) -> None:
     make(tmp_path / "recorder").close()
     assert stat.S_IMODE((tmp_path / "recorder").stat().st_mode) == 0o600
@@ -203,6 +204,7 @@ def test_the_file_is_the_owners_alone_and_never_somebody_elses(tmp_path: Path) -
         Recorder.open(tmp_path / "link")
 
 
+@pytest.mark.covers("X13")
 def test_a_file_of_another_owner_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make(tmp_path / "recorder").close()
     monkeypatch.setattr(os, "geteuid", lambda: 987_654)
