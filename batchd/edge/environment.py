@@ -135,7 +135,7 @@ class _Readers:
 
     def acquire(self, folder: Path) -> lmdb.Environment:
         """Return the environment of a batch, opened for reading. Raises JournalError."""
-        with gate, self._lock:
+        with gate.inside, self._lock:
             key = _identity(folder)
             if key in self._lost:
                 raise JournalError(
@@ -148,7 +148,7 @@ class _Readers:
 
     def release(self, env: lmdb.Environment) -> None:
         """Close the environment when nobody uses it any more."""
-        with gate, self._lock:
+        with gate.inside, self._lock:
             key = next((key for key, (found, _) in self._open.items() if found is env), None)
             if key is None:
                 return  # Opened before a fork: it is the parent's.

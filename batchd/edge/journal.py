@@ -180,7 +180,7 @@ class BatchJournal:
 
     def _open_tables(self) -> dict[bytes, Any]:
         if not self._is_writer:
-            with gate:
+            with gate.inside:
                 return {name: self._env.open_db(name, create=False) for name in tables.TABLES}
         # For `open_db` by itself waits for the lock without letting any thread run.
         with self._env.begin(write=True) as txn:

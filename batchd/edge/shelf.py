@@ -132,7 +132,7 @@ def _refuse_cut_off(folder: Path) -> None:
         return  # BatchJournal says so.
     env = readers.acquire(folder)
     try:
-        with gate:
+        with gate.inside:
             needed = (env.info()["last_pgno"] + 1) * env.stat()["psize"]
     finally:
         readers.release(env)

@@ -4,70 +4,88 @@ A child made by fork has its parent's environments open and has to close them, o
 waits for the calls that are under way, which nobody ends in a child, and ends its transactions, whose reader slots
 are the parent's: the supervisor would then use pages again that the parent reads. The one idea: while a process
 forks it has no transaction at all, so there is nothing of it that the child could end.
+
+A signal's handler may raise wherever Python code runs, Ctrl-C does. So what has to be undone is undone by functions
+written in C, at once and whole: a lock's in `with`, a list's as a fork's hook. Nobody waits but for a while.
 """
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from threading import Condition, RLock, get_ident
+from functools import partial
+from threading import Lock, get_ident
+from time import monotonic, sleep
 from weakref import proxy
 
 import lmdb
 
 from batchd.settings import FORK_WAIT_S
 
+_LOOK_S = 0.001
+"""Who waits looks so often."""
+
 
 class Gate:
-    """Held by whoever is in LMDB to read. Who forks waits for them, and they for who forks, each in another thread.
+    """`with gate.inside` is around what reads. Who forks waits for who is in there, and who comes for who forks.
 
     A thread that forks while it is inside itself (a signal's handler, a finalizer) does not wait.
     """
 
     def __init__(self) -> None:
         self.wait_s = FORK_WAIT_S
-        self._renew({})
-        os.register_at_fork(
-            before=self._close, after_in_parent=self._open, after_in_child=lambda: self._renew(self._inside)
-        )
-
-    def _renew(self, inside: dict[int, int]) -> None:
-        me = get_ident()
-        self.was_held = bool(inside)
+        self.was_held = False
         """In a child: whether somebody was inside all the same when it was forked."""
-        self._lock = RLock()  # A handler or finalizer may come while its own thread has it.
-        self._changed = Condition(self._lock)
-        self._inside: dict[int, int] = {me: inside[me]} if me in inside else {}
-        """By thread: how often it is inside."""
+        self._locks: dict[int, list[Lock]] = {}
+        """By thread: it is inside once for each that is locked. Only itself takes them, so nobody waits for them."""
+        self._forks: list[None] = []
+        """One for each fork that is under way."""
         self._forking: set[int] = set()
-        """Threads that fork."""
+        """Threads that fork: they do not wait for themselves."""
+        os.register_at_fork(before=self._wait, after_in_parent=self._forks.pop, after_in_child=self._renew)
+        # Of these the last is the first to be called.
+        os.register_at_fork(
+            before=partial(self._forks.append, None),
+            after_in_parent=self._forking.clear,
+            after_in_child=self._forking.clear,
+        )
+        os.register_at_fork(after_in_child=self._forks.clear)
 
-    def __enter__(self) -> None:
+    @property
+    def inside(self) -> Lock:
+        """A lock for one `with`, which is inside as long as that lasts."""
         me = get_ident()
-        with self._lock:
-            if self._forking and me not in self._inside:
-                self._changed.wait_for(lambda: self._forking <= {me})
-            self._inside[me] = self._inside.get(me, 0) + 1
+        locks = self._locks.setdefault(me, [])
+        for lock in locks:
+            if not lock.locked():
+                break
+        else:
+            lock = Lock()
+            locks.append(lock)
+        end = 0.0
+        while self._forks and me not in self._forking and not self._is_inside(me):
+            now = monotonic()
+            end = end or now + 2 * self.wait_s
+            if now > end:
+                break
+            sleep(_LOOK_S)
+        # No call between the last look and the lock: only there a thread gives way to another, which may fork.
+        return lock
 
-    def __exit__(self, *_: object) -> None:
+    def _is_inside(self, thread: int) -> bool:
+        return any(lock.locked() for lock in list(self._locks.get(thread, ())))
+
+    def _wait(self) -> None:
         me = get_ident()
-        with self._lock:
-            self._inside[me] -= 1
-            if not self._inside[me]:
-                del self._inside[me]
-                if self._forking:
-                    self._changed.notify_all()
+        self._forking.add(me)
+        self.was_held = True  # Until the child finds out.
+        end = monotonic() + self.wait_s
+        while not self._is_inside(me) and any(map(self._is_inside, list(self._locks))) and monotonic() < end:
+            sleep(_LOOK_S)
 
-    def _close(self) -> None:
+    def _renew(self) -> None:
         me = get_ident()
-        with self._lock:
-            self._forking.add(me)
-            if me not in self._inside:
-                self._changed.wait_for(lambda: not self._inside, self.wait_s)
-
-    def _open(self) -> None:
-        with self._lock:
-            self._forking.discard(get_ident())
-            self._changed.notify_all()
+        self.was_held = any(map(self._is_inside, list(self._locks)))
+        self._locks = {me: self._locks.get(me, [])}
 
 
 gate = Gate()
@@ -79,7 +97,7 @@ def begin(env: lmdb.Environment) -> "Iterator[lmdb.Transaction[bytes]]":
 
     LMDB's own transaction keeps its reader slot until nobody holds it, and a local name may hold it for long.
     """
-    with gate:
+    with gate.inside:
         try:
             txn = env.begin()
         except lmdb.MapResizedError:

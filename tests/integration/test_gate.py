@@ -33,10 +33,18 @@ def journal(tmp_path: Path) -> Iterator[BatchJournal]:
     journal.close()
 
 
+def threads_inside() -> list[int]:
+    return [thread for thread in list(gate._locks) if gate._is_inside(thread)]
+
+
+def is_idle() -> bool:
+    return (threads_inside(), gate._forks) == ([], [])
+
+
 @pytest.fixture(autouse=True)
 def patience() -> Iterator[None]:
     """No fork of these tests is late and passes all the same."""
-    assert gate._inside == {}, "an earlier test left something"
+    assert is_idle(), "an earlier test left something"
     usual, gate.wait_s = gate.wait_s, 1_000.0
     yield
     gate.wait_s = usual
@@ -91,17 +99,18 @@ def test_a_fork_waits_for_who_reads_and_a_reader_for_who_forks(journal: BatchJou
     found: list[bool] = []
     fork, other = (Thread(target=lambda: codes.append(in_child(lambda: reads(journal)))) for _ in range(2))
     fork.start()
-    until(lambda: gate._forking, "it waits")
+    until(lambda: gate._forks, "it waits")
     late = Thread(target=lambda: found.append(reads(journal)))
     late.start()
-    until(lambda: len(gate._changed._waiters) == 2, "the late reader waits")  # type: ignore[attr-defined]
+    until(lambda: late.ident in gate._locks, "the late reader waits")
     other.start()  # It may wait for locks of other libraries, which whoever forks has.
     assert (codes, found) == ([], [])
     reader.set()
     for thread in (fork, other, late):
         thread.join(WAIT_S)
     assert (codes, found) == ([0, 0], [True])
-    assert (gate._inside, gate._forking) == ({}, set())
+    assert is_idle()
+    assert gate._forking == set()
 
 
 def test_who_reads_may_read_on_while_a_fork_waits(journal: BatchJournal) -> None:
@@ -109,7 +118,7 @@ def test_who_reads_may_read_on_while_a_fork_waits(journal: BatchJournal) -> None
     with journal.begin():
         fork = Thread(target=lambda: codes.append(in_child(lambda: reads(journal))))
         fork.start()
-        until(lambda: gate._forking, "it waits")
+        until(lambda: gate._forks, "it waits")
         assert journal.known_key(b"?") is None
         assert codes == []
     fork.join(WAIT_S)
@@ -123,10 +132,10 @@ def test_a_fork_waits_for_a_batch_that_is_opened_or_closed(journal: BatchJournal
     with readers._lock:
         other = Thread(target=way)
         other.start()
-        until(lambda: gate._inside, "it waits for the lock")
+        until(threads_inside, "it waits for the lock")
         fork = Thread(target=lambda: codes.append(in_child(lambda: reads(journal))))
         fork.start()
-        until(lambda: gate._forking, "this waits for that")
+        until(lambda: gate._forks, "this waits for that")
         assert codes == []
     other.join(WAIT_S)
     fork.join(WAIT_S)
