@@ -52,7 +52,10 @@ class Gate:
 
     @property
     def inside(self) -> Lock:
-        """A lock for one `with`, which is inside as long as that lasts."""
+        """A lock for one `with`, which is inside as long as that lasts. Waits for a fork, but not for ever.
+
+        Who comes before the fork has ended costs its child these batches, and nobody else anything.
+        """
         me = get_ident()
         locks = self._locks.setdefault(me, [])
         for lock in locks:

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -184,3 +186,63 @@ def test_a_fork_does_not_wait_for_ever(journal: BatchJournal, reader: Event) -> 
     gate.wait_s = WAIT_S
     reader.set()
     assert in_child(lambda: reads(journal)) == 0
+
+
+_INTERRUPTED = """
+import os, random, signal, sys, threading
+from functools import partial
+
+# Comes behind the gate's hook, so the interrupt is there when fork() returns.
+os.register_at_fork(before=partial(signal.setitimer, signal.ITIMER_REAL, 1e-6))
+
+import lmdb
+from batchd.worker.gate import begin, gate
+
+gate.wait_s = 1_000.0  # No fork is late and passes all the same.
+env = lmdb.open(sys.argv[1], max_spare_txns=0)
+unheard, codes = [], []
+sys.unraisablehook = lambda found: unheard.append(found.exc_type)
+
+def fork():
+    child = os.fork()
+    if not child:
+        os._exit(gate.was_held)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+def read(times):
+    for _ in range(times):
+        with begin(env) as txn:
+            txn.get(b"k")
+
+def both():
+    read(1)
+    codes.append(fork())
+
+def interrupted(call):
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 1e-6 + random.random() / 10_000)
+        call()
+    except KeyboardInterrupt:
+        return True
+    return False
+
+signal.signal(signal.SIGALRM, signal.default_int_handler)  # As Ctrl-C, but as often as one likes.
+heard = sum([interrupted(WHAT) for _ in range(TIMES)])
+signal.signal(signal.SIGALRM, signal.SIG_IGN)
+assert heard + len(unheard) > TIMES / 2, (heard, unheard)
+other = threading.Thread(target=both, daemon=True)
+other.start()
+other.join(20)
+if codes:
+    both()
+print(codes, gate._forks, {*unheard} <= {KeyboardInterrupt}, flush=True)
+os._exit(0)
+"""
+
+
+@pytest.mark.parametrize(("what", "times"), [("fork", 50), ("partial(read, 1_000)", 3_000)], ids=["forks", "reads"])
+def test_interrupts_leave_nobody_who_waits(tmp_path: Path, what: str, times: int) -> None:
+    text = _INTERRUPTED.replace("WHAT", what).replace("TIMES", str(times))
+    command = [sys.executable, "-c", text, tmp_path]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=2 * WAIT_S, check=False)
+    assert (ended.stdout, ended.returncode) == ("[0, 0] [] True\n", 0), ended.stderr
