@@ -134,7 +134,7 @@ def test_a_kill_at_any_moment_leaves_no_doubt(bench: Bench, kills: int, tally: T
     phases: Counter[ev.Phase | None] = Counter()
     for nth in range(1, kills + 1):
         worker = bench.start()
-        number = bench.lease(worker, 0, len(sizes), attempt=nth)
+        number = bench.lease(worker, 0, len(sizes), attempt=nth, reports_each=True)
         until_s = monotonic() + dice.expovariate(1 / 0.006)
         while monotonic() < until_s:
             if dice.random() < 0.7:
