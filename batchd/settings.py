@@ -42,7 +42,7 @@ Not after so many records: one may hold the outcomes of 1,500 jobs that were rep
 COMMIT_GAP_S: Final = 0.005
 """Outcomes nobody waits for gather this long after a commit; each commit costs about 0.3 ms of CPU."""
 UNSAVED_BYTES_MAX: Final = 16 << 20
-"""Of outcomes so much gathers behind a commit; then reports stay in their pipes, and workers wait for the disk."""
+"""Of outcomes and checkpoints so much waits for a commit; then reports stay unread, and workers wait for the disk."""
 DISK_RESERVE_BYTES: Final = 32 << 20
 """Large values and commits leave so much free, and no batch is made with less: to cancel, leave and start again."""
 RESERVE_BYTES: Final = 16 << 20

@@ -20,7 +20,7 @@ class Unsaved:
 
     def __init__(self) -> None:
         self.nbytes = 0
-        """Of outcomes."""
+        """Of what workers reported: it is they who can be made to wait."""
         self.is_urgent = False
         """Whether one of the entries frees something, or somebody waits for it."""
         self._entries: dict[str, list[Entry]] = {}
@@ -38,10 +38,10 @@ class Unsaved:
         if isinstance(entry, Noted):
             at = self._notes.setdefault((entry.batch, entry.index), len(entries))
             if at < len(entries):
+                self.nbytes += _bytes_in(entry) - _bytes_in(entries[at])
                 entries[at] = entry
                 return
-        elif isinstance(entry, Recorded):
-            self.nbytes += len(entry.block)
+        self.nbytes += _bytes_in(entry)
         entries.append(entry)
 
     def take(self) -> dict[str, list[Entry]]:
@@ -61,3 +61,14 @@ class Unsaved:
                 self.add(entry)
         self.is_urgent = is_urgent
         return trims
+
+
+def _bytes_in(entry: Entry) -> int:
+    match entry:
+        case Recorded(block=block, failure=failure):
+            return len(block) + len(failure)
+        case Explained(text=text):
+            return len(text)
+        case Noted(payload=payload):
+            return len(payload)
+    return 0

@@ -36,12 +36,25 @@ def test_what_is_taken_is_counted_no_more() -> None:
     assert (unsaved.nbytes, unsaved.is_urgent, bool(unsaved)) == (0, False, False)
 
 
+def test_all_that_workers_may_send_is_counted_as_long_as_it_is_kept() -> None:
+    """A job may leave 64 MiB as often as it likes, and one in every batch may."""
+    failed = e.Recorded("b", 1, 1, JobState.FAILED, failure=b"123")
+    unsaved = gathered(failed, e.Explained("b", b"print", b"1234"), e.Noted("b", 7, bytes(10)))
+    assert unsaved.nbytes == 17
+    unsaved.add(e.Noted("b", 7, bytes(2)))
+    assert unsaved.nbytes == 9
+    unsaved.add(e.Noted("c", 7, bytes(5)))
+    assert unsaved.nbytes == 14
+    unsaved.take_trims()
+    assert unsaved.nbytes == 14
+
+
 def test_what_only_makes_room_is_taken_from_between_the_others() -> None:
     note, again = e.Noted("b", 7, b"1"), e.Noted("b", 7, b"2")
     trims = [e.Trimmed("b", ((0, 1),)), e.Trimmed("c", ((0, 9),))]
     unsaved = gathered(trims[0], recorded(b"12"), note, trims[1])
     assert unsaved.take_trims() == trims
     unsaved.add(again)
-    assert unsaved.nbytes == 2
+    assert unsaved.nbytes == 3
     assert unsaved.is_urgent, "somebody may wait for what was taken"
     assert unsaved.take() == {"b": [recorded(b"12"), again]}
