@@ -226,7 +226,13 @@ class Worker:
         if self._transcript is not None and sum(map(len, parts)) <= TRANSCRIPT_BYTES:
             parts = [b"".join(parts)]
             self._transcript.note(self._lane.lease, parts[0])  # First: from here on it is as good as said.
-        send_all(self._fds.reports, parts)
+        words, started_ns, since_ns = self._words, self._words[STARTED], monotonic_ns()
+        words[STARTED] = 0  # Until it is read, which may wait for the disk: none of the time that the job has.
+        try:
+            send_all(self._fds.reports, parts)
+        finally:
+            if started_ns and not words[STARTED]:  # Else the next job has begun: a thread of the last one says this.
+                words[STARTED] = started_ns + monotonic_ns() - since_ns
 
     def _keep(self, index: int, parts: Sequence[Buffer]) -> Reference | None:
         """Write a large result to a file. Its job is over by then: a slow disk is not its fault, nor a death."""

@@ -5,6 +5,8 @@ import os
 import shutil
 import signal
 from pathlib import Path
+from select import select
+from time import monotonic
 from typing import Any
 
 import pytest
@@ -149,6 +151,31 @@ def test_threads_of_a_job_do_not_tear_each_others_checkpoints(bench: Bench) -> N
     found = [load(event.payload) for event in bench.events if isinstance(event, ev.CheckpointReceived)]
     assert sorted(payload[0] for payload in found) == sorted(list(range(6)) * 20)
     assert all(payload == payload[:1] * 200_000 for payload in found)
+
+
+@pytest.mark.covers("W15")
+def test_a_job_that_waits_until_its_checkpoint_is_read_has_more_time(bench: Bench, tmp_path: Path) -> None:
+    """Reports are left unread when the disk is behind: no job is to time out for that."""
+
+    def running_s() -> float:
+        bench.events.clear()
+        bench.pool.observe({}, {})
+        return bench.await_event(ev.WorkerObserved).running_s
+
+    with listening(tmp_path / "door") as hear:
+        worker = at_work(bench, [("leave_checkpoint", "x" * (2 << 20), str(tmp_path / "door"))])
+        bench.pool.hold_reports()
+        granted = monotonic()
+        bench.lease(worker, 0, 1, is_timed=True)
+        until(lambda: select([worker.reports_fd], [], [], 0)[0], "it is in the middle of its report")
+        held = monotonic()
+        until(lambda: monotonic() - held > held - granted, "it stands still for longer than it ran before")
+        assert running_s() == 0.0
+        let_in = monotonic()
+        bench.pool.let_reports_in()
+        bench.await_event(ev.CheckpointReceived)
+        hear()
+        assert 0.0 < running_s() < monotonic() - granted - (let_in - held)
 
 
 def test_closed_descriptors_found_by_a_checkpoint_blame_nobody_who_may_be_innocent(bench: Bench) -> None:
