@@ -152,6 +152,8 @@ class CommitThread:
         """Delete what may go, as far as it is durable by now, for others may be waiting for its space."""
         while not self._trims.empty():
             journal, trim = self._trims.get()
+            if journal.is_closed:
+                continue  # Its batch was put down before there was space.
             done = journal.facts.done
             ranges = tuple(part for start, stop in trim.ranges for part in done.overlap(start, stop))
             try:

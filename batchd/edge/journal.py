@@ -68,7 +68,7 @@ class BatchJournal:
             raise JournalError(f"there is no batch in {folder}")
         self._is_writer = is_writer
         self._files: ValueFiles | None = None
-        self._map_lock, self._is_closed = Lock(), False
+        self._map_lock, self.is_closed = Lock(), False
         self._env = open_environment(folder) if is_writer else readers.acquire(folder)
         try:
             self._dbs = self._open_tables()
@@ -125,7 +125,7 @@ class BatchJournal:
         Meanwhile the environment is not closed and its map not moved: LMDB would do both under a transaction.
         """
         with self._map_lock:
-            if self._is_closed:
+            if self.is_closed:
                 yield None
             else:
                 with self._env.begin(buffers=True) as txn:
@@ -318,7 +318,7 @@ class BatchJournal:
         if self._files is not None:
             self._files.close()
         with self._map_lock:
-            self._is_closed = True
+            self.is_closed = True
             if self._is_writer:
                 self._env.close()
             else:

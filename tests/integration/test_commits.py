@@ -119,6 +119,19 @@ def test_what_makes_room_does_not_wait_with_what_needs_it(written: Path, thread:
     journal.close()
 
 
+@pytest.mark.covers("D1")
+def test_what_was_to_make_room_goes_with_its_batch(written: Path, unsynced: Path, thread: CommitThread) -> None:
+    """It found no space itself, and its batch was put down before there was some."""
+    gone, other = BatchJournal(written, is_writer=True), BatchJournal(unsynced, is_writer=True)
+    thread.make_room(gone, e.Trimmed("b", ((0, 1),)))
+    gone.close()
+    thread.commit(1, [(other, [success("u", 2, ["x"])])])
+    (done,) = outcome_of(thread)
+    assert isinstance(done, Done)
+    assert list(other.refresh().done) == [(2, 3)]
+    other.close()
+
+
 @pytest.fixture
 def unsynced(tmp_path: Path) -> Path:
     """A batch of three jobs whose commits wait for no disk, closed."""

@@ -354,7 +354,7 @@ def test_what_is_put_down_while_it_is_read_is_taken_up_again(host: Host, caller:
     journal = host.journals["b"]
     with journal._map_lock:
         number = second.send("reopen", batch="b", states=[int(JobState.FAILED)], ranges=[[0, 2]])
-        journal._is_closed = True
+        journal.is_closed = True
         host.clients.on_put_down("b")
         journal._env.close()
         del host.journals["b"]
