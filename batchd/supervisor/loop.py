@@ -275,8 +275,9 @@ class Supervisor:
                     made_now = [entry for entry in saved[name] if isinstance(entry, Recorded)]
                     ranges = [(entry.first, entry.first + entry.count) for entry in made_now]
                     self.clients.mark_recorded(name, ranges)
-                self._events.append(ev.Committed(turn))
-                self._durable_turn = turn
+                # What only made room is in no commit: behind it there may be none.
+                self._durable_turn = turn if self._unsaved else self._turn
+                self._events.append(ev.Committed(self._durable_turn))
                 is_quiet = self._is_resting and self._is_free and not (self._after or self.clients.is_news_urgent)
                 self._is_pressed |= not is_quiet  # Else it is taken in when the rest ends: a turn fewer.
             case Stalled(reason=reason):

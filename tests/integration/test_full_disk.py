@@ -306,6 +306,54 @@ def test_what_nobody_reads_any_more_is_deleted_while_the_disk_is_full(disk: Disk
         house.close()
 
 
+BOOT_WITHOUT_ROOM_TO_LEAVE = """
+import os, sys, time
+sys.path.insert(0, {root!r})
+from batchd.core.entries import Detached
+from batchd.edge import commits
+commits.DISK_RETRY_S = 0.05
+asked = 0
+def has_room(entries, journal):
+    global asked
+    asked += any(isinstance(entry, Detached) for entry in entries)
+    while asked > 1 and not os.path.exists({flag!r} + ".space"):
+        open({flag!r} + ".waits", "w").close()
+        time.sleep(0.01)
+    return asked != 1
+commits.has_room = has_room
+from batchd.supervisor.__main__ import main
+sys.exit(main())
+"""
+
+
+@pytest.mark.covers("D1")
+def test_who_waits_for_space_to_leave_is_let_go_although_something_was_deleted_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is deleted at once is in no commit: what is to be durable behind it waits for no further one."""
+    flag = tmp_path / "full"
+    monkeypatch.setattr(client, "_BOOT", BOOT_WITHOUT_ROOM_TO_LEAVE.format(root=str(ROOT), flag=str(flag)))
+    house = House(tmp_path / "journal")
+    try:
+        other = connect(house.folder)  # So that there is a reserve: the supervisor of a throw-away journal has none.
+        session = house.session(spec={"durability": "process", "is_throwaway": True})
+        session.open()
+        session.submit(b"".join(block for _, block in input_blocks([("same", 1)])))
+        pump_until(session, lambda: session.progress["done"] == 1, "it is done")
+        session.leave(at_once=False)
+        pump_until(session, flag.with_suffix(".waits").exists, "it waits for space")
+        replies: list[dict[str, Any]] = []
+        session.trim([(0, 1)])
+        session.post("running", b"", replies.append)
+        pump_until(session, lambda: replies, "what is to be deleted was heard before")
+        flag.with_suffix(".space").touch()
+        pump_until(session, lambda: session.is_put_down, "it is put down")
+        assert not other.ask("status")["batches"], "in order, by a supervisor that is there"
+        other.close()
+    finally:
+        house.close()
+
+
 @pytest.mark.covers("D1")
 def test_who_waits_for_space_outlasts_all_who_give_up(disk: Disk, tmp_path: Path) -> None:
     """A supervisor that leaves for them is none that died, and the job that ran then is not to blame."""
