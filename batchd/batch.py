@@ -70,7 +70,7 @@ class Batch:
         """What the intake holds its input against."""
         self._changed = threading.Condition()
         self._adding = threading.Lock()
-        """One thread after the other: an intake counts what it was given."""
+        """One thread after the other: an intake counts what it was given, and a sealed batch takes nothing."""
         self._running = threading.RLock()
         """Held while this object takes the batch up."""
         self._users = 0
@@ -149,7 +149,7 @@ class Batch:
         return sum(stop - start for start, stop in (*unwanted, *failed))
 
     def seal(self) -> None:
-        """Say that no more jobs will come; return when that is on disk. Raises BatchdError.
+        """Say, behind what is being added, that no more will come; return when that is on disk. Raises BatchdError.
 
         >>> batch = client.submit_batch(abs, [-1], seal=False)
         >>> batch.seal()
@@ -157,7 +157,7 @@ class Batch:
         'finished'
         """
         self._check_process()
-        with self._kept():
+        with self._adding, self._kept():
             if self.progress().state != "finished":
                 self._run().request("seal").result()
 

@@ -20,6 +20,7 @@ from batchd.settings import CUT_WAIT_S, WORKERS_MAX
 from batchd.supervisor.changes import Changes, ranges_of
 from batchd.supervisor.clients import Client, Clients, Host
 from batchd.supervisor.openings import Opening, Openings
+from batchd.units import counted
 
 
 class Requests:
@@ -98,7 +99,8 @@ class Requests:
         if sequence == asked:
             return {**progress, "first": first}
         if sequence < asked:
-            why = f"batch {name} was sealed by another client and did not take these jobs: add them again"
+            had = counted(progress["size"], "job")
+            why = f"batch {name} was sealed by another client when it had {had}, and took no more: add the rest again"
             return {**progress, "refused": _cancelled(name) if progress["state"] == "cancelled" else why}
         return progress
 

@@ -13,8 +13,10 @@ import pytest
 
 import batchd
 from batchd.client import world
+from batchd.door import AttachedDoor
 from batchd.edge.lock import holder_of
 from batchd.errors import BatchdError, SupervisorError, UsageError
+from batchd.formats.segment import input_blocks
 from tests.bench import await_death
 from tests.commands import Desk
 from tests.contract.calls import WAIT_S, square
@@ -66,6 +68,35 @@ def test_many_threads_may_add_to_one_batch(client: batchd.Client) -> None:
     batch.seal()
     assert added == [5_000] * 4
     assert sorted(batch.results()) == [x * x for x in range(20_000)]
+
+
+def test_a_batch_is_sealed_when_what_other_threads_add_is_in_it(client: batchd.Client) -> None:
+    batch = client.submit_batch(square, [], name="n", seal=False)
+    sealing = threading.Thread(target=batch.seal)
+    states: list[str] = []
+
+    def items() -> Iterator[int]:
+        yield from range(3)
+        sealing.start()
+        sealing.join(0.3)  # As long as it could take, if it did not wait.
+        states.append(batch.progress().state)
+        yield from range(3, 6)
+
+    assert batch.add(items()) == 6
+    sealing.join(WAIT_S)
+    batch.wait(WAIT_S)
+    assert states == ["open"]
+    assert batch.progress() == (6, 6, 6, 0, 0, "finished", "")
+
+
+def test_what_comes_too_late_for_a_batch_says_how_much_was_in_time(client: batchd.Client) -> None:
+    batch = client.submit_batch(square, range(3), name="n", seal=False)
+    with batch._kept():
+        batch._run().request("seal").result(WAIT_S)
+        late = AttachedDoor(batch._run())
+        late.submit(b"".join(block for _, block in input_blocks([3])))
+        with pytest.raises(UsageError, match="was sealed by another client when it had 3 jobs, and took no more"):
+            late.wait()
 
 
 def test_adding_to_a_batch_that_is_closed_meanwhile_says_so(client: batchd.Client) -> None:
