@@ -265,7 +265,7 @@ def test_what_was_to_be_removed_when_the_disk_filled_does_not_wait_for_it(disk: 
             disk.fill()
         until(lambda: not (house.folder / "batches" / "c").exists(), "it is removed")
         assert removing.ask("status")["trouble"]
-        replies = [message.fields for message in removing.messages() if message.kind == REPLY]
+        replies = until(lambda: [each.fields for each in removing.messages() if each.kind == REPLY], "it is answered")
         assert [reply.get("aside") for reply in replies] == [".old-c"]
         removing.close()
         pump_until(session, lambda: house.notes, "it is told")
