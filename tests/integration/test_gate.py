@@ -243,6 +243,6 @@ os._exit(0)
 @pytest.mark.parametrize(("what", "times"), [("fork", 50), ("partial(read, 1_000)", 3_000)], ids=["forks", "reads"])
 def test_interrupts_leave_nobody_who_waits(tmp_path: Path, what: str, times: int) -> None:
     text = _INTERRUPTED.replace("WHAT", what).replace("TIMES", str(times))
-    command = [sys.executable, "-c", text, tmp_path]
+    command = [sys.executable, "-c", text, str(tmp_path)]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=2 * WAIT_S, check=False)
     assert (ended.stdout, ended.returncode) == ("[0, 0] [] True\n", 0), ended.stderr
