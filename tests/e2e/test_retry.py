@@ -120,7 +120,7 @@ def test_a_command_of_the_same_name_is_told_how_a_batch_of_a_program_goes_on(des
     assert "`batchd retry mine`" in refused.stderr
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_writing_results_can_be_stopped_at_a_lines_end(desk: Desk, number: signal.Signals) -> None:
     command = ("run", desk.task("long_list"), "--range", "0:120")
     assert desk.run(*command).returncode == 0

@@ -213,7 +213,7 @@ SPACE_S = 20.0
 """Whoever gives up on a full disk is let go within seconds; so long on a machine that has much else to do."""
 JOBS = {"short_work": 600, "wide_text": 30}
 WORK = [
-    pytest.param("short_work", True, id="small"),
+    pytest.param("short_work", True, id="small", marks=SLOW),
     pytest.param("wide_text", False, id="large"),
     pytest.param("wide_text", True, id="large and nothing left", marks=SLOW),
 ]
