@@ -27,7 +27,7 @@ from batchd.core.job import JobState
 from batchd.core.ranges import RangeSet
 from batchd.edge.journal import BatchJournal
 from batchd.edge.outcomes import Outcomes, Span
-from batchd.errors import BatchdError, ClientClosed, SupervisorError
+from batchd.errors import BatchdError, ClientClosed
 from batchd.formats.reference import Buffer, Reference
 from batchd.formats.segment import nbytes_of
 from batchd.formats.values import load
@@ -324,7 +324,9 @@ class Engine:
             if not self._queue and session.is_answered:
                 self._is_settled.set()
             is_idle = session.is_answered if self._is_queue else not self._futures
-            is_over = self._is_closing and not self._queue and is_idle
+            # On a full disk what was sent may never be answered.
+            is_stuck = self._is_queue and self._is_urgent and session.is_paused
+            is_over = self._is_closing and (is_stuck or (not self._queue and is_idle))
         if is_over and self._attachment is not None:
             if not (self._is_throwaway or self._is_queue or session.progress["is_sealed"]):
                 session.post("seal", b"", None)
@@ -457,10 +459,11 @@ class Engine:
             self._futures.clear()
         self._is_settled.set()
         self._living.discard(self)
+        untaken = f"the client was closed before the journal was known to have the job: queue {self.batch}"
+        refusal = error or ClientClosed(untaken)
         for future in waiting:
-            broken_by = error or SupervisorError(f"batch {self.batch} was left before its jobs were done")
             if future.accepted is not None and not future.accepted.done():
-                future.accepted.set_exception(broken_by)
+                future.accepted.set_exception(refusal)
             if self._is_queue and error is None and not future.done():
                 future.set_exception(self._left(future))
             if error is not None and future.set_running_or_notify_cancel():

@@ -6,12 +6,14 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from threading import Thread
 from typing import Any
 
 import pytest
 
+import batchd
 from batchd.client import connect, request
 from batchd.client import connection as client
 from batchd.client.session import Session
@@ -19,11 +21,11 @@ from batchd.core.facts import BatchState
 from batchd.core.job import JobState
 from batchd.edge.control import REPLY
 from batchd.edge.folder import journal_id, open_folder, recorder_path
-from batchd.errors import JournalFull
+from batchd.errors import ClientClosed, JournalFull
 from batchd.formats.reference import keep_nothing
 from batchd.formats.segment import input_blocks
 from batchd.settings import SUPERVISOR_RESTARTS_MAX
-from tests.bench import ROOT, House, await_death, pump_until
+from tests.bench import ROOT, WAIT_S, House, await_death, pump_until
 from tests.commands import until
 
 JOBS = 200
@@ -304,6 +306,31 @@ def test_what_nobody_reads_any_more_is_deleted_while_the_disk_is_full(disk: Disk
         assert house.notes == told(house)
     finally:
         house.close()
+
+
+@pytest.mark.covers("D1")
+def test_a_client_that_is_closed_at_once_does_not_wait_for_space(disk: Disk, tmp_path: Path) -> None:
+    """Nor does whoever submits, who is told that the job was not taken."""
+    made = batchd.Client(tmp_path / "journal", workers=1)
+    assert made.submit(len, "x").result(WAIT_S) == 1
+    disk.fill()
+    told: list[BaseException] = []
+
+    def submit() -> None:
+        with pytest.raises(ClientClosed, match="before the journal was known to have the job") as raised:
+            made.submit(len, "x" * 100_000)
+        told.append(raised.value)
+
+    submitting = Thread(target=submit, daemon=True)
+    submitting.start()
+    until(lambda: request(tmp_path / "journal", "status")["trouble"], "the disk is full")
+    closing = Thread(target=partial(made.close, at_once=True), daemon=True)
+    closing.start()
+    closing.join(WAIT_S)
+    submitting.join(WAIT_S)
+    disk.make_space()
+    assert not closing.is_alive()
+    assert told
 
 
 BOOT_WITHOUT_ROOM_TO_LEAVE = """
