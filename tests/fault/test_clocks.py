@@ -9,6 +9,7 @@ import signal
 import struct
 import subprocess
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from time import monotonic_ns, time
 
@@ -89,11 +90,13 @@ def test_a_machine_that_slept_ends_nobody_for_it(desk: Desk, shift: Shift, aslee
     everybody = [process.pid, desk.supervisor(), *desk.processes()]
     began_ns = monotonic_ns()
     for pid in everybody:
-        os.kill(pid, signal.SIGSTOP)
+        with suppress(ProcessLookupError):  # It ended since it was listed.
+            os.kill(pid, signal.SIGSTOP)
     pause(asleep_s)
     shift(HOUR_NS, began_ns - monotonic_ns())
     for pid in everybody:
-        os.kill(pid, signal.SIGCONT)
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
     assert desk.values() == squares(6)

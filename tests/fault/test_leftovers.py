@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,6 +27,22 @@ def children() -> set[str]:
 
 def descriptors() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
+
+
+OWN_SHARED_MEMORY = (
+    [
+        *("unshare", "--mount", "sh", "-c"),
+        (
+            'mount -t tmpfs none /dev/shm && "$@"; code=$?; tries=0; '
+            "while ls /dev/shm | grep -q . && [ $tries -lt 300 ]; do sleep 0.1; tries=$((tries + 1)); done; "
+            "ls /dev/shm >&2; exit $code"
+        ),
+        "sh",
+    ]
+    if os.geteuid() == 0 and shutil.which("unshare")
+    else []
+)
+"""Where that can be had, or what others do there at the same time would be taken for what is left."""
 
 
 def shared_memory() -> set[str]:
@@ -76,7 +93,7 @@ def test_pools_leave_nothing(tmp_path: Path, pools: int, tally: Tally) -> None:
     earlier = shared_memory()
     environ = {**os.environ, "TMPDIR": str(tmp_path)}
     ran = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(pools)],
+        [*OWN_SHARED_MEMORY, sys.executable, "-c", PROGRAM, str(pools)],
         env=environ,
         cwd=ROOT,
         capture_output=True,
@@ -89,7 +106,10 @@ def test_pools_leave_nothing(tmp_path: Path, pools: int, tally: Tally) -> None:
     assert len(workers) == pools + 1
     until(lambda: not list(tmp_path.iterdir()), "no temporary file is left")
     until(lambda: not [pid for pid in workers if is_its_own(pid, tmp_path)], "no worker is left")
-    until(lambda: not shared_memory() - earlier, "no shared memory is left")
+    if OWN_SHARED_MEMORY:
+        assert "batchd-" not in ran.stderr, "shared memory is left"
+    else:
+        until(lambda: not shared_memory() - earlier, "no shared memory is left")
     tally.injected(pools)
 
 
