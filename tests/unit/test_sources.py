@@ -260,6 +260,15 @@ def test_an_unfinished_last_line_may_be_ended(folder: Path, grown: bytes, rest: 
     assert items_of(open_source([name]), start) == rest
 
 
+@pytest.mark.parametrize(("name", "before"), [("a.txt", b"1\n2"), ("a.csv", b"n\n1")])
+def test_behind_a_line_that_was_ended_since_all_is_as_in_one_pass(folder: Path, name: str, before: bytes) -> None:
+    start = last_checkpoint(open_source([written(folder / name, before)]))
+    source = open_source([written(folder / name, before + b"\r\n3\n")])
+    (block,) = source.blocks(start)
+    assert (block.items, block.checkpoint) == (next(source.blocks()).items[-1:], last_checkpoint(source))
+    assert block.place_of(0) == f"{folder}/{name}:3"
+
+
 @pytest.mark.parametrize("grown", [b"1\n23\n", b"1\n23", b"1\n2\r3\n", b"1\n2 \n"])
 def test_an_unfinished_last_line_that_grew_is_refused(folder: Path, grown: bytes) -> None:
     name = written(folder / "a.txt", b"1\n2")

@@ -116,6 +116,12 @@ def test_a_row_of_several_lines_moves_the_places_of_those_behind_it(tmp_path: Pa
     assert [block.place_of(at).rpartition(":")[2] for at in range(3)] == ["2", "4", "5"]
 
 
+def test_every_block_knows_the_places_of_its_rows(tmp_path: Path) -> None:
+    blocks = source_of(tmp_path, b"a\n1\n2\n3\n4\n", block_items=[1, 3]).blocks()
+    places = [[block.place_of(at).rpartition(":")[2] for at in range(len(block.items))] for block in blocks]
+    assert places == [["2"], ["3", "4", "5"]]
+
+
 @pytest.mark.parametrize(
     ("content", "trouble"),
     [
