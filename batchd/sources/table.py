@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Sequence
 from gzip import GzipFile
 from io import BufferedReader
-from typing import Final
+from typing import Final, NamedTuple
 
 from batchd.errors import InputError
 from batchd.sources.files import has_suffix, opened, refuse_unreadable
@@ -53,6 +53,24 @@ class TableSource(FileSource):
         return _Table(self, name)
 
 
+class _Trouble(NamedTuple):
+    """What is wrong with a row."""
+
+    what: str
+    remedy: str = ""
+    """When there is a better one than to repair the row."""
+
+
+_MEANT: Final = {
+    "new-line character": (
+        "it holds a carriage return (CR) outside quotation marks, and a row ends in LF or CR LF",
+        r"Convert a file whose lines all end in CR, as on old Macs, with tr '\r' '\n'",
+    ),
+    "unexpected end": ("a quotation mark that nothing closes makes a row of all that follows", "Close it"),
+}
+"""What Python's reader says, by how it begins, in words that name a remedy."""
+
+
 class _Table:
     """One open file: its rows, and the bytes and the line of each."""
 
@@ -77,13 +95,15 @@ class _Table:
         self.line = line = 1 + blank.count(b"\n")
         separators = "\t" if has_suffix(self.name, (".tsv",)) else _SEPARATORS
         head = _QUOTED.sub("", first.decode(errors="replace"))
+        # Strict: a mark that is closed within a field is an error, not a field that goes on into the rows behind it.
         self._rows = csv.reader(self._lines(first), delimiter=max(separators, key=head.count), strict=True)
-        raw, self._columns, trouble = self._row() or (b"", [], "")
+        raw, self._columns, trouble = self._row() or (b"", [], None)
         twice = next((name for name in self._columns if self._columns.count(name) > 1), None)
         if twice is not None:
-            trouble = f"names the column {twice!r} twice"
+            trouble = _Trouble(f"names the column {twice!r} twice")
         if trouble:
-            raise InputError(f"{self.name}:{line} {trouble}. Repair the row: it names the columns.")
+            rest = trouble.remedy or "Repair the row: it names the columns"
+            raise InputError(f"{self.name}:{line} {trouble.what}. {rest}.")
         return blank + raw
 
     def read(self, size: int) -> bytes:
@@ -100,8 +120,8 @@ class _Table:
             raw, fields, trouble = row
             if trouble:
                 place = f"{self.name}:{line}" + (f"-{self.line - 1}" if self.line - 1 > line else "")
-                rest = "Repair it, or leave such rows out with --skip-bad-input."
-                self._source.leave_out(place, InputError(f"{place} {trouble}. {rest}"))
+                rest = f"{trouble.remedy or 'Repair it'}, or leave such rows out with --skip-bad-input."
+                self._source.leave_out(place, InputError(f"{place} {trouble.what}. {rest}"))
             if trouble or not fields:
                 reading.pass_over(raw)
             else:
@@ -117,24 +137,27 @@ class _Table:
     def close(self) -> None:
         self._file.close()
 
-    def _row(self) -> tuple[bytes, list[str], str] | None:
-        """Return the next row's bytes and fields, and what is wrong with it, '' when nothing is; None at the end."""
-        trouble, fields = "", []
+    def _row(self) -> tuple[bytes, list[str], _Trouble | None] | None:
+        """Return the next row's bytes and fields, and what is wrong with it if anything is; None at the end."""
+        trouble: _Trouble | None = None
+        fields: list[str] = []
         try:
             fields = next(self._rows)
         except StopIteration:
             return None
         except csv.Error as error:
-            trouble = f"is no row of a table: {error}"
+            meant = (_MEANT[said] for said in _MEANT if str(error).startswith(said))
+            what, rest = next(meant, (str(error), ""))
+            trouble = _Trouble(f"is no row of a table: {what}", rest)
         raw = b"".join(self._taken)
         self._taken.clear()
         self.line += raw.count(b"\n")
         if trouble or not fields:
             pass
         elif not _is_text(raw):
-            trouble = "is not UTF-8 text"
+            trouble = _Trouble("is not UTF-8 text", "Convert the file with iconv")
         elif self._columns and len(fields) != len(self._columns):
-            trouble = f"has {counted(len(fields), 'field')}, and the first row {len(self._columns)}"
+            trouble = _Trouble(f"has {counted(len(fields), 'field')}, and the first row {len(self._columns)}")
         return raw, fields, trouble
 
     def _lines(self, line: bytes) -> Iterator[str]:

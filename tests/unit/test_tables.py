@@ -105,6 +105,40 @@ def test_all_lines_of_a_malformed_row_are_named(tmp_path: Path) -> None:
     assert source.skipped_places == [f"{tmp_path}/t.csv:2-4"]
 
 
+@pytest.mark.parametrize(("content", "line"), [(b"Gr\xf6\xdfe,b\n1,2\n", 1), (b"a,b\n1,2\nK\xf6ln,3\n", 3)])
+def test_a_table_of_another_encoding_is_to_be_converted(tmp_path: Path, content: bytes, line: int) -> None:
+    with pytest.raises(InputError, match=rf"t\.csv:{line} is not UTF-8 text\. Convert the file with iconv"):
+        items_of(source_of(tmp_path, content))
+
+
+def test_lines_that_end_as_on_old_macs_are_named_with_what_converts_them(tmp_path: Path) -> None:
+    trouble = r"t\.csv:{} .* carriage return .* as on old Macs, with tr '\\r' '\\n'"
+    with pytest.raises(InputError, match=trouble.format(1)):
+        items_of(source_of(tmp_path, b"a,b\r1,2\r3,4\r"))
+    with pytest.raises(InputError, match=trouble.format(2)):
+        items_of(source_of(tmp_path, b"a,b\n1,2\r3,4\r"))
+
+
+def test_a_quotation_mark_within_a_field_is_a_character_of_it(tmp_path: Path) -> None:
+    content = b'a,b\n1,5" pipe\n2, "x\n3,y"\n'
+    assert [item["b"] for item in items_of(source_of(tmp_path, content))] == ['5" pipe', ' "x', 'y"']
+
+
+@pytest.mark.parametrize(
+    ("rows", "trouble"),
+    [
+        (b'1,"x\n2,y\n3,"z"\n4,w\n', r"t\.csv:2-4 is no row of a table: "),
+        (
+            b'1,"x\n2,y\n3,z\n',
+            r"t\.csv:2-4 is no row of a table: a quotation mark that nothing closes .*Close it, or",
+        ),
+    ],
+)
+def test_a_quotation_mark_before_a_field_takes_no_rows_in_silence(tmp_path: Path, rows: bytes, trouble: str) -> None:
+    with pytest.raises(InputError, match=trouble):
+        items_of(source_of(tmp_path, b"a,b\n" + rows))
+
+
 def test_a_torn_row_that_was_left_out_is_read_when_it_is_whole(tmp_path: Path) -> None:
     torn = source_of(tmp_path, b"a,b\n1,2\n\n3", skip_bad_input=True)
     (block,) = torn.blocks()
