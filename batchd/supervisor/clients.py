@@ -8,6 +8,7 @@ import errno
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
+from math import inf
 from selectors import EVENT_READ, EVENT_WRITE, BaseSelector
 from typing import Any, Protocol
 
@@ -21,9 +22,10 @@ from batchd.edge.log import log_traceback, say
 from batchd.edge.pool import Pool
 from batchd.edge.readiness import readable
 from batchd.errors import BatchdError, FormatError
-from batchd.settings import DOOR_REST_S, REFUSED_TOLD_S
+from batchd.settings import ANSWER_S, DOOR_REST_S, PROGRESS_S, REFUSED_TOLD_S
 from batchd.supervisor.aside import Aside
 from batchd.supervisor.recovery import Ground
+from batchd.supervisor.usage import Usage
 from batchd.units import counted
 
 
@@ -37,7 +39,7 @@ class Host(Protocol):
     aside: Aside
     journals: dict[str, BatchJournal]
     progress: dict[str, Progress]
-    usage: dict[str, dict[str, float]]
+    usage: Usage
     trouble: str
 
     def emit(self, event: ev.Event) -> None:
@@ -48,9 +50,6 @@ class Host(Protocol):
 
     def after_commit(self, call: Callable[[], None]) -> None:
         """Call back when everything that was emitted so far is durable."""
-
-    def batch_usage(self, batch: str) -> dict[str, float]:
-        """Return the running sums of a batch."""
 
     def status(self) -> dict[str, Any]:
         """Return what everybody is doing."""
@@ -117,6 +116,9 @@ class Clients:
         self._told = 0
         """Numbers what is told of progress: a client that reads a reply before older news can tell."""
         self.is_news_urgent = False
+        self._next_news = 0.0
+        self._answer_by = inf
+        """When the answers that are to go with the news must go by all means."""
         self._watch_door()
 
     @property
@@ -124,15 +126,11 @@ class Clients:
         """Whether somebody is connected."""
         return bool(self._clients)
 
-    @property
-    def is_news_waiting(self) -> bool:
-        """Whether there is progress that was not told yet."""
-        return bool(self._news)
-
-    @property
-    def owes_answers(self) -> bool:
-        """Whether the news hold answers, which are not to come late, for somebody who reads them."""
-        return any(client.answered and not client.line.has_unsent for client in self._clients)
+    def news_due(self, *, is_resting: bool) -> float:
+        """Return when to tell what is new, inf if nothing is; in a rest only answers are due."""
+        if not self._news:
+            return inf
+        return self._answer_by if is_resting else min(self._next_news, self._answer_by)
 
     def answer_with_news(self, client: Client, batch: str, number: int) -> None:
         """Answer a request with the next news of its batch: a message of its own would only wake the client."""
@@ -160,8 +158,16 @@ class Clients:
         for client in self._clients:
             client.line.send(NEWS, {"trouble": self._supervisor.trouble, "is_leaving": True})
 
-    def tell_news(self) -> None:
-        """Tell every client the progress of its batches."""
+    def tell_news(self, now: float) -> None:
+        """Tell every client the progress of its batches, if it is time."""
+        if not self._news:
+            return
+        # Answers that go with the news are not to come late, for somebody who reads them.
+        owes_answers = any(client.answered and not client.line.has_unsent for client in self._clients)
+        self._answer_by = min(self._answer_by, now + ANSWER_S) if owes_answers else inf
+        if now < min(self._next_news, self._answer_by) and not self.is_news_urgent:
+            return
+        self._next_news, self._answer_by = now + PROGRESS_S, inf
         news, self._news, self.is_news_urgent = self._news, set(), False
         for client in self._clients:
             if client.line.has_unsent:  # It does not read: later news will be newer.
@@ -361,5 +367,5 @@ class Clients:
             "busy": len(live.workers) if live else 0,
             "trouble": supervisor.trouble,
             "shortage": supervisor.pool.shortage,
-            "usage": supervisor.usage.get(batch, {}),
+            "usage": supervisor.usage.of(batch),
         }

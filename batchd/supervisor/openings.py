@@ -137,7 +137,7 @@ class Openings:
             supervisor.aside.do_parts(strays.sweep(journal, taken.suspects))
         supervisor.journals[name] = journal
         supervisor.progress[name] = taken.progress
-        supervisor.usage[name] = {**supervisor.batch_usage(name), **taken.usage}
+        supervisor.usage.take_up(name, taken.usage)
         supervisor.pool.take_up(name, request.key, request.key_spec)
         supervisor.emit(ev.BatchAttached(taken.live, request.options, request.key, _new_stint()))
 

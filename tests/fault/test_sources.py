@@ -77,7 +77,7 @@ WRITING: Final = {
     ("edge/commits.py", "CommitThread._write", "commit"),  # The thread's, as the next.
     ("edge/commits.py", "CommitThread._trim", "commit"),
     ("supervisor/recovery.py", "_write", "commit"),  # Before anybody is served.
-    ("supervisor/loop.py", "Supervisor._forget", "commit"),  # When nothing runs any more.
+    ("supervisor/fulldisk.py", "FullDisk.forget", "commit"),  # When nothing runs any more.
     # Aside, with a batch that nobody has open.
     ("supervisor/taking.py", "take_up", "commit"),
     ("supervisor/taking.py", "take_up", "replace_function"),
@@ -165,8 +165,11 @@ def waits(call: Call) -> bool:
 
 
 def writes(call: Call) -> bool:
-    """Whether a call writes a journal. The commit thread is only handed what it is to write."""
-    is_handing_over = call.receiver == "_commits" or (call.file, call.receiver) == ("edge/commits.py", "self")
+    """Whether a call writes a journal. What saves, and its thread, are only told to write."""
+    is_handing_over = call.receiver in {"_saving", "_commits"} or (call.file, call.receiver) == (
+        "edge/commits.py",
+        "self",
+    )
     return call.name in OF_JOURNAL and not is_handing_over
 
 

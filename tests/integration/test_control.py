@@ -2,6 +2,7 @@
 
 import socket
 from collections.abc import Iterator
+from math import inf
 from pathlib import Path
 from resource import RLIMIT_NOFILE, getrlimit, setrlimit
 from select import select
@@ -12,10 +13,12 @@ from typing import Any, cast
 import pytest
 
 from batchd.client import Connection
+from batchd.core.scheduler import Scheduler
 from batchd.edge import control
 from batchd.edge.journal import BatchJournal
 from batchd.formats.segment import input_blocks
 from batchd.supervisor.clients import Client, Clients, Host
+from batchd.supervisor.usage import Usage
 from tests.author import submission
 from tests.bench import WAIT_S, House
 
@@ -143,7 +146,7 @@ def clients(tmp_path: Path) -> Iterator[Clients]:
         pool=SimpleNamespace(workers={}, shortage=""),
         journals={},
         progress={"b": progress},
-        usage={},
+        usage=Usage(cast(Scheduler, None)),
         trouble="",
         emit=lambda _: None,
         later=lambda _, call: timers.append(call),
@@ -163,14 +166,14 @@ def test_a_client_that_does_not_read_is_not_told_more(clients: Clients) -> None:
     for source in (mine, client.pidfd):
         selector.register(source, 1)
     client.line._unsent += b"what the socket did not take"
-    for _ in range(3):
+    for now in (1.0, 2.0, 3.0):
         clients.mark_news("b")
-        clients.tell_news()
+        clients.tell_news(now)
     assert client.line._unsent == b"what the socket did not take"
-    is_waiting = [clients.is_news_waiting]
+    assert clients.news_due(is_resting=False) < inf
     client.line._unsent.clear()
-    clients.tell_news()
-    assert [*is_waiting, clients.is_news_waiting] == [True, False]
+    clients.tell_news(4.0)
+    assert clients.news_due(is_resting=False) == inf
     assert [message.fields["size"] for message in Connection(its).messages()] == [3]
     its.close()
 

@@ -12,7 +12,7 @@ from selectors import BaseSelector, DefaultSelector
 from threading import Event
 from time import monotonic
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -22,6 +22,7 @@ from batchd.core import events as ev
 from batchd.core.facts import apply
 from batchd.core.job import JobState
 from batchd.core.stored import copy
+from batchd.core.scheduler import Scheduler
 from batchd.edge import control
 from batchd.edge.drafts import make_batch
 from batchd.edge.folder import open_folder
@@ -33,6 +34,7 @@ from batchd.supervisor import taking
 from batchd.supervisor.aside import Aside
 from batchd.supervisor.clients import Clients
 from batchd.supervisor.requests import Requests
+from batchd.supervisor.usage import Usage
 from tests.author import submission
 from tests.bench import ROOT, WAIT_S, House, key_spec
 
@@ -49,7 +51,7 @@ class Host:
         )
         self.journals: dict[str, BatchJournal] = {}
         self.progress: dict[str, Any] = {}
-        self.usage: dict[str, dict[str, float]] = {}
+        self.usage = Usage(cast(Scheduler, self.scheduler))
         self.trouble = ""
         self.events: list[ev.Event] = []
         self.import_error: Exception | None = None
@@ -71,9 +73,6 @@ class Host:
 
     def after_commit(self, call: Callable[[], None]) -> None:
         self._after.append(call)
-
-    def batch_usage(self, batch: str) -> dict[str, float]:
-        return self.usage.setdefault(batch, {})
 
     def status(self) -> dict[str, Any]:
         return {}
