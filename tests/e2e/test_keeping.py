@@ -1,8 +1,11 @@
 """Keeping a journal, as its owner does: prune, check, salvage, backup, put back."""
 
 import json
+import os
 import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from random import Random
 
@@ -10,7 +13,7 @@ import pytest
 
 from batchd.formats import tables
 from tests.bench import await_death
-from tests.commands import Desk, summary_of, until
+from tests.commands import Desk, summary_of
 from tests.ruin import PAGE_BYTES, Original
 
 
@@ -82,16 +85,26 @@ def test_a_running_batch_outlives_every_prune(desk: Desk) -> None:
 
 
 @pytest.mark.fault
-def test_a_prune_that_is_killed_leaves_batches_whole_or_gone(desk: Desk) -> None:
+@pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
+@pytest.mark.parametrize(("call", "left"), [("rename", 9), ("unlinkat", 0)])
+def test_a_prune_that_is_killed_leaves_batches_whole_or_gone(desk: Desk, call: str, left: int) -> None:
+    """Before it sets its fourth batch aside, and in the middle of what it deletes."""
     run_range(desk, 100, "made")
     made = next((desk.journal / "batches").iterdir())
-    for number in range(40):
+    for number in range(11):
         shutil.copytree(made, made.with_name(f"copy{number}"))
-    process = desk.start("prune", "--keep", "0", "--yes")
-    until(lambda: len(_batches(desk)) < 30 or process.poll() is not None, "it began")
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert 0 < len(_batches(desk)) < 41, "it was killed before or behind everything"
+    killed = subprocess.run(
+        [
+            *("strace", "-f", "-qq", "-o", os.devnull),
+            *("-e", f"trace={call}", "-e", f"inject={call}:signal=KILL:when=4"),
+            *(sys.executable, "-m", "batchd", "prune", "--keep", "0", "--yes"),
+        ],
+        env=desk.environ,
+        check=False,
+        capture_output=True,
+    )
+    assert killed.returncode == -signal.SIGKILL, killed
+    assert len(_batches(desk)) == left
     checked = json.loads(desk.run("journal", "check", "--json").stdout)
     assert [each["done"] for each in checked["batches"]] == [100] * len(_batches(desk))
     assert checked["is_well"]

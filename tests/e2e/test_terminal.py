@@ -1,5 +1,6 @@
 """`batchd run` in the foreground of a terminal, where Ctrl-C is typed: the kernel signals whoever is in its group."""
 
+import codecs
 import os
 import subprocess
 import sys
@@ -21,6 +22,7 @@ class Terminal:
     def __init__(self, desk: Desk, *args: str) -> None:
         self._keyboard, device = os.openpty()
         self._screen = ""
+        self._decoder = codecs.getincrementaldecoder("utf-8")()  # What is read may end within a character.
         os.set_blocking(self._keyboard, False)
         # Whoever leads a session and opens a terminal that is nobody's has it, and is in its foreground.
         exec_there = 'exec "$@" <"$0" >"$0" 2>&1'
@@ -31,8 +33,12 @@ class Terminal:
             text=True,
             start_new_session=True,
         )
+        self._device = device
+
+    def await_foreground(self) -> None:
+        """Wait until the command has the terminal, which nobody else holds open then."""
         until(lambda: os.tcgetpgrp(self._keyboard) == self.process.pid, "it is in the foreground", self.process)
-        os.close(device)
+        os.close(self._device)
 
     def type(self, keys: bytes) -> None:
         os.write(self._keyboard, keys)
@@ -41,7 +47,7 @@ class Terminal:
         """Return all that was written to it so far."""
         with suppress(BlockingIOError, OSError):  # The latter when nobody has it open any more.
             while said := os.read(self._keyboard, 1 << 16):
-                self._screen += said.decode()
+                self._screen += self._decoder.decode(said)
         return self._screen
 
     def wait_for(self, words: str) -> None:
@@ -68,6 +74,7 @@ def terminal(desk: Desk) -> Iterator[Terminal]:
     """Give a terminal where as many jobs run as there are workers, and more wait."""
     made = Terminal(desk, "run", desk.task("talks"), "--range", "0:20", "-j", f"{JOBS}", "--name", "b")
     try:
+        made.await_foreground()
         until(lambda: made.screen() and len(desk.attempts()) == JOBS, "the jobs run", made.process)
         yield made
     finally:

@@ -82,6 +82,7 @@ class Forked(subprocess.Popen):
         global child
         child = os.fork()
         if not child:
+            signal.alarm(600)  # It is killed long before.
             signal.pause()
 
 subprocess.Popen = Forked

@@ -28,7 +28,7 @@ PROGRAMS = {"map": HEAD + MAP + TELL, "pool": HEAD + POOL + TELL + "pool.shutdow
 
 
 class Program:
-    """A program whose throw-away journal lies on a small disk, which is full by now."""
+    """A program whose throw-away journal lies on a small disk."""
 
     def __init__(self, desk: Desk, disk: Path, kind: str) -> None:
         self.disk, self.kind = disk, kind
@@ -38,10 +38,14 @@ class Program:
         self.process = subprocess.Popen(
             [sys.executable, "-c", text], env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
-        until(lambda: len(desk.attempts()) > 3, "some jobs ran", self.process)
-        (self.folder,) = disk.glob("batchd-*")
+        self._desk = desk
+
+    def fill_disk(self) -> None:
+        """Wait until some jobs ran and fill the disk, which it says."""
+        until(lambda: len(self._desk.attempts()) > 3, "some jobs ran", self.process)
+        (self.folder,) = self.disk.glob("batchd-*")
         self._id = journal_id(self.folder)
-        self.filler = fill(disk)
+        self.filler = fill(self.disk)
         self.go.touch()
         assert self.process.stderr is not None
         self.said = self.process.stderr.readline()
@@ -58,9 +62,12 @@ class Program:
 @pytest.fixture(params=["map", "pool"])
 def program(desk: Desk, small_disk: Path, request: pytest.FixtureRequest) -> Iterator[Program]:
     made = Program(desk, small_disk, request.param)
-    yield made
-    made.process.kill()
-    made.process.communicate()
+    try:
+        made.fill_disk()
+        yield made
+    finally:
+        made.process.kill()
+        made.process.communicate()
 
 
 @pytest.mark.covers("D1", "J8")

@@ -21,8 +21,8 @@ from batchd.core import entries as e
 from batchd.core import events as ev
 from batchd.core.facts import apply
 from batchd.core.job import JobState
-from batchd.core.stored import copy
 from batchd.core.scheduler import Scheduler
+from batchd.core.stored import copy
 from batchd.edge import control
 from batchd.edge.drafts import make_batch
 from batchd.edge.folder import open_folder
