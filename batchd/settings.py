@@ -150,6 +150,8 @@ REST_SHARE: Final = 3
 """Every worker has work to begin for so many times as long: heavy-tailed jobs often take half their mean time."""
 LINGER_S: Final = 0.2
 """The supervisor waits this long for another client before it leaves."""
+OWNER_WAIT_S: Final = 5.0
+"""A supervisor that left a throw-away journal behind waits this long for the end of the process that wanted it."""
 SUBMIT_WINDOW_BYTES: Final = 8 << 20
 """Input a client may have sent and not yet seen acknowledged."""
 PROGRESS_PLAIN_S: Final = 10.0

@@ -9,12 +9,10 @@ import atexit
 import os
 import tempfile
 import threading
-from contextlib import suppress
 from pathlib import Path
 
 from batchd.client.connection import Connection, SupervisorGone, connect
-from batchd.edge.folder import open_folder, remove_journal
-from batchd.edge.lock import vacant
+from batchd.edge import throwaway
 
 _lock = threading.Lock()
 _made: dict[int, tuple[Path, Connection]] = {}
@@ -37,8 +35,8 @@ def throwaway_folder() -> Path:
         if pid not in _made or not _is_there(*_made[pid]):
             _made.clear()
             place = Path(tempfile.gettempdir())
-            _sweep(place)
-            folder = open_folder(Path(tempfile.mkdtemp(prefix=f"batchd-{os.geteuid()}-{pid}-", dir=place)))
+            throwaway.sweep(place)
+            folder = throwaway.make(place)
             # Held open, so that the supervisor is there from one map to the next.
             _made[pid] = folder, connect(folder, is_throwaway=True)
             atexit.register(_leave, *_made[pid])
@@ -56,22 +54,5 @@ def _is_there(folder: Path, connection: Connection) -> bool:
 
 def _leave(folder: Path, connection: Connection) -> None:
     connection.close()
-    if folder.name.split("-")[2] == str(os.getpid()):
-        _delete(folder)  # Unless its supervisor will.
-
-
-def _sweep(place: Path) -> None:
-    """Delete what dead processes of this user left, as far as no supervisor holds it."""
-    for found in place.glob(f"batchd-{os.geteuid()}-*-*"):
-        pid = found.name.split("-")[2]
-        with suppress(OSError):
-            is_mine = found.lstat().st_uid == os.geteuid() and not found.is_symlink()
-            if pid.isdigit() and is_mine and not Path("/proc", pid).exists():
-                _delete(found)
-
-
-def _delete(folder: Path) -> None:
-    """Delete a journal that no supervisor holds."""
-    with suppress(OSError), vacant(folder) as is_vacant:
-        if is_vacant:
-            remove_journal(folder)
+    if throwaway.owner_of(folder) == os.getpid():
+        throwaway.remove_vacant(folder)  # Unless its supervisor will.

@@ -16,7 +16,7 @@ _NAME = "supervisor.lock"
 
 
 class SupervisorLock:
-    """The lock, held until the process ends."""
+    """The lock, held until it is released or the process ends."""
 
     def __init__(self, folder: Path) -> None:
         """Take it. Raises SupervisorError, naming the holder, when another supervisor has it."""
@@ -34,6 +34,10 @@ class SupervisorLock:
         }
         os.ftruncate(self._fd, 0)
         os.pwrite(self._fd, json.dumps(holder).encode(), 0)
+
+    def release(self) -> None:
+        """Let others have it."""
+        os.close(self._fd)
 
 
 @contextmanager

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import lmdb
 
-from batchd.edge import reserve
+from batchd.edge import reserve, throwaway
 from batchd.edge.folder import is_full
 from batchd.errors import BatchdError, JournalError, JournalFull
-from batchd.settings import LINGER_S, WORKERS_MAX
+from batchd.settings import LINGER_S, OWNER_WAIT_S, WORKERS_MAX
 from batchd.supervisor.loop import Supervisor
 from batchd.supervisor.recovery import recover
 
@@ -41,7 +41,10 @@ def main() -> int:
         os.write(ready_fd, b"ready")
     os.close(ready_fd)
     code = supervisor.run()
-    if is_throwaway and not (code and supervisor.is_missed):  # Else another one is started, for those who go on.
+    if is_throwaway and code and supervisor.is_missed:  # Another one is started, by those who go on, if any.
+        supervisor.ground.lock.release()
+        throwaway.remove_ownerless(folder, OWNER_WAIT_S)
+    elif is_throwaway:
         with suppress(OSError):
             shutil.rmtree(folder.rename(f"{folder}.gone"), ignore_errors=True)  # Nobody is to see a part of it.
         supervisor.ground.recorder_path.unlink(missing_ok=True)

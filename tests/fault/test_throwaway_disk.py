@@ -89,7 +89,9 @@ def test_a_program_that_ends_while_the_disk_is_full_leaves_nothing(program: Prog
     if number == signal.SIGINT and program.kind == "pool":
         assert process.stderr is not None
         while not err.endswith("KeyboardInterrupt\n"):
-            err += process.stderr.readline()
+            line = process.stderr.readline()
+            assert line, f"it ended: {err}"
+            err += line
         for _ in range(10):  # One that comes before the exit has begun to wait may be lost in what Python ends first.
             os.kill(process.pid, number)
             with suppress(subprocess.TimeoutExpired):
