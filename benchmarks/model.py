@@ -109,13 +109,15 @@ class Model:
         """Play."""
         self._begin()
         gc.collect()
+        was_frozen = gc.get_freeze_count() > 0
         gc.freeze()  # The scheduler's own garbage is part of its steps; everybody else's is not.
         try:
             while len(self._done_at) < self._played:
                 self._now, _, call, args = heappop(self._agenda)
                 call(*args)
         finally:
-            gc.unfreeze()
+            if not was_frozen:  # Else what others froze would be looked through as well.
+                gc.unfreeze()
         return self._result()
 
     def _begin(self) -> None:
