@@ -52,9 +52,9 @@ class Usage:
         for worker in workers:
             gauge = gauges.get(worker.pid)
             booked = self._scheduler.workers.get(worker.number)
-            if gauge is None or booked is None or not booked.leases:
+            sums = self._sums.get(booked.leases[0].batch) if booked is not None and booked.leases else None
+            if gauge is None or sums is None:
                 continue
-            sums = self._sums[booked.leases[0].batch]
             sums["memory_peak_bytes"] = max(sums["memory_peak_bytes"], gauge.memory_bytes)
             sums["cpu_s"] += max(0.0, gauge.cpu_s - worker.cpu_seen_s)
             worker.cpu_seen_s = gauge.cpu_s
@@ -62,5 +62,5 @@ class Usage:
     def _count_busy(self, number: int, lease_number: int, busy_s: float) -> None:
         worker = self._scheduler.workers.get(number)
         lease = worker.lease(lease_number) if worker is not None else None
-        if lease is not None:
-            self._sums[lease.batch]["busy_s"] += busy_s
+        if lease is not None and (sums := self._sums.get(lease.batch)):
+            sums["busy_s"] += busy_s
