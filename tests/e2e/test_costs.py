@@ -60,6 +60,7 @@ def test_files_start_by_their_size(desk: Desk) -> None:
     assert started(desk) == [1, 2, 0]
 
 
+@pytest.mark.slow
 def test_a_supervisor_that_starts_again_knows_the_costs(desk: Desk) -> None:
     process = desk.start(*command(desk, COSTS), "--cost", "cost")
     desk.wait_for_jobs(2, process)
@@ -84,6 +85,7 @@ def test_a_run_that_is_continued_without_the_option_knows_the_costs(desk: Desk) 
     assert desk.values() == COSTS
 
 
+@pytest.mark.slow
 def test_jobs_that_are_retried_start_the_costliest_first(desk: Desk) -> None:
     _, _, *rest = command(desk, COSTS)
     assert desk.run("run", "mine.py:work_when_mended", *rest, "--cost", "cost", "--keep-going").returncode == 1

@@ -80,6 +80,7 @@ def busy_jobs() -> int:
 # --- What it leaves ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_maps_of_ever_other_functions_leave_neither_these_nor_a_process_for_each() -> None:
     before = supervisor_bytes()
     for number in range(IDLE_TEMPLATES_MAX + 2):

@@ -58,6 +58,7 @@ def test_a_disk_that_is_full_from_the_start_is_told_and_used_when_there_is_space
     check_whole(on_disk, 10)
 
 
+@pytest.mark.slow
 @pytest.mark.covers("D2", "J3")
 def test_without_lock_files_a_full_disk_can_be_read_and_nobody_dies_of_it(on_disk: Desk, tally: Tally) -> None:
     """As after a restored backup: whoever opens a batch first makes the file, which then has no room."""
@@ -274,6 +275,7 @@ def test_on_a_full_disk_a_running_batch_can_be_cancelled(on_disk: Desk, work: st
     stuck.check()
 
 
+@pytest.mark.slow
 @pytest.mark.covers("D1")
 @pytest.mark.parametrize("code", [4, 130])
 @pytest.mark.parametrize(("work", "is_filled"), WORK)
@@ -305,6 +307,7 @@ def test_on_a_full_disk_the_supervisor_can_be_told_to_leave(on_disk: Desk, work:
     stuck.check()
 
 
+@pytest.mark.slow
 @pytest.mark.covers("D1")
 def test_on_a_full_disk_retry_tells_what_it_waits_for(on_disk: Desk) -> None:
     """Also with --json, whose answer comes at the end."""
@@ -325,6 +328,7 @@ def test_on_a_full_disk_retry_tells_what_it_waits_for(on_disk: Desk) -> None:
     stuck.check()
 
 
+@pytest.mark.slow
 @pytest.mark.covers("D1")
 def test_on_a_full_disk_nobody_stays_behind_a_client_that_was_killed(on_disk: Desk) -> None:
     stuck = Stuck(on_disk, "wide_text", is_filled=False)
@@ -335,6 +339,7 @@ def test_on_a_full_disk_nobody_stays_behind_a_client_that_was_killed(on_disk: De
     stuck.check()
 
 
+@pytest.mark.slow
 @pytest.mark.covers("D1", "X8")
 @pytest.mark.parametrize(("work", "is_filled"), WORK)
 def test_on_a_full_disk_another_batch_can_be_pruned(on_disk: Desk, work: str, *, is_filled: bool) -> None:

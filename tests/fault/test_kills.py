@@ -203,6 +203,7 @@ def test_fast_neighbours_of_a_poison_job_run_again_only_if_they_were_not_reporte
     assert again == list(range(500 - len(again), 500))
 
 
+@pytest.mark.slow
 @pytest.mark.covers("X5")
 def test_a_job_that_kills_the_supervisor_too_ends_in_quarantine(desk: Desk) -> None:
     ran = desk.run("run", desk.task("supervisor_killer_at_7"), "--range", "0:200", "--out", "out.jsonl")

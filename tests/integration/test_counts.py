@@ -261,6 +261,7 @@ def exceeded(price: Price, bound: Price) -> list[str]:
     return [f"{name}: {found:,.2f} > {most:,.2f} per 1,000 jobs" for name, found, most in rows if found > most]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS.keys())
 def test_a_thousand_more_jobs_cost_what_they_must(kind: Kind, tmp_path_factory: pytest.TempPathFactory) -> None:
     def run(jobs: int) -> Price:

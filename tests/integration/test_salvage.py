@@ -63,7 +63,7 @@ def cut_off(made: Original, random: Random) -> bytes:
     return made.data[: random.randrange(len(made.data))]
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 4))])
 @pytest.mark.parametrize("ruin", [flip_a_bit, lose_a_sector, lose_a_page, cut_off])
 @pytest.mark.covers("J1", "J2", "X7")
 def test_nothing_that_is_brought_out_is_wrong(tmp_path: Path, ruin: Ruin, seed: int, tally: Tally) -> None:

@@ -40,6 +40,7 @@ def compute(data: Any, n_jobs: int) -> tuple[list[float], list[float], dict[str,
     )
 
 
+@pytest.mark.slow
 def test_scores_searches_and_forests_have_the_same_numbers(data: Any) -> None:
     alone = compute(data, n_jobs=1)
     with workers():

@@ -186,6 +186,7 @@ def test_workers_are_gone_with_a_supervisor_that_was_killed(house: House, tmp_pa
     assert len(pids) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.fault
 @pytest.mark.covers("S1")
 def test_no_attempt_is_given_twice_however_often_the_supervisor_is_killed(house: House, tmp_path: Path) -> None:

@@ -189,6 +189,7 @@ def check_clean(desk: Desk, place: Path) -> None:
     assert check_batch(place).findings == []
 
 
+@pytest.mark.slow
 @pytest.mark.covers("S1", "J8")
 def test_arrays_go_in_and_out_while_the_supervisor_is_killed(desk: Desk, tmp_path: Path, tally: Tally) -> None:
     jobs, ran = 24, str(tmp_path / "ran")

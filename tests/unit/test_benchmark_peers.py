@@ -227,6 +227,7 @@ def test_a_peer_that_does_a_part_wrong_has_no_time(tmp_path: Path, monkeypatch: 
     assert outcome.refused == {"pool": "WrongResults: the results add up to 20 instead of 21"}
 
 
+@pytest.mark.slow
 def test_a_peer_that_hangs_is_ended_with_all_it_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(asking, "_START_S", 3.0)
     request = asked("bulk", tmp_path, home=f"{__name__}:Stubborn")._replace(cap_s=0.0)
@@ -293,21 +294,25 @@ def absent_of(number: ModuleType, folder: Path, *names: str) -> dict[str, str]:
     return outcome.absent
 
 
+@pytest.mark.slow
 def test_n7_finds_out_when_a_job_runs_again(tmp_path: Path) -> None:
     assert absent_of(n7_death, tmp_path, "batchd") == {}
 
 
+@pytest.mark.slow
 def test_n10_starts_processes(tmp_path: Path) -> None:
     bare = "an interpreter that does nothing"
     assert absent_of(n10_start, tmp_path, bare, "import batchd", "batchd --help") == {}
 
 
+@pytest.mark.slow
 def test_n11_gets_every_result(tmp_path: Path) -> None:
     absent = absent_of(n11_kills, tmp_path, "batchd", "batchd, nobody killed", "executor")
     assert absent["executor"].startswith("lost ")
     assert "BrokenProcessPool" in absent["executor"]
 
 
+@pytest.mark.slow
 def test_n12_gets_every_result(tmp_path: Path) -> None:
     assert "outlives" in absent_of(n12_restart, tmp_path, "batchd", "executor")["executor"]
 

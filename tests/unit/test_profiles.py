@@ -45,6 +45,7 @@ def test_only_notes_of_the_time_that_is_measured_count() -> None:
     assert outside.within(notes(("a", 1), ("b", 2_000_000), ("c", 4_000_000)), 1.0, 3.0) == notes(("b", 2_000_000))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("profile", "told"),
     [

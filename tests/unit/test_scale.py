@@ -64,6 +64,7 @@ def test_contenders_that_do_less_are_held_against_what_they_do() -> None:
     assert outcome.verdicts()[0].is_met
 
 
+@pytest.mark.slow
 def test_n5_counts_memory_and_bytes_of_real_batches(tmp_path: Path) -> None:
     (outcome,) = measured(n5_scale.contests(Setting(2, is_quick=True, scratch=tmp_path, scale=0.003)))
 
@@ -73,6 +74,7 @@ def test_n5_counts_memory_and_bytes_of_real_batches(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_n6_restarts_real_supervisors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(n6_restart, "_NAPPERS", 3)
     naps, grown = measured(n6_restart.contests(Setting(2, is_quick=True, scratch=tmp_path, scale=0.002)))
@@ -95,6 +97,7 @@ def test_in_simulated_time_no_job_is_lost_and_nobody_is_busier_than_all_the_time
     assert len(model._ends) == 2_000, "each job ran once"
 
 
+@pytest.mark.slow
 def test_n9_measures_costs_and_plays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(n9_workers, "_REAL_WORKERS", (2,))
     (contest,) = n9_workers.contests(Setting(2, is_quick=True, scratch=tmp_path, scale=0.01))
