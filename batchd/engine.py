@@ -11,13 +11,12 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent import futures
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
 from functools import partial
 from time import monotonic
 from traceback import format_exception
 from typing import Any, ClassVar, Final
 
-from batchd.client.attachment import Attachment, in_event_loop, settle
+from batchd.client.attachment import Attachment, answer_with, in_event_loop, settle
 from batchd.client.reading import error_at, unreadable
 from batchd.client.session import Session, batch_id
 from batchd.client.trimming import Trimming
@@ -114,7 +113,7 @@ class Engine:
         self._futures: dict[int, JobFuture] = {}
         """By index: sent and not done."""
         self._unaccepted: list[JobFuture] = []
-        """Sent to a queue, which has not said yet where they stand in it."""
+        """Taken to be sent, whose index is not known yet: a queue tells where they stand in it."""
         self._size = 0
         """How many jobs the batch has, with those under way to the supervisor."""
         self._packer = Packer()
@@ -184,12 +183,12 @@ class Engine:
     def _ask_to_withdraw(self, waiting: list[JobFuture], answer: "futures.Future[dict[str, Any]]") -> None:
         indices = RangeSet((f.index, f.index + 1) for f in waiting if f.index is not None and not f.done())
         if not indices:
-            answer.set_result({})
+            settle(answer, {})
             return
 
         def then(reply: dict[str, Any]) -> None:
             self._resolve()  # The news that some are cancelled came before this reply.
-            settle(answer, reply)
+            answer_with(answer, reply)
 
         self._session.post("withdraw", b"", then, ranges=list(indices))
 
@@ -236,6 +235,8 @@ class Engine:
             self._is_closing = True
             self._broken = self._broken or BrokenProcessPool("the workers were killed, as they were asked to be")
             unsent = [call.future for call in self._queue if not call.future.is_taken]
+            for future in unsent:
+                future.is_taken = True  # Nobody else gives it up.
             self._queue.clear()
         for future in unsent:
             future.give_up()
@@ -338,11 +339,13 @@ class Engine:
         # for again: one is under way at a time.
         while self._queue and (session.is_answered if self._is_queue else session.has_room):
             before = self._packer.nbytes_defined
-            sent, blocks = self._packer.pack(self._take_calls(), session.define, _fail, self._keep)
+            calls = self._take_calls()
+            self._unaccepted = [call.future for call in calls]
+            sent, blocks = self._packer.pack(calls, session.define, _fail, self._keep)
+            self._unaccepted = sent
             if not sent:
                 continue
             if self._is_queue:
-                self._unaccepted = sent
                 session.submit(b"".join(blocks), then=partial(self._on_accepted, sent))
             else:
                 self._number(sent, self._size)
@@ -360,6 +363,7 @@ class Engine:
                 future.index = index
                 self._futures[index] = future
             self._size = first + len(sent)
+            self._unaccepted = []
 
     def _on_accepted(self, sent: list[JobFuture], reply: dict[str, Any]) -> None:
         """The jobs of a submission to a queue are in the journal."""
@@ -368,10 +372,9 @@ class Engine:
             raise BatchdError(f"the queue {self.batch} did not take what was submitted: {why}")
         assert self._journal is not None
         self._number(sent, reply["first"])
-        self._unaccepted = []
         for future in sent:
-            if future.accepted is not None and future.index is not None:
-                future.accepted.set_result(future.index)
+            if future.accepted is not None:
+                settle(future.accepted, future.index)
         # After a supervisor's death they may have been done, and told, before this reply.
         done = self._journal.refresh().done if self._session.restarts else RangeSet()
         for start, stop in done.overlap(reply["first"], reply["first"] + len(sent)):
@@ -408,14 +411,14 @@ class Engine:
             for index, payload in enumerate(span.separate(), span.start):
                 future = self._pop(index)
                 try:
-                    future.set_result(load(payload))
-                except futures.InvalidStateError:
-                    pass
+                    value = load(payload)
                 except Exception as error:
-                    future.set_exception(unreadable(self.batch, index, error))
+                    settle(future, error=unreadable(self.batch, index, error))
+                else:
+                    settle(future, value)
         else:
             for index, value in enumerate(span.values(), span.start):
-                self._pop(index).set_result(value)
+                settle(self._pop(index), value)
         self._trimming.add(span.start, span.stop, span.block.nbytes)
 
     def _pop(self, index: int) -> JobFuture:
@@ -434,7 +437,7 @@ class Engine:
                 continue
             told = error_at(self._journal, self._outcomes, index, span.state, failure)
             original = told.__cause__ if isinstance(told, JobFailed) else None
-            future.set_exception(told if original is None or isinstance(original, RemoteTraceback) else original)
+            settle(future, error=told if original is None or isinstance(original, RemoteTraceback) else original)
 
     def _left(self, future: JobFuture) -> ClientClosed:
         """Return what those are told who wait for a job of a queue that stays in the journal."""
@@ -462,14 +465,14 @@ class Engine:
         untaken = f"the client was closed before the journal was known to have the job: queue {self.batch}"
         refusal = error or ClientClosed(untaken)
         for future in waiting:
-            if future.accepted is not None and not future.accepted.done():
-                future.accepted.set_exception(refusal)
-            if self._is_queue and error is None and not future.done():
-                future.set_exception(self._left(future))
-            if error is not None and future.set_running_or_notify_cancel():
+            if future.accepted is not None:
+                settle(future.accepted, error=refusal)
+            if error is not None:  # One each, for whoever raises it adds its frames.
                 broken = error if isinstance(error, BrokenProcessPool) else BrokenProcessPool(str(error))
                 broken.__cause__ = error if broken is not error else None
-                future.set_exception(broken)
+                settle(future, error=broken)
+            elif self._is_queue:
+                settle(future, error=self._left(future))
         if self._journal is not None:
             self._journal.close()
 
@@ -481,5 +484,4 @@ def _fail(future: JobFuture, error: BaseException, where: str) -> None:
     error.__traceback__ = error.__context__ = None
     error.__cause__ = RemoteTraceback(text)
     for waiting in filter(None, (future, future.accepted)):
-        with suppress(futures.InvalidStateError):
-            waiting.set_exception(error)
+        settle(waiting, error=error)

@@ -78,7 +78,7 @@ class Attachment:
         """Post a request about the batch; the future has the reply, or the error it tells of."""
         answer: Future[dict[str, Any]] = Future()
         self.expect(answer)
-        self.post(lambda: self.session.post(do, body, lambda reply: settle(answer, reply), **fields))
+        self.post(lambda: self.session.post(do, body, lambda reply: answer_with(answer, reply), **fields))
         return answer
 
     def expect(self, answer: Future[dict[str, Any]]) -> None:
@@ -148,17 +148,29 @@ class Attachment:
             self._refuse(answer)
 
     def _refuse(self, answer: Future[dict[str, Any]]) -> None:
-        with suppress(InvalidStateError):  # It was answered meanwhile.
-            answer.set_exception(self.error or SupervisorError("the batch is not open any more"))
+        settle(answer, error=self.error or SupervisorError("the batch is not open any more"))
 
 
-def settle(answer: Future[dict[str, Any]], reply: dict[str, Any]) -> None:
+def settle(waiting: Future[Any], value: Any = None, *, error: BaseException | None = None) -> None:
+    """Give a value or an error to whoever waits for it, unless it was given up: any thread may do so at any time.
+
+    >>> waiting = Future()
+    >>> waiting.cancel(), settle(waiting, 1), waiting.cancelled()
+    (True, None, True)
+    """
+    with suppress(InvalidStateError):
+        if error is None:
+            waiting.set_result(value)
+        else:
+            waiting.set_exception(error)
+
+
+def answer_with(waiting: Future[dict[str, Any]], reply: dict[str, Any]) -> None:
     """Give a reply, or the error it tells of, to whoever waits for it."""
-    with suppress(InvalidStateError):  # Nobody waits any more.
-        try:
-            answer.set_result(checked(reply))
-        except BatchdError as error:
-            answer.set_exception(error)
+    try:
+        settle(waiting, checked(reply))
+    except BatchdError as error:
+        settle(waiting, error=error)
 
 
 def in_event_loop() -> bool:

@@ -3,8 +3,9 @@
 import os
 import pickle
 import signal
+import threading
 from collections.abc import Callable
-from concurrent.futures import Executor
+from concurrent.futures import Executor, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
@@ -182,6 +183,55 @@ def test_an_initializer_that_raises_is_named(make_ours: Any) -> None:
     error = make_ours(1, initializer=fail, initargs=(ValueError, "no start")).submit(square, 2).exception(WAIT_S)
     assert isinstance(error, BrokenProcessPool)
     assert "no start" in f"{error} {error.__cause__}"
+
+
+class PickledWhenDue:
+    """An argument that keeps an executor from its first call until a test says so."""
+
+    def __init__(self, error: BaseException | None = None) -> None:
+        self.is_due = threading.Event()
+        self._error = error
+
+    def __reduce__(self) -> Any:
+        self.is_due.wait(WAIT_S)
+        if self._error is not None:
+            raise self._error
+        return str, ()
+
+
+class EndsItsPickler:
+    """Leaves, where it is to be pickled."""
+
+    def __reduce__(self) -> Any:
+        raise SystemExit("it leaves")
+
+
+def test_calls_of_an_executor_that_breaks_are_all_told_though_one_cancels_the_rest(make_ours: Any) -> None:
+    argument = PickledWhenDue(TypeError("it does not pickle"))
+    executor = make_ours(1, initializer=str, initargs=(argument,))
+    first, second, *others = [executor.submit(square, number) for number in range(4)]
+    answers: list[bool] = []
+    first.add_done_callback(lambda _: answers.append(second.cancel()))
+    argument.is_due.set()
+    assert not wait([first, second, *others], WAIT_S).not_done
+    assert (answers, second.cancelled()) == ([True], True)
+    for call in (first, *others):
+        with pytest.raises(BrokenProcessPool, match="it does not pickle"):
+            call.result()
+
+
+def test_calls_that_were_about_to_be_sent_are_told_what_ended_the_executor(make_ours: Any) -> None:
+    """They were taken from the queue, and have no number yet: they are neither cancelled nor asked for."""
+    argument = PickledWhenDue()
+    executor = make_ours(1, initializer=str, initargs=(argument,))
+    first, second = executor.submit(square, 1), executor.submit(square, EndsItsPickler())
+    answers: list[bool] = []
+    first.add_done_callback(lambda _: answers.append(second.cancel()))
+    argument.is_due.set()
+    for call in (first, second):
+        with pytest.raises(BrokenProcessPool, match="it leaves"):
+            call.result(WAIT_S)
+    assert answers == [False]
 
 
 # --- crashes_max -------------------------------------------------------------------------------------------------
