@@ -340,8 +340,9 @@ class Session:
             self._feed.close()
         try:
             assert self._connection is not None
-            # Whatever was not answered might have been asked again: of the rest nobody need remember who asked.
-            known = {} if self._pending else {"client": self._client}
+            # A submission that was not answered might be asked again: of others nobody need remember who sent them.
+            is_sure = all(each.do != "submit" for each in self._pending.values())
+            known = {"client": self._client} if is_sure else {}
             self._connection.tell("detach", batch=self.batch, at_once=at_once, **known)
         except SupervisorGone:
             self.is_put_down = True

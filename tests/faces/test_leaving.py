@@ -48,6 +48,20 @@ def test_waiting_for_what_runs_is_no_work(desk: Desk, tmp_path: Path) -> None:
     assert engine.turns - before < 20
 
 
+def test_of_programs_that_ended_in_order_a_batch_remembers_nobody(desk: Desk) -> None:
+    """They seal it and leave in one breath."""
+    for count in (1, 2):
+        assert (
+            list(batchd.map(square, range(count), journal=desk.journal, name="map", workers=1))[-1]
+            == (count - 1) ** 2
+        )
+        with batchd.Executor(1, journal=desk.journal, name="executor") as executor:
+            assert executor.submit(square, count).result(WAIT_S) == count**2
+    for name in ("map", "executor"):
+        with closing(find_batch(desk.journal, name)) as journal:
+            assert (journal.facts.size, journal.facts.sequences) == (2, {})
+
+
 def test_whoever_leaves_may_think_again_and_leave_at_once(desk: Desk, tmp_path: Path) -> None:
     door = Door(tmp_path)
     client = batchd.Client(desk.journal, workers=1)

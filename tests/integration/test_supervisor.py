@@ -241,7 +241,7 @@ def test_a_resubmission_is_not_doubled(house: House) -> None:
 
 
 def test_of_clients_that_left_in_order_nothing_is_kept(house: House) -> None:
-    """Unless something of theirs was not answered. Who opens the batch next is told of nobody before."""
+    """Unless a submission of theirs was not answered. Who opens the batch next is told of nobody before."""
 
     def submit_and_leave(session: Session, *, is_answered: bool) -> None:
         assert "sequences" not in session.open()
