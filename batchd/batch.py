@@ -7,7 +7,7 @@ kept going by a thread of its own (client/attachment.py); one that it only looks
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from time import monotonic
 from time import sleep as pause
@@ -293,7 +293,8 @@ class Batch:
         if jobs or (cancelled and facts.cancelled):  # That it takes no more jobs is taken back as well.
             with self._kept():
                 self._ask("reopen", states=[int(state) for state in states])
-                self._run()
+                with suppress(BatchBusy):  # Another process runs it.
+                    self._run()
         return jobs
 
     def cancel(self, reason: str = "cancelled") -> None:
@@ -493,8 +494,5 @@ class Batch:
         return request(self._folder, do, note=warn, batch=self.id, **fields)
 
     def _read(self, look: Callable[[BatchJournal], Any]) -> Any:
-        journal = BatchJournal(self._folder / "batches" / self.id)
-        try:
+        with closing(BatchJournal(self._folder / "batches" / self.id)) as journal:
             return look(journal)
-        finally:
-            journal.close()

@@ -404,6 +404,30 @@ with batchd.Client() as client:
     assert process.communicate(timeout=30) == ("3\n", "")
 
 
+def test_what_failed_is_run_again_by_the_process_that_has_the_batch(programs: Programs) -> None:
+    """What was asked for is on disk: it is not told as refused."""
+    door, mended = Door(programs.folder), programs.folder / "mended"
+    process = programs.start(
+        """
+from functools import partial
+from tests.contract.calls import Door
+from tests.faces.jobs import fail_until
+with batchd.Client(workers=1) as client:
+    job = partial(fail_until, str(Path("mended").absolute()))
+    client.submit_batch(job, range(4), name="n", seal=False, keep_going=True).wait()
+    Door(Path.cwd()).enter()
+"""
+    )
+    until(door.came, "all are done", process)
+    mended.touch()
+    with batchd.Client(programs.journal) as client:
+        batch = client.batch("n")
+        assert batch.retry() == 2
+        assert batch.wait(WAIT_S)[2:4] == (4, 0)
+        door.open()
+        assert process.communicate(timeout=WAIT_S) == ("", "")
+
+
 # --- Deaths ------------------------------------------------------------------------------------------------------
 
 ADDING = """
