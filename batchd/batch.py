@@ -23,7 +23,7 @@ from batchd.client.world import check_python, stored_key, warn
 from batchd.core.events import Options
 from batchd.core.job import JobState
 from batchd.core.ranges import RangeSet
-from batchd.door import AttachedDoor
+from batchd.door import Adding, AttachedDoor
 from batchd.edge.failures import FailureGroup, group_failures
 from batchd.edge.journal import BatchJournal
 from batchd.edge.outcomes import Outcomes
@@ -69,8 +69,7 @@ class Batch:
         self._source: BatchJournal | None = None
         """What the intake holds its input against."""
         self._changed = threading.Condition()
-        self._adding = threading.Lock()
-        """One thread after the other: an intake counts what it was given, and a sealed batch takes nothing."""
+        self._adding = Adding(batch)
         self._running = threading.RLock()
         """Held while this object takes the batch up."""
         self._users = 0

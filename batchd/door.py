@@ -17,6 +17,31 @@ _LOOK_S: Final = 0.1
 """Whether the attachment is over is looked at this often."""
 
 
+class Adding:
+    """Held by whoever adds to a batch or seals it, one thread after the other.
+
+    For an intake counts what it was given, and a sealed batch takes nothing.
+    """
+
+    def __init__(self, batch: str) -> None:
+        self._batch = batch
+        self._lock = threading.Lock()
+        self._thread = 0
+
+    def __enter__(self) -> None:
+        if self._thread == threading.get_ident():
+            raise UsageError(
+                f"batch {self._batch} cannot be added to, or sealed, by the input that is being added to it, which "
+                "would wait for itself: do so when add() has returned"
+            )
+        self._lock.acquire()
+        self._thread = threading.get_ident()
+
+    def __exit__(self, *_: object) -> None:
+        self._thread = 0
+        self._lock.release()
+
+
 class AttachedDoor:
     """Where an intake puts jobs, from a thread that is not the session's: it waits when too much is under way."""
 

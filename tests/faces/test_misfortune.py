@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import shutil
 import signal
 import threading
@@ -203,3 +204,28 @@ def test_a_closed_asynchronous_client_says_so_each_time(desk: Desk) -> None:
                 await client.submit(square, 3)
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("call", ["add", "seal"])
+def test_an_input_that_would_wait_for_itself_is_refused(client: batchd.Client, call: str) -> None:
+    batch = client.submit_batch(square, seal=False)
+
+    def items() -> Iterator[int]:
+        yield from range(3)
+        getattr(batch, call)(*[[3]] * (call == "add"))
+
+    def add() -> None:
+        try:
+            batch.add(items())
+        except UsageError as error:
+            told.append(str(error))
+
+    told: list[str] = []
+    adding = threading.Thread(target=add, daemon=True)
+    adding.start()
+    adding.join(WAIT_S)
+    (words,) = told
+    assert re.match(rf"batch {batch.id} .* wait for itself: do so when add\(\) has returned", words)
+    assert (batch.add([3]), batch.progress().state) == (1, "open")
+    batch.seal()
+    assert (batch.wait(WAIT_S).state, list(batch.results())) == ("finished", [0, 1, 4, 9])
