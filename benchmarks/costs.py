@@ -188,7 +188,7 @@ def _observe() -> float:
         for _ in range(_PIPES):
             slot.position()
             slot.position()
-            output.cut_back(capture_fd)
+            output.free_head(capture_fd)
             slot.words[STARTED]
 
     return _best(observe) / _PIPES

@@ -161,7 +161,7 @@ class Pool:
             position = worker.slot.position()
             gauge = gauges.get(worker.pid)
             memory_bytes = gauge.memory_bytes if gauge and position == before.get(worker.number) else 0
-            output.cut_back(worker.output_fd)
+            output.free_head(worker.output_fd)
             worker.memory_peak_bytes = max(worker.memory_peak_bytes, memory_bytes)
             if position is None:
                 continue

@@ -1,11 +1,13 @@
 r"""What jobs print: stamped with the job's index when it comes through sys.stdout or sys.stderr, raw otherwise.
 
 Both go to one capture file per worker, opened for appending. A worker looks at it only when a job fails, so a job
-that prints nothing costs nothing. After a death the supervisor reads the tail of the same file.
+that prints nothing costs nothing. After a death the supervisor reads the tail of the same file. Until then it frees
+what lies before that tail, and the file stays as long as it is: whoever writes or reads goes on where he was.
 
     stamped text: \x1e index \x1f text \x1e \x1f
 """
 
+import ctypes
 import io
 import os
 import re
@@ -18,6 +20,10 @@ from batchd.settings import OUTPUT_FILE_BYTES_MAX, OUTPUT_TAIL_BYTES
 _STAMPED: Final = re.compile(rb"\x1e(\d+)\x1f(.*?)(?:\x1e\x1f|\Z)", re.DOTALL)
 _READ_BYTES: Final = 16 * OUTPUT_TAIL_BYTES
 _LINE_BYTES_MAX: Final = 8_192
+_KEEP_SIZE: Final = 1
+_PUNCH_HOLE: Final = 2
+_ONE_BLOCK: Final = 512
+"""What st_blocks counts."""
 
 
 class StampedWriter(io.RawIOBase):
@@ -101,9 +107,19 @@ def select(data: bytes, index: int, bytes_max: int = OUTPUT_TAIL_BYTES) -> str:
 
 
 def cut_back(fd: int) -> int:
-    """Empty the capture file when it has grown past its limit; return its size."""
+    """Empty the capture file between leases when it has grown past its limit; return its size."""
     size = os.fstat(fd).st_size
     if size <= OUTPUT_FILE_BYTES_MAX:
         return size
     os.ftruncate(fd, 0)
     return 0
+
+
+def free_head(fd: int) -> None:
+    """Give back the memory of all but the tail, when the capture file takes more than its limit: its job runs on."""
+    stat = os.fstat(fd)
+    if stat.st_blocks * _ONE_BLOCK <= OUTPUT_FILE_BYTES_MAX:
+        return
+    head = ctypes.c_int64(max(0, stat.st_size - _READ_BYTES))
+    if ctypes.CDLL(None).fallocate(fd, _KEEP_SIZE | _PUNCH_HOLE, ctypes.c_int64(0), head):
+        os.ftruncate(fd, 0)  # No holes here: bounded memory is worth more than last lines.

@@ -200,7 +200,7 @@ FAULTS: Final[dict[str, Row]] = {
     "H3": Row("SIGTERM with a budget of 10 s", "SIGTERM", "drained, durable, gone in time"),
     "X1": Row("job writes garbage to descriptors 1 to 20", "os.write", "only what it printed changes"),
     "X2": Row("job ignores SIGTERM", "SIG_IGN, with a time limit", "ended all the same, with its children"),
-    "X3": Row("job prints 100 MB", "print", "capture stays small, last lines kept"),
+    "X3": Row("job prints 100 MB", "print, and go on for a while", "capture stays small, last lines kept"),
     "X4": Row("job recurses without end", "Python recursion, C recursion", "RecursionError, or SIGSEGV named"),
     "X5": Row("job kills its supervisor each time", "SIGKILL from within", "quarantined, not an endless loop"),
     "X6": Row("old backup restored", "journal backup, put back later", "goes on from there"),

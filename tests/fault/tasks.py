@@ -13,6 +13,7 @@ from select import select
 from typing import Any
 
 import batchd
+from batchd.settings import OUTPUT_FILE_BYTES_MAX
 
 BAD = 3
 """The input that goes wrong."""
@@ -131,11 +132,14 @@ def ignores_the_end(x: int) -> int:
 
 
 def prints_100_mb(x: int) -> int:
+    """One job prints much, and lives on until little of it is left in memory."""
     if x == BAD:
         line = "x" * 1023
         for _ in range(100 << 10):
             print(line)
         print("the last line")
+        while os.fstat(1).st_blocks * 512 > OUTPUT_FILE_BYTES_MAX:
+            wait(0.01)
         raise ValueError("printed enough")
     return x * x
 

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from fcntl import F_ADD_SEALS, F_GETFL, F_SEAL_WRITE, F_SETFL, fcntl
 
 import pytest
 
@@ -103,6 +104,42 @@ def test_a_full_capture_file_is_emptied_between_leases() -> None:
     assert output.cut_back(fd) == 0
     assert os.fstat(fd).st_size == 0
     os.close(fd)
+
+
+@pytest.mark.parametrize("appends", [True, False])
+def test_a_capture_file_that_is_too_large_keeps_its_tail_while_it_grows(capture: int, *, appends: bool) -> None:
+    if appends:
+        fcntl(capture, F_SETFL, fcntl(capture, F_GETFL) | os.O_APPEND)
+    lines = b"".join(b"%08d\n" % number for number in range(OUTPUT_FILE_BYTES_MAX // 9 + 1))
+    os.write(capture, lines)
+    output.free_head(capture)
+    assert blocks_bytes(capture) <= 32 * OUTPUT_TAIL_BYTES
+    assert os.fstat(capture).st_size == len(lines)
+    os.write(capture, b"the last line\n")
+    assert output.tail(capture, 0) == (lines + b"the last line\n")[-OUTPUT_TAIL_BYTES:].decode()
+
+
+def test_a_capture_file_within_its_limit_keeps_all(capture: int) -> None:
+    text = b"x" * (OUTPUT_FILE_BYTES_MAX // 2)
+    os.write(capture, text)
+    output.free_head(capture)
+    assert blocks_bytes(capture) >= len(text)
+    assert os.pread(capture, 2 * len(text), 0) == text
+
+
+def test_where_there_are_no_holes_the_memory_is_given_back_all_the_same() -> None:
+    """A sealed file cannot be written, which refuses the hole; it can be cut off."""
+    fd = os.memfd_create("capture", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.write(fd, bytes(OUTPUT_FILE_BYTES_MAX + 1))
+    fcntl(fd, F_ADD_SEALS, F_SEAL_WRITE)
+    output.free_head(fd)
+    assert blocks_bytes(fd) == os.fstat(fd).st_size == 0
+    os.close(fd)
+
+
+def blocks_bytes(fd: int) -> int:
+    """Return how much memory the file takes."""
+    return os.fstat(fd).st_blocks * 512
 
 
 @pytest.mark.parametrize(
