@@ -11,9 +11,10 @@ import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from batchd.edge.exits import describe
+from batchd.errors import FormatError
 from batchd.worker.template import MESSAGE_BYTES_MAX, TAG, tag
 
 _ROOT = str(Path(__file__).resolve().parents[2])
@@ -26,6 +27,13 @@ _THREAD_CAPS = (
     "VECLIB_MAXIMUM_THREADS",
     "NUMEXPR_NUM_THREADS",
 )
+_ANSWERS: Final[tuple[dict[str, type], ...]] = (
+    {"ready": int},
+    {"failed": str},
+    {"started": int, "pid": int},
+    {"unstarted": int, "why": str},
+)
+_NUMBER_MAX: Final = (1 << 31) - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,25 +106,27 @@ class TemplateProcess:
                 if not said:
                     return None
                 break
+            if self.failure:
+                continue  # Whatever it says yet, nothing comes of it.
             try:
-                said.append(json.loads(data))
-            except ValueError:
-                said.append(
-                    {"failed": f"the process that imports the task said something unreadable: {data[:200]!r}"}
-                )
-        for message in said:
-            self._take_in(message)
+                said.append(self._take_in(answer_of(data)))
+            except FormatError as error:
+                self.failure = f"the process that imports {':'.join(self._task)} said {error}"
+                self.door.shutdown(socket.SHUT_RDWR)  # So it is gone, however long it lives.
         self._send_queue()
         return said
 
-    def _take_in(self, message: dict[str, Any]) -> None:
-        if "ready" in message:
-            self.is_ready, self.threads = True, int(message["ready"])
-        elif "failed" in message:
-            self.failure = str(message["failed"])
-        for word in ("started", "unstarted"):
-            if word in message and message[word] in self.pending:
-                self.pending.remove(message[word])
+    def _take_in(self, message: dict[str, Any]) -> dict[str, Any]:
+        """Note what it said and return it. Raises FormatError for what nobody asked, or for the second time."""
+        if "ready" in message and not self.is_ready:
+            self.is_ready, self.threads = True, message["ready"]
+        elif "failed" in message and not self.is_ready:
+            self.failure = message["failed"]
+        elif (worker := message.get("started", message.get("unstarted"))) in self.pending:
+            self.pending.remove(worker)
+        else:
+            raise FormatError(f"what it was not asked: {str(message)[:200]}")
+        return message
 
     def _send_queue(self) -> None:
         while self._queue and self.is_ready and self.threads == 1:
@@ -144,6 +154,19 @@ class TemplateProcess:
         self._queue.clear()
         self.process.kill()
         self.process.wait()
+
+
+def answer_of(data: bytes) -> dict[str, Any]:
+    """Return what a template says on its socket, where the user's code may say anything. Raises FormatError."""
+    try:
+        answer = json.loads(data)
+    except (ValueError, RecursionError):
+        answer = None
+    kinds = {name: type(value) for name, value in answer.items()} if isinstance(answer, dict) else {}
+    numbers = [answer[name] for name, kind in kinds.items() if kind is int]
+    if kinds not in _ANSWERS or not all(0 < number <= _NUMBER_MAX for number in numbers):
+        raise FormatError(f"what no template says: {data[:200]!r}")
+    return {name: answer[name] for name in kinds}
 
 
 def _duplicated(fds: Sequence[int]) -> list[int]:

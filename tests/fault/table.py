@@ -54,7 +54,7 @@ FAULTS: Final[dict[str, Row]] = {
     "W12": Row("job leaks descriptors", "open until EMFILE", "that job fails with the cause, the batch goes on"),
     "W13": Row(
         "workers die before they are ready",
-        "import raises, leaves or dies, initializer raises",
+        "import raises, leaves, dies or writes to every socket it finds, initializer raises",
         "told once, no restart storm",
     ),
     "W14": Row(

@@ -22,6 +22,7 @@ from batchd.core.scheduler import Scheduler
 from batchd.edge import control
 from batchd.edge.gauges import parse_workers
 from batchd.edge.reports import event_of
+from batchd.edge.template import answer_of
 from batchd.errors import FormatError, UsageError
 from batchd.formats import frame, joblog, pages, report, segment
 from batchd.formats.likeness import likeness
@@ -139,6 +140,15 @@ def read_report(data: bytes) -> None:
     if isinstance(event, ev.JobsAcked):
         assert event.count > 0, "a report of no jobs"
         assert event.state in {JobState.SUCCEEDED, JobState.FAILED}, f"a worker says {event.state.name}"
+
+
+def read_answer(data: bytes) -> None:
+    """What a template says on its socket: whom it tells of has a process to watch, or words why there is none."""
+    answer = answer_of(data)
+    assert ("started" in answer) == ("pid" in answer)
+    assert ("unstarted" in answer) == ("why" in answer)
+    for told in answer.values():
+        assert type(told) is str or 0 < told < 1 << 31, "no number of a process, a worker or threads"
 
 
 def read_slot(data: bytes) -> None:
@@ -344,6 +354,12 @@ TARGETS: Final = (
         is_bounded=False,  # As above.
     ),
     Target("message", read_message, _json({"do": "hello", "number": 1}, {"batch": "b", "told": 2}, [], 1)),
+    Target(
+        "answer",
+        read_answer,
+        _json({"started": 7, "pid": 4_000}, {"ready": 1}, {"failed": "no"}, {"unstarted": 7, "why": "no"}, [], 5),
+        words=[b"[" * 50, b'"pid":', b'"why":', b"1e9", b"null", b"true"],
+    ),
     Target("log", read_log_line, [joblog.Line("2026-01-02T03:04:05.678Z", 17, 1, "half way").encode()], allowed=()),
     Target("failure", read_failure, [_FAILURE.encode(), report.Failure("E", "", b"12345678").encode()]),
     Target(

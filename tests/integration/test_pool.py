@@ -70,6 +70,48 @@ def test_other_ways_not_to_import(bench: Bench, tmp_path: Path, source: str, wor
     assert re.search(words, bench.add_key(key_spec(module(tmp_path, source))))
 
 
+SPEAKS_FOR_ITS_TEMPLATE = """
+import os
+for fd in range(3, 60):
+    try:
+        if "socket" in os.readlink(f"/proc/self/fd/{fd}"):
+            for said in SAID:
+                os.write(fd, said)
+    except OSError:
+        pass
+def run(item):
+    return item
+"""
+
+
+@pytest.mark.covers("W13", "P12")
+@pytest.mark.parametrize(
+    "said",
+    [
+        (b"5",),
+        (b"[" * 50_000,),
+        (b"\xff",),
+        (b'{"ready": "1"}',),
+        (b'{"ready": true}',),
+        (b'{"ready": 1, "started": 1}',),
+        (b'{"started": 1, "pid": 0}',),
+        (b'{"unstarted": 99, "why": ""}',),
+        (b'{"ready": 2}', b'{"ready": 2}'),
+    ],
+    ids=lambda said: said[-1][:30].decode("latin"),
+)
+def test_an_import_that_speaks_for_its_template_is_told_and_costs_nobody_else(
+    bench: Bench, tmp_path: Path, said: tuple[bytes, ...]
+) -> None:
+    reason = bench.add_key(key_spec(module(tmp_path, f"SAID = {said!r}" + SPEAKS_FOR_ITS_TEMPLATE)))
+    if said[0] != b'{"ready": 2}':  # Whoever says it well is believed, as far as it goes.
+        words = "the process that imports .*mine.py:run said what (no template says|it was not asked): "
+        assert re.match(words, reason)
+        assert bench.await_event(ev.KeyFailed) == ev.KeyFailed("k", reason)
+    bench.until(lambda: "k" not in bench.pool._templates, "it is gone")
+    at_work(bench, [("pid",)])
+
+
 def test_a_folder_that_is_gone_is_named(bench: Bench, tmp_path: Path) -> None:
     assert f"cannot enter {tmp_path}/gone" in bench.add_key(key_spec(cwd=tmp_path / "gone"))
 
