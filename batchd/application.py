@@ -32,7 +32,7 @@ from batchd.core.ranges import RangeSet
 from batchd.edge.folder import journal_folder
 from batchd.edge.journal import BatchJournal
 from batchd.edge.outcomes import Outcomes
-from batchd.edge.shelf import Damaged, find_batch, list_batches
+from batchd.edge.shelf import Unread, find_batch, list_batches
 from batchd.engine import Engine, JobFuture
 from batchd.errors import BatchNotFound, UsageError
 from batchd.joberrors import cancellation
@@ -353,7 +353,7 @@ class Client:
 
     def _listed(self) -> Iterator[BatchInfo]:
         for found in list_batches(self._folder):
-            if isinstance(found, Damaged):
+            if isinstance(found, Unread):
                 continue
             made, spec = found.progress(), found.spec
             failed = made.counts.get(JobState.FAILED, 0) + made.counts.get(JobState.QUARANTINED, 0)

@@ -88,6 +88,10 @@ class JournalFull(JournalError):
     """The disk under the journal is full; nothing that was acknowledged is lost."""
 
 
+class JournalCrowded(JournalError):
+    """So many read the batch that its table of readers has no place for another one."""
+
+
 class JournalDamaged(JournalError):
     """A record of the journal does not read back as it was written."""
 

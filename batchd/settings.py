@@ -25,6 +25,8 @@ MAP_BYTES: Final = 64 << 30
 """Address space per batch, not disk: a 4 TiB map opens in 0.25 ms. Only the supervisor ever grows it."""
 READERS_MAX: Final = 4096
 """Reader slots of a batch's environment, fixed by the first opener (64 bytes each)."""
+CROWDED_WAIT_S: Final = 0.05
+"""A worker that finds no slot looks again so often."""
 LOCK_BYTES: Final = 72 << 10
 """Of a batch's reader slots so many bytes get their blocks at once: 1,150 readers, more than WORKERS_MAX."""
 READERS_CHECK_COMMITS: Final = 1024

@@ -27,13 +27,13 @@ from batchd.cli.summary import (
 )
 from batchd.core.facts import BatchState
 from batchd.core.job import JobState
-from batchd.edge.census import DAMAGED, IDLE, INTERRUPTED, QUEUE, RUNNING, is_queue
+from batchd.edge.census import DAMAGED, IDLE, INTERRUPTED, QUEUE, RUNNING, is_queue, unread_state
 from batchd.edge.control import connect
 from batchd.edge.failures import RANGES_MAX, FailureGroup, group_failures
 from batchd.edge.folder import journal_folder, open_folder
 from batchd.edge.journal import BatchJournal
 from batchd.edge.outcomes import Outcomes
-from batchd.edge.shelf import Damaged, find_batch, find_job, list_batches
+from batchd.edge.shelf import Unread, find_batch, find_job, list_batches
 from batchd.edge.stacks import cut_own_frames
 from batchd.errors import BatchdError
 from batchd.settings import NAME_CHARS_MAX
@@ -86,7 +86,7 @@ def ls(args: argparse.Namespace) -> int:
 def _batches(folder: Path) -> list[dict[str, Any]]:
     is_live = _is_live(folder)
     found = [
-        _no_fields(batch) if isinstance(batch, Damaged) else _fields(batch, is_live=is_live)
+        _no_fields(batch) if isinstance(batch, Unread) else _fields(batch, is_live=is_live)
         for batch in list_batches(folder)
     ]
     return sorted(found, key=lambda batch: (batch["created"], batch["batch"]), reverse=True)
@@ -94,7 +94,7 @@ def _batches(folder: Path) -> list[dict[str, Any]]:
 
 def _row(batch: dict[str, Any]) -> tuple[str, ...]:
     if batch["error"]:
-        return (batch["batch"], "", DAMAGED, "", "", "", "", "")
+        return (batch["batch"], "", batch["state"], "", "", "", "", "")
     size = f"{batch['size']:,}" if batch["is_sealed"] else f"{batch['size']:,}+"
     failed = batch["failed"] + batch["quarantined"]
     return (
@@ -343,8 +343,9 @@ def _fields(journal: BatchJournal, *, is_live: bool) -> dict[str, Any]:
     }
 
 
-def _no_fields(batch: Damaged) -> dict[str, Any]:
-    return {"batchd": 1, "batch": batch.folder.name, "state": DAMAGED, "created": "", "error": batch.error}
+def _no_fields(batch: Unread) -> dict[str, Any]:
+    state = unread_state(batch.error)
+    return {"batchd": 1, "batch": batch.folder.name, "state": state, "created": "", "error": str(batch.error)}
 
 
 def _is_live(folder: Path) -> bool:

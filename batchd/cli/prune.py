@@ -19,7 +19,7 @@ from typing import Any, Final
 from batchd.cli.summary import command_in
 from batchd.client import request
 from batchd.edge import control
-from batchd.edge.census import DAMAGED, IDLE, INTERRUPTED, NEWER, RUNNING, Row, take_census
+from batchd.edge.census import CROWDED, DAMAGED, IDLE, INTERRUPTED, NEWER, RUNNING, Row, take_census
 from batchd.edge.damage import check_batch
 from batchd.edge.folder import journal_folder, open_folder
 from batchd.edge.lock import vacant
@@ -165,7 +165,7 @@ def _reported(folder: Path) -> Iterator[None]:
 
 
 def _show(folder: Path, rows: list[Row], chosen: list[Row], wish: _Wish) -> None:
-    others = [row for row in rows if row.state not in {*_BY_DEFAULT, RUNNING, NEWER} and not row.is_queue]
+    others = [row for row in rows if row.state not in {*_BY_DEFAULT, RUNNING, NEWER, CROWDED} and not row.is_queue]
     if others and wish.named is None and wish.states is None:
         counts = ", ".join(f"{sum(row.state == state for row in others)} {state}" for state in _states(others))
         _remark(f"batches that are not over are kept: {counts}; --state chooses them, --state all everything")

@@ -14,7 +14,7 @@ from batchd.edge.folder import disk_bytes
 from batchd.edge.isolation import Isolated, Tell
 from batchd.edge.journal import BatchJournal
 from batchd.edge.shelf import batch_folders, open_batch
-from batchd.errors import BatchdError, JournalNewer
+from batchd.errors import BatchdError, JournalCrowded, JournalNewer
 
 RUNNING: Final = "running"
 INTERRUPTED: Final = "interrupted"
@@ -22,6 +22,7 @@ IDLE: Final = "idle"
 """The state of a queue in which nothing waits."""
 DAMAGED: Final = "damaged"
 NEWER: Final = "newer"
+CROWDED: Final = "crowded"
 QUEUE: Final = "queue"
 _OVER: Final = frozenset({BatchState.FINISHED, BatchState.STOPPED, BatchState.CANCELLED})
 
@@ -31,7 +32,7 @@ class Row(NamedTuple):
 
     folder: Path
     state: str
-    """What `batchd ls` says; `newer` for a batch of a later format."""
+    """What `batchd ls` says; `newer` for a batch of a later format, `crowded` while it has no place for readers."""
     changed: float
     """When it was written last, in seconds since the epoch."""
     disk_bytes: int
@@ -48,6 +49,13 @@ class Row(NamedTuple):
 def is_queue(spec: Mapping[str, Any]) -> bool:
     """Whether applications hand jobs to the batch one by one, without an end."""
     return bool(spec.get("input", {}).get("kind") == QUEUE)
+
+
+def unread_state(error: BatchdError) -> str:
+    """Return the state of a batch that cannot be read: not all that keeps people from reading it is damage."""
+    if isinstance(error, JournalCrowded):
+        return CROWDED
+    return NEWER if isinstance(error, JournalNewer) else DAMAGED
 
 
 def take_census(folder: Path, live: Collection[str] = ()) -> list[Row]:
@@ -84,8 +92,7 @@ def _describe(places: list[Path], tell: Tell) -> None:
         try:
             journal = open_batch(place)
         except BatchdError as error:
-            state = NEWER if isinstance(error, JournalNewer) else DAMAGED
-            tell({"batch": place.name, "state": state, "error": str(error)})
+            tell({"batch": place.name, "state": unread_state(error), "error": str(error)})
             continue
         name, of_queue = str(journal.spec.get("name", "")), is_queue(journal.spec)
         tell({"batch": place.name, "state": _state_of(journal), "name": name, "is_queue": of_queue})

@@ -18,7 +18,7 @@ from batchd.edge.datafile import DataFile
 from batchd.edge.environment import DATA_NAME, LOCK_NAME
 from batchd.edge.survey import FILE, JOBS_MAX, ROOT, Finding, Survey, covered
 from batchd.edge.watch import Watch
-from batchd.errors import JournalError, JournalNewer
+from batchd.errors import JournalCrowded, JournalError, JournalNewer
 from batchd.formats import pages, tables
 
 
@@ -40,7 +40,7 @@ class Diagnosis(NamedTuple):
 
 
 def check_batch(folder: Path) -> Diagnosis:
-    """Read all of a batch. Raises JournalNewer, and JournalError when it cannot be looked at."""
+    """Read all of a batch. Raises JournalNewer, JournalCrowded, and JournalError when it cannot be looked at."""
     if not (folder / DATA_NAME).is_file():
         finding = Finding(FILE, None, None, None, f"there is no {DATA_NAME}")
         return Diagnosis(folder.name, 0, 0, [finding], 0)
@@ -48,6 +48,8 @@ def check_batch(folder: Path) -> Diagnosis:
     with Watch(folder) as watch:
         if watch.kind == JournalNewer.__name__:
             raise JournalNewer(watch.trouble)
+        if watch.kind == JournalCrowded.__name__:
+            raise JournalCrowded(watch.trouble)
         with closing(open_file(folder)) as file:
             before = file.newest
             survey = Survey(folder.name, file, watch.header)

@@ -15,7 +15,7 @@ import lmdb
 from batchd.errors import JournalDamaged, JournalError, JournalFull
 from batchd.formats import tables
 from batchd.settings import LOCK_BYTES, MAP_BYTES, READERS_MAX
-from batchd.worker.gate import gate
+from batchd.worker.gate import crowded, gate
 
 DATA_NAME: Final = "data.mdb"
 LOCK_NAME: Final = "lock.mdb"
@@ -46,7 +46,7 @@ def open_environment(folder: Path, *, readonly: bool = False, sync: bool = True)
             lib_version=0,  # The 0.9 on-disk format, whatever the environment says.
         )
     except lmdb.ReadersFullError:
-        raise JournalError(f"{READERS_MAX} readers are in {folder}, which is the limit: try again later") from None
+        raise crowded(folder) from None
     except lmdb.Error as error:
         data = folder / DATA_NAME
         is_empty = data.is_file() and not data.stat().st_size

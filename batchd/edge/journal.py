@@ -24,7 +24,15 @@ from batchd.core.stored import copy, entry_of, facts_of, fields_of, stored_of
 from batchd.edge.drafts import make_batch
 from batchd.edge.environment import DATA_NAME, Files, open_environment, readers, readers_in
 from batchd.edge.folder import disk_bytes, unwritten
-from batchd.errors import BatchdError, FormatError, IllegalTransition, JournalDamaged, JournalError, JournalNewer
+from batchd.errors import (
+    BatchdError,
+    FormatError,
+    IllegalTransition,
+    JournalCrowded,
+    JournalDamaged,
+    JournalError,
+    JournalNewer,
+)
 from batchd.formats import tables
 from batchd.formats.reference import Buffer, Reference
 from batchd.formats.segment import Encoding, header_of, pack, pack_items, references_in
@@ -32,9 +40,10 @@ from batchd.settings import (
     CHECKPOINT_ENTRIES,
     FORMAT_VERSION,
     READERS_CHECK_COMMITS,
+    READERS_MAX,
     RECORD_BYTES_MAX,
 )
-from batchd.worker.gate import begin, gate
+from batchd.worker.gate import begin, crowded, gate, transaction
 from batchd.worker.valuefiles import VALUES_NAME, ValueFiles
 
 _UNREADABLE = (
@@ -77,6 +86,9 @@ class BatchJournal:
                 self.spec: dict[str, Any] = json.loads(txn.get(tables.META_SPEC, db=self._dbs[tables.META]) or b"{}")
             self._version = version = int(found["format"])
             self._made_by: dict[str, Any] = found
+        except (lmdb.ReadersFullError, JournalCrowded):
+            self.close()
+            raise crowded(folder) from None
         except (lmdb.Error, ValueError, KeyError, TypeError) as error:
             self.close()
             raise JournalDamaged(f"{folder} does not read as a batch: {error}") from None
@@ -128,7 +140,7 @@ class BatchJournal:
             if self.is_closed:
                 yield None
             else:
-                with self._env.begin(buffers=True) as txn:
+                with transaction(self._env, buffers=True) as txn:
                     yield txn
 
     def table(self, name: bytes) -> Any:
@@ -165,8 +177,11 @@ class BatchJournal:
 
     def bytes_reusable(self) -> int:
         """Return how much of the data file is taken and holds nothing: about what it need not grow for."""
-        with self.begin() as txn:
-            stats = [self._env.stat(), *(txn.stat(db=db) for db in self._dbs.values())]
+        try:
+            with self.begin() as txn:
+                stats = [self._env.stat(), *(txn.stat(db=db) for db in self._dbs.values())]
+        except JournalCrowded:
+            return 0  # Nobody can look.
         used = sum(stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"] for stat in stats)
         return max(0, self._env.info()["last_pgno"] + 1 - used) * stats[0]["psize"]
 
@@ -272,6 +287,17 @@ class BatchJournal:
         """Return (number of a client's last submission, its first job), also while another thread commits."""
         with self._lock:
             return self.facts.sequences.get(client, (0, 0))
+
+    @property
+    def was_crowded(self) -> bool:
+        """Whether all places for readers have ever been taken: who died in one is in the way of whoever comes."""
+        return bool(self._env.info()["num_readers"] >= READERS_MAX)
+
+    def clear_places(self) -> None:
+        """Free the places of dead readers. For a thread beside the one that writes; it may wait for who comes."""
+        with self._map_lock:
+            if not self.is_closed:
+                self._env.reader_check()
 
     def late_readers(self) -> dict[tuple[int, int], int]:
         """Return how many commits ago who still reads began, by (pid, transaction); only those of long ago."""

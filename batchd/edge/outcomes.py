@@ -65,7 +65,7 @@ class Span(NamedTuple):
 
 
 def jobs_in(journal: BatchJournal, facts: BatchFacts, states: set[JobState]) -> dict[JobState, RangeSet] | None:
-    """Return which finished jobs are in these states; None when the batch is closed meanwhile. Raises JournalDamaged.
+    """Return which finished jobs are in these states; None when the batch is closed meanwhile. Raises JournalError.
 
     For whoever is not to be in the way of the thread that writes: it looks at the heads of records alone, a few at a
     time, for a batch may hold more than memory does.

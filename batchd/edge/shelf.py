@@ -16,18 +16,18 @@ from typing import Final, NamedTuple
 from batchd.edge.environment import readers
 from batchd.edge.folder import BATCHES_NAME, journal_folder
 from batchd.edge.journal import BatchJournal
-from batchd.errors import BatchdError, BatchNotFound, JournalDamaged
+from batchd.errors import BatchdError, BatchNotFound, JournalCrowded, JournalDamaged
 from batchd.worker.gate import gate
 
 LAST: Final = "last"
 _LISTED_MAX: Final = 5
 
 
-class Damaged(NamedTuple):
+class Unread(NamedTuple):
     """A batch that cannot be read, and why."""
 
     folder: Path
-    error: str
+    error: BatchdError
 
 
 class _Known(NamedTuple):
@@ -53,14 +53,14 @@ def open_batch(folder: Path) -> BatchJournal:
         raise JournalDamaged(f"batch {folder.name} does not read back: {type(error).__name__}: {error}") from error
 
 
-def list_batches(folder: Path) -> Iterator[BatchJournal | Damaged]:
+def list_batches(folder: Path) -> Iterator[BatchJournal | Unread]:
     """Give the batches of the journal in `folder`; each is closed when the next one is asked for."""
     for place in batch_folders(folder):
         try:
             journal = open_batch(place)
         except BatchdError as error:
             if place.exists():  # Else it was deleted while this was reading.
-                yield Damaged(place, str(error))
+                yield Unread(place, error)
             continue
         try:
             yield journal
@@ -180,7 +180,9 @@ def _listed(batches: list[_Known]) -> str:
 
 def _known(folder: Path) -> Iterator[_Known]:
     for found in list_batches(folder):
-        if isinstance(found, Damaged):
+        if isinstance(found, Unread):
+            if isinstance(found.error, JournalCrowded):  # It may be the one that is meant.
+                raise JournalCrowded(f"{found.error}, or name the batch that you mean by its id") from None
             yield _Known(found.folder.name, "", is_named=False, created="")
         else:
             spec = found.spec

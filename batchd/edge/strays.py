@@ -18,7 +18,7 @@ import lmdb
 from batchd.core.ranges import RangeSet
 from batchd.edge.journal import BatchJournal
 from batchd.edge.outcomes import Outcomes
-from batchd.errors import FormatError, JournalDamaged
+from batchd.errors import FormatError, JournalCrowded, JournalDamaged
 from batchd.formats import tables
 from batchd.formats.reference import NUMBERS, OF_WORKER
 from batchd.formats.segment import Encoding, references_in
@@ -27,7 +27,7 @@ from batchd.worker.valuefiles import VALUES_NAME, named
 
 _PART: Final = 16
 """So many files or records are looked at in one part: the batch cannot be put down within it."""
-_UNREADABLE: Final = (FormatError, JournalDamaged, lmdb.Error)
+_UNREADABLE: Final = (FormatError, JournalCrowded, JournalDamaged, lmdb.Error)
 """What says that a record cannot be read: then it may name any file."""
 
 
@@ -69,6 +69,11 @@ def suspects(journal: BatchJournal) -> Suspects | None:
 
 def sweep(journal: BatchJournal, found: Suspects) -> Iterator[None]:
     """Delete what no record names, in parts; what is left when the batch is put down waits for the next time."""
+    with suppress(JournalCrowded):  # As well.
+        yield from _swept(journal, found)
+
+
+def _swept(journal: BatchJournal, found: Suspects) -> Iterator[None]:
     folder, outcomes = journal.folder / VALUES_NAME, Outcomes(journal)
     waiting = iter(sorted(found.of_workers))
     while part := list(islice(waiting, _PART)):

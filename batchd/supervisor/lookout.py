@@ -1,7 +1,8 @@
 """The lookout: what others do to the files of open batches, which LMDB never tells whoever writes them.
 
 The one idea: it is rare and harmless for a while, so it is looked for now and then, beside the samples, by two stats
-a batch and its table of readers. No commit waits for it or does anything for it.
+a batch and its table of readers. No commit waits for it or does anything for it. Where the table was full, the dead
+are taken out of it, for nobody else can who is not in yet.
 """
 
 import os
@@ -39,6 +40,8 @@ class Lookout:
         late: dict[tuple[str, int, int], str] = {}
         for name, journal in self._host.journals.items():
             self._stop_if_lost(name, journal)
+            if journal.was_crowded:
+                self._host.aside.do(journal.clear_places)
             for (pid, transaction), commits in journal.late_readers().items():
                 if warning := _warning(pid, name, commits):
                     late[name, pid, transaction] = warning

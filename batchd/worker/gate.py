@@ -13,13 +13,16 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from threading import Lock, get_ident
 from time import monotonic, sleep
+from typing import Any, Literal, overload
 from weakref import proxy
 
 import lmdb
 
-from batchd.settings import FORK_WAIT_S
+from batchd.errors import JournalCrowded
+from batchd.settings import FORK_WAIT_S, READERS_MAX
 
 _LOOK_S = 0.001
 """Who waits looks so often."""
@@ -94,18 +97,37 @@ class Gate:
 gate = Gate()
 
 
+def crowded(folder: str | Path) -> JournalCrowded:
+    """Return what is raised where the table of a batch's readers is full."""
+    return JournalCrowded(f"{READERS_MAX} readers are in {folder}, which is the limit: try again later")
+
+
+@overload
+def transaction(env: lmdb.Environment) -> "lmdb.Transaction[bytes]": ...
+@overload
+def transaction(env: lmdb.Environment, *, buffers: Literal[True]) -> "lmdb.Transaction[memoryview]": ...
+def transaction(env: lmdb.Environment, *, buffers: bool = False) -> "lmdb.Transaction[Any]":
+    """Begin to read; follows a map that the supervisor grew. Raises JournalCrowded."""
+    is_checked = False
+    while True:
+        try:
+            return env.begin(buffers=True) if buffers else env.begin()
+        except lmdb.MapResizedError:
+            env.set_mapsize(0)
+        except lmdb.ReadersFullError:
+            if is_checked:
+                raise crowded(env.path()) from None
+            is_checked = env.reader_check() >= 0  # Who died in a transaction has its place until somebody looks.
+
+
 @contextmanager
 def begin(env: lmdb.Environment) -> "Iterator[lmdb.Transaction[bytes]]":
-    """Read for a moment; follows a map that the supervisor grew. What it gives is nothing any more afterwards.
+    """Read for a moment. What it gives is nothing any more afterwards. Raises JournalCrowded.
 
     LMDB's own transaction keeps its reader slot until nobody holds it, and a local name may hold it for long.
     """
     with gate.inside:
-        try:
-            txn = env.begin()
-        except lmdb.MapResizedError:
-            env.set_mapsize(0)
-            txn = env.begin()
+        txn = transaction(env)
         try:
             yield proxy(txn)
         finally:

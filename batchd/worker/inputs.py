@@ -5,23 +5,35 @@ A job never runs inside a read transaction: bytes are copied out, the transactio
 
 import json
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from time import sleep
+from typing import Any, TypeVar
 
 import lmdb
 
-from batchd.errors import FormatError
+from batchd.errors import FormatError, JournalCrowded
 from batchd.formats import tables
 from batchd.formats.reference import Buffer, Reference
 from batchd.formats.segment import Block, unpack
-from batchd.settings import READERS_MAX, RECORD_BYTES_MAX
-from batchd.worker.gate import begin
+from batchd.settings import CROWDED_WAIT_S, READERS_MAX, RECORD_BYTES_MAX
+from batchd.worker.gate import begin, crowded
 from batchd.worker.recorder import Lane
 from batchd.worker.valuefiles import ValueFiles, read_value
 
 _OPEN_MAX = 4
+_Read = TypeVar("_Read")
+
+
+def patiently(read: Callable[[], _Read], before_waiting: Callable[[], object] = int) -> _Read:
+    """Return what is read as soon as there is a place among the batch's readers: no job here took the others."""
+    while True:
+        try:
+            return read()
+        except JournalCrowded:
+            before_waiting()
+            sleep(CROWDED_WAIT_S)
 
 
 class BatchInputs:
@@ -29,22 +41,29 @@ class BatchInputs:
 
     def __init__(self, folder: Path, writer: int = 0) -> None:
         """`writer`: what a worker has as a writer of value files."""
-        self._env = lmdb.open(
-            str(folder),
-            readonly=True,
-            create=False,
-            max_dbs=len(tables.TABLES),
-            max_readers=READERS_MAX,
-            map_size=0,  # Adopts the size the supervisor chose.
-            readahead=False,
-            max_spare_txns=0,  # One that is kept keeps its slot, through a fork as well.
-        )
-        self._inputs = self._env.open_db(tables.INPUTS, create=False)
-        self._functions = self._env.open_db(tables.FUNCTIONS, create=False)
-        self._notes = self._env.open_db(tables.NOTES, create=False)
-        meta = self._env.open_db(tables.META, create=False)
-        with begin(self._env) as txn:
-            self.spec: dict[str, Any] = json.loads(txn.get(tables.META_SPEC, db=meta) or b"{}")
+        try:
+            self._env = lmdb.open(
+                str(folder),
+                readonly=True,
+                create=False,
+                max_dbs=len(tables.TABLES),
+                max_readers=READERS_MAX,
+                map_size=0,  # Adopts the size the supervisor chose.
+                readahead=False,
+                max_spare_txns=0,  # One that is kept keeps its slot, through a fork as well.
+            )
+        except lmdb.ReadersFullError:
+            raise crowded(folder) from None
+        try:
+            self._inputs = self._env.open_db(tables.INPUTS, create=False)
+            self._functions = self._env.open_db(tables.FUNCTIONS, create=False)
+            self._notes = self._env.open_db(tables.NOTES, create=False)
+            meta = self._env.open_db(tables.META, create=False)
+            with begin(self._env) as txn:
+                self.spec: dict[str, Any] = json.loads(txn.get(tables.META_SPEC, db=meta) or b"{}")
+        except (lmdb.ReadersFullError, JournalCrowded):
+            self._env.close()  # Or this process could not open it again.
+            raise crowded(folder) from None
         self._read_value = partial(read_value, folder)
         self.files = ValueFiles(
             folder,
@@ -56,7 +75,7 @@ class BatchInputs:
         self._values: Sequence[Any] | None = None
 
     def block(self, index: int) -> tuple[int, Block]:
-        """Return (first job, block) of the input block that holds job `index`. Raises FormatError."""
+        """Return (first job, block) of the input block that holds job `index`. Raises FormatError, JournalCrowded."""
         if self._block is not None and self._block[0] <= index < self._block[0] + self._block[1].count:
             return self._block
         first, record = self._read(index)
@@ -77,7 +96,7 @@ class BatchInputs:
         return self._values
 
     def function(self, mark: bytes) -> bytes:
-        """Return the pickled function of a mark. Raises FormatError."""
+        """Return the pickled function of a mark. Raises FormatError, JournalCrowded."""
         with begin(self._env) as txn:
             payload = txn.get(mark, db=self._functions)
         if payload is None:
@@ -86,8 +105,12 @@ class BatchInputs:
 
     def note(self, index: int) -> bytes | None:
         """Return the checkpoint that job `index` left last, None when there is none."""
-        with begin(self._env) as txn:
-            payload = txn.get(tables.INDEX.pack(index), db=self._notes)
+
+        def read() -> bytes | None:
+            with begin(self._env) as txn:
+                return txn.get(tables.INDEX.pack(index), db=self._notes)
+
+        payload = patiently(read)
         return bytes(payload) if payload is not None else None
 
     def _read(self, index: int) -> tuple[int, bytes]:
@@ -117,7 +140,7 @@ class JournalInputs:
         """With the stint for which they were opened."""
 
     def batch(self, lane: Lane) -> BatchInputs:
-        """Return the inputs of the batch that a lease is of."""
+        """Return the inputs of the batch that a lease is of. Raises JournalCrowded."""
         stint, inputs = self._open.get(lane.batch, (0, None))
         if inputs is not None and stint == lane.stint:
             self._open.move_to_end(lane.batch)

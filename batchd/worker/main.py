@@ -29,7 +29,7 @@ from batchd.settings import ACK_INTERVAL_S, TRACEBACK_CHARS_MAX, TRANSCRIPT_BYTE
 from batchd.worker import output
 from batchd.worker.calls import Bundle, bind
 from batchd.worker.context import CurrentJob, provide
-from batchd.worker.inputs import JournalInputs
+from batchd.worker.inputs import JournalInputs, patiently
 from batchd.worker.outcome import Outcomes, flush_streams, send_all
 from batchd.worker.recorder import (
     OFFSET_MASK,
@@ -182,6 +182,15 @@ class Worker:
 
     def _jobs_from(self, index: int, lane: Lane) -> tuple[Sequence[Any], Callable[[Any], Any]]:
         """Return the inputs from job `index` to the end of its segment or lease, and what to call with each."""
+        return patiently(lambda: self._read_jobs(index, lane), self._end_clock)
+
+    def _end_clock(self) -> None:
+        """Let no time limit run for the job before, which has ended, while the next ones are waited for."""
+        phase, place = divmod(self._words[POSITION], 1 << PHASE_SHIFT)
+        if phase == phase_word(Phase.RUNNING, 0) >> PHASE_SHIFT:
+            self._words[POSITION] = phase_word(Phase.REPORTING, 0) | place
+
+    def _read_jobs(self, index: int, lane: Lane) -> tuple[Sequence[Any], Callable[[Any], Any]]:
         try:
             inputs = self._inputs.batch(lane)
             call = self._callables.get((lane.batch, lane.stint)) or self._bind(lane)

@@ -168,7 +168,11 @@ FAULTS: Final[dict[str, Row]] = {
     ),
     "J4": Row("map full", "small map", "grown, the transaction made whole"),
     "J5": Row("map grown by another process", "set_mapsize", "readers follow"),
-    "J6": Row("reader table full", "4096 readers", "error in words; goes on when they are gone"),
+    "J6": Row(
+        "reader table full",
+        "4096 readers, at rest and under a running batch",
+        "error in words, never called damage; workers wait, nobody is charged; goes on when they are gone or killed",
+    ),
     "J7": Row("newer format", "version raised", "refused with both versions"),
     "J8": Row(
         "value file torn, changed or missing",

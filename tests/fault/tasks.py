@@ -211,6 +211,14 @@ def waits_long_once(x: int) -> int:
     return x * x
 
 
+def waits_for_go(x: int) -> int:
+    """Until a file is there."""
+    mark_attempt()
+    while not Path(os.environ["GO"]).exists():
+        wait(0.01)
+    return x * x
+
+
 def takes_a_second(x: int) -> int:
     mark_attempt()
     wait(1.0)

@@ -17,9 +17,7 @@ from batchd.client.connection import LOG_NAME, Connection
 from batchd.core.job import JobState
 from batchd.edge import control
 from batchd.edge.journal import BatchJournal
-from batchd.edge.outcomes import Outcomes
 from batchd.edge.readiness import readable
-from batchd.errors import JournalError
 from batchd.settings import UNSAVED_BYTES_MAX
 from tests.bench import ROOT, WAIT_S, House, await_death, pump_until
 from tests.commands import Desk, pause, status_of, until
@@ -287,31 +285,6 @@ def settled(session: Session) -> int:
     for _ in range(20):
         session.pump(0.01)
     return int(session.progress["done"])
-
-
-@pytest.mark.covers("J6")
-def test_a_full_table_of_readers_is_an_error_in_words_and_over_when_they_go(tmp_path: Path, tally: Tally) -> None:
-    """4096 readers; the process that holds them is killed, and its slots are free again."""
-    BatchJournal.create(tmp_path / "b", {}).close()
-    with program(CROWD, tmp_path / "b"), pytest.raises(JournalError, match="4096 readers are in"):
-        BatchJournal(tmp_path / "b")
-    reader = BatchJournal(tmp_path / "b")
-    assert list(Outcomes(reader).spans(reader.facts.done, 0)) == []
-    reader.close()
-    tally.injected(4096)
-
-
-CROWD = """
-import sys, lmdb
-env = lmdb.open(sys.argv[1], readonly=True, max_dbs=9, max_spare_txns=0)
-txns = []
-try:
-    while True:
-        txns.append(env.begin())
-except lmdb.ReadersFullError:
-    print("there", flush=True)
-sys.stdin.read()
-"""
 
 
 STRANGER = """

@@ -69,6 +69,8 @@ WAITING: Final = {
     ("edge/journal.py", "BatchJournal.commit", "set_mapsize"),
     ("edge/journal.py", "BatchJournal.commit", "reader_check"),
     ("edge/journal.py", "BatchJournal.commit", "sync"),
+    # Aside, for the lookout.
+    ("edge/journal.py", "BatchJournal.clear_places", "reader_check"),
 }
 """(file, function, call): everything in the supervisor's process that may wait within LMDB."""
 

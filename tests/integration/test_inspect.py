@@ -11,7 +11,7 @@ import pytest
 
 from batchd.cli import inspect
 from batchd.core import entries as e
-from batchd.edge.shelf import Damaged, find_batch, is_newest, list_batches
+from batchd.edge.shelf import Unread, find_batch, is_newest, list_batches
 from batchd.errors import BatchNotFound, JournalDamaged, JournalError
 from batchd.formats.report import Failure, fingerprint
 from tests.commands import Terminal
@@ -92,7 +92,7 @@ def test_a_damaged_batch_does_not_hide_the_others(folder: Path, run: Run, size: 
     (folder / "batches" / "hollow").mkdir()
     kinds = {}
     for batch in list_batches(folder):
-        kinds[batch.folder.name] = isinstance(batch, Damaged)
+        kinds[batch.folder.name] = isinstance(batch, Unread)
     assert kinds == {"bad1": True, "good1": False, "hollow": True}
     code, out, err = run(inspect.ls)
     assert code == 0

@@ -16,6 +16,7 @@ class Journal:
 
     def __init__(self) -> None:
         self.late: dict[tuple[int, int], int] = {}
+        self.was_crowded = False
 
     def late_readers(self) -> dict[tuple[int, int], int]:
         return self.late
