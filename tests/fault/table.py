@@ -238,7 +238,9 @@ FAULTS: Final[dict[str, Row]] = {
     "P8": Row("a job's children die with it", "plain, own session, double fork", "none alive 1 s after"),
     "P9": Row("no worker outlives the supervisor", "SIGKILL: idle, GIL held, writing a result", "gone within 1 s"),
     "P10": Row(
-        "no replay while an old worker lives", "SIGSTOP to it, SIGKILL to the supervisor", "dead before replay"
+        "no replay while an old worker lives",
+        "SIGSTOP to it, or its end of the lifeline closed; SIGKILL to the supervisor",
+        "dead before replay",
     ),
     "P11": Row("template killed", "SIGKILL", "running jobs unharmed, next worker starts"),
     "P12": Row("any bytes on a worker's pipe", "garbage, truncated frames", "worker ended, cause named"),

@@ -219,6 +219,17 @@ def waits_for_go(x: int) -> int:
     return x * x
 
 
+def deaf_once(x: int) -> int:
+    """The first attempt of each job closes what tells its worker that its supervisor is gone, and takes for ever."""
+    is_first = batchd.current_job().attempt == 1
+    if is_first:
+        os.closerange(3, 1024)
+    mark_attempt()
+    if is_first:
+        wait(600)
+    return x * x
+
+
 def takes_a_second(x: int) -> int:
     mark_attempt()
     wait(1.0)

@@ -175,6 +175,23 @@ def test_nothing_is_run_again_while_an_old_worker_lives(desk: Desk, tally: Tally
     tally.count("real SIGKILLs", 1)
 
 
+@pytest.mark.covers("P10", "S3")
+def test_an_old_worker_that_hears_nothing_of_the_death_is_killed_before_the_replay(desk: Desk, tally: Tally) -> None:
+    """Nothing but the next supervisor ends it: it has closed its end of the lifeline."""
+    process = desk.start(*task("deaf_once", 2, "--name", "b"))
+    desk.wait_for_jobs(2, process)
+    old = desk.workers()
+    assert len(old) == 2
+    os.kill(desk.supervisor(), signal.SIGKILL)
+    desk.wait_for_jobs(3, process)
+    assert all(dead(pid) for pid in old), "a job runs again beside its first worker"
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert desk.values() == squares(2)
+    assert sorted(desk.attempts()) == [(0, 1), (0, 2), (1, 1), (1, 2)]
+    tally.count("real SIGKILLs", 1)
+
+
 READ, WRITE = "0", "1"
 
 
