@@ -1,10 +1,14 @@
 """What a run of the fault tests saw: counted by the tests, written as tests/fault/README.md.
 
 A test counts through the `tally` fixture. Its counts travel in pytest's user properties, so they arrive from the
-workers of xdist as well. Nothing in the table that comes out is typed in by hand but the words of table.py.
+workers of xdist as well. What there is to run is known when it is collected: a test that is never heard of again, for
+its worker died, is not so. Nothing in the table that comes out is typed in by hand but the words of table.py.
 """
 
+import json
+import os
 import platform
+import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,6 +21,8 @@ from tests.fault.table import FAULTS, FIGURES, Row
 _TIMES: Final = "times injected"
 _SAW: Final = "saw"
 _COVERS: Final = "covers"
+_TO: Final = "where to write which test covers what"
+"""xdist's controller collects nothing, and its workers report what they collected by names alone."""
 
 
 class Tally:
@@ -25,9 +31,12 @@ class Tally:
     def __init__(self, properties: list[tuple[str, object]]) -> None:
         self._properties = properties
 
-    def injected(self, times: int) -> None:
-        """The fault was injected so many times more; a test that never says so has injected it once."""
-        self._properties.append((_TIMES, times))
+    def injected(self, times: int, *rows: str) -> None:
+        """The fault was injected so many times more; a test that never says so has injected it once.
+
+        That counts for each row that the test covers, or for `rows` alone.
+        """
+        self._properties.append((_TIMES, [times, *rows]))
 
     def count(self, figure: str, number: int) -> None:
         """Add to one of the figures of the run."""
@@ -50,6 +59,10 @@ class Ledger:
 
     def __init__(self, path: str | None) -> None:
         self._path = path
+        self._covers: dict[str, list[str]] = {}
+        """The rows of each test that is to run."""
+        self._to: Path | None = None
+        self._reported: set[str] = set()
         self._times: Counter[str] = Counter()
         self._figures: Counter[str] = Counter()
         self._tests: Counter[str] = Counter()
@@ -57,24 +70,44 @@ class Ledger:
         self._skipped: dict[str, list[str]] = defaultdict(list)
         self._saw: dict[str, list[str]] = defaultdict(list)
 
-    @pytest.hookimpl
-    def pytest_itemcollected(self, item: pytest.Item) -> None:
-        """Note on the test what it covers, so that its report says so."""
-        for mark in item.iter_markers(_COVERS):
-            unknown = set(mark.args) - FAULTS.keys()
-            if unknown:
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_configure_node(self, node: Any) -> None:
+        """Tell a worker of xdist where to write what it is to run."""
+        self._to = Path(tempfile.gettempdir(), f"covers-{node.workerinput['testrunuid']}.json")
+        node.workerinput[_TO] = str(self._to)
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        """Note what is to run, before anybody hears that it is known."""
+        for item in session.items:
+            rows = [row for mark in item.iter_markers(_COVERS) for row in mark.args]
+            if unknown := set(rows) - FAULTS.keys():
                 raise pytest.UsageError(f"{item.nodeid} covers {unknown}, which tests/fault/table.py does not have")
-            item.user_properties.extend((_COVERS, name) for name in mark.args)
+            if rows:
+                self._covers[item.nodeid] = rows
+        if to := getattr(session.config, "workerinput", {}).get(_TO):
+            mine = Path(f"{to}.{os.getpid()}")
+            mine.write_text(json.dumps(self._covers), "utf-8")
+            mine.rename(to)  # The others write the same.
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_xdist_node_collection_finished(self) -> None:
+        """Hear what is to run."""
+        assert self._to is not None
+        self._covers = json.loads(self._to.read_text("utf-8"))
 
     @pytest.hookimpl
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Take in the end of a test."""
+        """Take in the end of a test. Where its worker died, xdist makes up a report, of no phase."""
         is_end = report.when == "call" or (report.when == "setup" and not report.passed)
-        if is_end or report.failed:
+        if is_end or (report.when == "teardown" and report.failed):
             self._take_in(report)
+        elif report.failed:
+            self._reported.discard(report.nodeid)
 
     def _take_in(self, report: pytest.TestReport) -> None:
-        names = {str(value) for key, value in report.user_properties if key == _COVERS}
+        self._reported.add(report.nodeid)
+        names = set(self._covers.get(report.nodeid, ()))
         if report.skipped:
             reason = str(report.longrepr[2]) if isinstance(report.longrepr, tuple) else "skipped"
             for name in names:
@@ -87,7 +120,7 @@ class Ledger:
             self._figures[figure] += sum(said[figure])
         for name in names:
             self._tests[name] += 1
-            self._times[name] += sum(said[_TIMES]) or 1
+            self._times[name] += sum(times for times, *rows in said[_TIMES] or [[1]] if not rows or name in rows)
             self._saw[name] += said[_SAW]
             if report.failed:
                 self._failed[name].append(report.nodeid.partition("::")[2])
@@ -95,7 +128,14 @@ class Ledger:
     @pytest.hookimpl
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         """Write the table."""
-        if self._path and not hasattr(session.config, "workerinput"):
+        if hasattr(session.config, "workerinput"):
+            return
+        if self._to is not None:
+            self._to.unlink(missing_ok=True)
+        for nodeid in self._covers.keys() - self._reported:
+            for name in self._covers[nodeid]:
+                self._failed[name].append(f"{nodeid.partition('::')[2]}, which never came to its end")
+        if self._path:
             Path(self._path).write_text("\n".join(self._page()) + "\n", "utf-8")
 
     def _page(self) -> Iterable[str]:
