@@ -28,7 +28,8 @@ def test_nothing_is_lost_and_nothing_is_left(tmp_path: Path, tally: Tally) -> No
     assert sum(told["kills"].values()) > 0
     assert list(tmp_path.iterdir()) == []
     kills = sum(told["kills"].values())
-    tally.injected(kills)
+    tally.injected(kills, "X11")
+    tally.injected(1, "P26")
     tally.count("real SIGKILLs", kills)
     tally.checked(told["jobs"], lost=told["lost"], doubled=told["recorded_twice"])
 
@@ -64,7 +65,9 @@ def test_nothing_is_lost_for_a_minute(tmp_path: Path, seed: int, workers: int, t
     assert report.kills[Target.SUPERVISOR] > 5
     assert report.kills[Target.WORKER] > 20
     assert report.replays > 0
-    tally.injected(sum(report.kills.values()))
+    tally.injected(sum(report.kills.values()), "X11")
+    tally.injected(report.kills[Target.WORKER], "W1")
+    tally.injected(report.kills[Target.SUPERVISOR], "S1")
     tally.count("real SIGKILLs", sum(report.kills.values()))
     counts = report.findings.counts
     tally.checked(report.jobs, lost=counts["lost"], doubled=counts["recorded_twice"])

@@ -20,13 +20,13 @@ from tests.fault.ledger import Tally
 pytestmark = pytest.mark.fault
 
 
-def kill(pid: int, tally: Tally) -> bool:
-    """SIGKILL, if it is still there; return whether it was."""
+def kill(pid: int, tally: Tally, *rows: str) -> bool:
+    """SIGKILL, if it is still there, which is counted for these rows; return whether it was."""
     if dead(pid):
         return False
     with suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
-        tally.injected(1)
+        tally.injected(1, *rows)
         tally.count("real SIGKILLs", 1)
         return True
     return False
@@ -144,9 +144,10 @@ def test_everything_is_killed_together_and_run_again(desk: Desk, tally: Tally) -
         process = desk.start(*command)
         desk.wait_for_jobs(done, process)
         process.kill()
-        kill(desk.supervisor(), tally)
+        kill(desk.supervisor(), tally, "S1", "P2")
         for pid in desk.processes():
-            kill(pid, tally)
+            kill(pid, tally, "P2")
+        tally.injected(1, "C1")
         process.communicate()
     assert desk.run(*command).returncode == 0
     check_whole(desk, jobs, tally)
@@ -167,12 +168,13 @@ def test_random_workers_are_killed_throughout(desk: Desk, tally: Tally) -> None:
         desk.wait_for_jobs(len(desk.attempts()) + 10, process, may_end=True)  # Or none would finish a job any more.
         workers = desk.workers()
         if workers:
-            kill(dice.choice(workers), tally)
+            kill(dice.choice(workers), tally, "W1", "P2")
             kills += 1
         pause(0.02)
     _, err = process.communicate(timeout=90)
     assert process.returncode == 0, err
     assert kills > 10, "nobody was killed"
+    tally.injected(1, "P5")
     check_whole(desk, jobs, tally)
 
 

@@ -195,7 +195,7 @@ def test_each_write_fails_once(desk: Desk, call: str, error: str, tally: Tally, 
         if not has_failed:
             break
         failed += 1
-    tally.injected(failed)
+    tally.injected(failed, "D3" if error == "EIO" else "D6")
     assert failed or call in {"writev", "ftruncate", "fsync"}
 
 

@@ -156,7 +156,8 @@ def test_a_kill_at_any_moment_leaves_no_doubt(bench: Bench, kills: int, tally: T
             assert len(unheard) <= 1, "large results were kept back"
         bench.pool.perform(c.ForgetWorker(worker.number))
         bench.events.clear()
-    tally.injected(kills)
+    tally.injected(kills, "W1", "P2")
+    tally.injected(1, "P4")  # All by one cause.
     tally.count("real SIGKILLs", kills)
     assert phases[ev.Phase.RUNNING] > kills // 20
     assert phases[ev.Phase.REPORTING], phases

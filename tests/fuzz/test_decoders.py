@@ -13,6 +13,7 @@ from tests.fault.ledger import Tally
 from tests.fuzz.fuzzer import Fuzzer, Outcome, Target
 from tests.fuzz.targets import TARGETS, mended_blocks, mended_frames
 
+ON_A_WORKERS_PIPE = [target for target in TARGETS if target.name in {"frame", "report", "failure"}]
 HERE = str(Path(__file__).parent)
 
 
@@ -26,7 +27,8 @@ def test_any_bytes_are_a_value_or_a_typed_error(count: int, seed: int, tally: Ta
     lines = ran.stdout.splitlines()
     assert len(lines) == len(TARGETS)
     assert all(f"{count:,} executions" in line for line in lines)
-    tally.injected(count * len(TARGETS))
+    tally.injected(count * len(TARGETS), "X10")
+    tally.injected(count * len(ON_A_WORKERS_PIPE), "P12")
     tally.count("fuzz inputs", count * len(TARGETS))
 
 

@@ -87,7 +87,7 @@ def test_nothing_that_is_brought_out_is_wrong(tmp_path: Path, ruin: Ruin, seed: 
                 assert len(gone) <= 6 or min(gone) >= made.size - 30_000, where
             for index in gone:
                 assert index >= salvage.size or index in salvage.lost_inputs, where
-    tally.injected(10)
+    tally.injected(10, "X7", *(["J1"] if ruin is flip_a_bit else ["J2"] if ruin is cut_off else []))
     tally.count("bit flips", 10 if ruin is flip_a_bit else 0)
 
 

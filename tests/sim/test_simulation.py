@@ -24,7 +24,7 @@ MORE = [
 
 
 @pytest.mark.parametrize(("first", "count"), [*CHUNKS, *MORE])
-@pytest.mark.covers("X12", "W14")
+@pytest.mark.covers("X12")
 def test_every_invariant_holds_in_every_schedule(first: int, count: int, tally: Tally) -> None:
     for seed in range(first, first + count):
         Simulation(seed).run()
