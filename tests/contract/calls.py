@@ -269,6 +269,12 @@ def read_null() -> NoReturn:
     raise AssertionError("still alive")
 
 
+def note_and_read_null(path: str) -> NoReturn:
+    """Note that it began, and die of a null pointer."""
+    note(path)
+    read_null()
+
+
 def sign_and_end(path: str, end: Callable[..., Any], *args: Any) -> Any:
     """Note who this is, say something, and end like that."""
     import batchd

@@ -25,6 +25,7 @@ from tests.contract.calls import (
     kill_myself,
     leave,
     made_by,
+    note_and_read_null,
     notes,
     read_null,
     sign_and_end,
@@ -32,6 +33,7 @@ from tests.contract.calls import (
     square_or_crash,
     survive_from,
 )
+from tests.fault.ledger import Tally
 
 
 @pytest.fixture
@@ -232,6 +234,25 @@ def test_calls_that_were_about_to_be_sent_are_told_what_ended_the_executor(make_
         with pytest.raises(BrokenProcessPool, match="it leaves"):
             call.result(WAIT_S)
     assert answers == [False]
+
+
+@pytest.mark.covers("W13", "P6")
+def test_an_initializer_that_dies_in_each_worker_is_given_up_after_few_starts(
+    make_ours: Any, tmp_path: Path, tally: Tally
+) -> None:
+    """All workers may have begun before the first is seen to have died, and then each death starts one more."""
+    starts = tmp_path / "starts"
+    executor = make_ours(8, initializer=note_and_read_null, initargs=(str(starts),))
+    jobs = [executor.submit(square, x) for x in range(20)]
+    for job in jobs:
+        error = job.exception(WAIT_S)
+        assert isinstance(error, BrokenProcessPool)
+        assert "workers keep dying without finishing a job: killed by SIGSEGV" in str(error)
+    executor.shutdown()
+    begun = len(notes(starts))
+    assert 5 <= begun <= 8 + 5
+    tally.injected(begun)
+    tally.saw(f"{begun} starts of 8 workers")
 
 
 # --- crashes_max -------------------------------------------------------------------------------------------------

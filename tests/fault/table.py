@@ -54,7 +54,7 @@ FAULTS: Final[dict[str, Row]] = {
     "W12": Row("job leaks descriptors", "open until EMFILE", "that job fails with the cause, the batch goes on"),
     "W13": Row(
         "workers die before they are ready",
-        "import raises, leaves, dies or writes to every socket it finds, initializer raises",
+        "import raises, leaves, dies or writes to every socket it finds, initializer raises or dies",
         "told once, no restart storm",
     ),
     "W14": Row(
@@ -233,7 +233,7 @@ FAULTS: Final[dict[str, Row]] = {
     "P3": Row("a lease blames one job", "poison in the middle of a lease", "finished neighbours keep their results"),
     "P4": Row("the cause of a death is named", "one job per cause", "signal, exit code, time limit, memory"),
     "P5": Row("poison is quarantined", "job that always crashes", "runs as often as allowed, others finish"),
-    "P6": Row("no restart storm", "initializer that raises", "error soon, few starts"),
+    "P6": Row("no restart storm", "initializer that raises, or dies in each of 8 workers", "error soon, few starts"),
     "P7": Row("a time limit ends C code", "PyDLL.sleep, SIGTERM ignored", "ended within limit and grace"),
     "P8": Row("a job's children die with it", "plain, own session, double fork", "none alive 1 s after"),
     "P9": Row("no worker outlives the supervisor", "SIGKILL: idle, GIL held, writing a result", "gone within 1 s"),
