@@ -67,8 +67,8 @@ FAULTS: Final[dict[str, Row]] = {
     ),
     "S1": Row(
         "supervisor killed at any system call",
-        "SIGKILL at the n-th journal, pipe or socket call of each of its threads (strace), for all n to its end; "
-        "of hundreds of reads in a row that look for leftovers in /proc each 16th; at random moments",
+        "SIGKILL at the n-th call about files, pipes, sockets or processes of each thread (strace), for all n "
+        "to its end; of hundreds in a row that look for leftovers in /proc each 16th; at random moments",
         "next one replays; lost 0, recorded twice 0",
     ),
     "S2": Row("supervisor stopped for a minute", "SIGSTOP, SIGCONT", "no false timeouts, nothing lost"),
