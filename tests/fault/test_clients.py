@@ -95,12 +95,41 @@ def test_a_reader_that_is_stopped_costs_bounded_space_and_no_time(house: House, 
                 house.finish(session)
         else:
             house.finish(session)
-        return (place / "data.mdb").stat().st_blocks * 512
+        return size_of(place)
 
     alone, watched = run("alone", has_reader=False), run("watched", has_reader=True)
     assert house.outcomes("watched") == dict.fromkeys(range(jobs), "x" * 500)
     assert watched < 10 * alone
     tally.saw(f"{watched / alone:.1f} times the space")
+
+
+def size_of(batch: Path) -> int:
+    """Return how much of the disk a batch takes."""
+    return (batch / "data.mdb").stat().st_blocks * 512
+
+
+@pytest.mark.covers("C3")
+def test_space_that_a_reader_held_is_used_again_when_it_has_ended(house: House, tally: Tally) -> None:
+    """It is let go in the middle of the batch: what the other half needs was given back by the first."""
+    jobs = 3_000
+    session = house.start([("work", 0.0005, "x" * 500)] * jobs)
+    pump_until(session, lambda: session.progress["done"] > 10, "some are done")
+    place = house.folder / "batches" / "b"
+    before = size_of(place)
+    with program(READER, place) as process:
+        os.kill(process.pid, signal.SIGSTOP)
+        pump_until(session, lambda: session.progress["done"] > jobs // 2, "half of it is done")
+        os.kill(process.pid, signal.SIGCONT)
+        process.communicate()
+        assert process.returncode == 0
+    done = session.progress["done"]
+    pump_until(session, lambda: session.progress["done"] > done, "a commit knows of it")
+    held = size_of(place)
+    assert session.progress["done"] < 0.9 * jobs, "too little is left"
+    house.finish(session)
+    assert size_of(place) <= held
+    assert house.outcomes() == dict.fromkeys(range(jobs), "x" * 500)
+    tally.saw(f"{held - before:,} bytes more while it read, and then none")
 
 
 STRICT = """
