@@ -27,7 +27,7 @@ from batchd.door import Adding, AttachedDoor
 from batchd.edge.failures import FailureGroup, group_failures
 from batchd.edge.journal import BatchJournal
 from batchd.edge.outcomes import Outcomes
-from batchd.errors import BatchBusy, UsageError
+from batchd.errors import BatchBusy, ClientClosed, UsageError
 from batchd.flow import FAILED
 from batchd.intake import PULL_MAX, InputRaised, KeyedInput, PlainInput, as_items
 from batchd.mapping import Key, costing_of, key_function
@@ -408,9 +408,10 @@ class Batch:
         made.start()
         with self._changed:
             self._changed.wait_for(lambda: self._is_opened or made.is_over)
-        if made.error is not None:
+        if made.error is not None or not self._is_opened:
             self._attachment = None
-            raise made.error
+            full = f"batch {self.id} was closed before the full disk let it be opened: make space and submit it again"
+            raise made.error or ClientClosed(full)
         self._created = made.session.created
         return made
 

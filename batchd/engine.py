@@ -226,6 +226,8 @@ class Engine:
         if waiting:
             self.withdraw(waiting)
         if self._attachment is not None:
+            if at_once:
+                self._attachment.hurry()
             self._attachment.wake()
 
     def kill(self) -> None:

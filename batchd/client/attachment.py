@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import Any, Final
 
 from batchd.client.connection import checked
-from batchd.client.session import Session
+from batchd.client.session import GaveUp, Session
 from batchd.errors import BatchdError, SupervisorError
 
 _PUMP_S: Final = 5.0
@@ -53,6 +53,7 @@ class Attachment:
         self._lock = threading.RLock()  # The collector may close what is attached wherever it strikes.
         self._is_over = False
         self._stopping: bool | None = None
+        self._is_hurried = False
         self._answers: set[Future[dict[str, Any]]] = set()
 
     def start(self) -> None:
@@ -94,7 +95,15 @@ class Attachment:
             if self._stopping is not None and self._stopping >= at_once:
                 return  # Nothing new, and `turn` may say it every time.
             self._stopping = at_once
+        if at_once:
+            self.hurry()
         self.wake()
+
+    def hurry(self) -> None:
+        """Have the opening of the batch not wait for a full disk: the thread ends instead, and tells of no error."""
+        self._is_hurried = True
+        if hasattr(self, "session"):
+            self.session.hurry()
 
     @property
     def is_over(self) -> bool:
@@ -107,6 +116,8 @@ class Attachment:
         session: Session | None = None
         try:
             session = self.session = self._make()
+            if self._is_hurried:  # It may have been said when there was no session yet.
+                session.hurry()
             session.open()
             self._opened()
             while self._stopping is None:
@@ -118,6 +129,8 @@ class Attachment:
                     is_urgent = self._stopping
                     session.leave(at_once=is_urgent)
                 self._go_on()
+        except GaveUp:
+            pass
         except BaseException as error:
             self.error = error
         finally:

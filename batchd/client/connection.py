@@ -53,6 +53,8 @@ class Connection:
         self._inbox: deque[control.Message] = deque()
         self.has_left = False
         """Whether the supervisor said that it leaves, because the disk has no room for what it was to do."""
+        self.waits_for = ""
+        """What an `ask` that is under way waits for, when that is a full disk."""
 
     def tell(self, do: str, body: bytes = b"", /, **fields: Any) -> int:
         """Send a request and return its number, without waiting. Raises SupervisorGone."""
@@ -78,14 +80,16 @@ class Connection:
         """
         number = self.tell(do, body, **fields)
         later: list[control.Message] = []
-        told = ""
+        self.waits_for = ""
         while True:
             for message in self._receive():
                 if message.kind == control.REPLY and message.fields.get("number") == number:
                     self._inbox.extendleft(reversed(later))
+                    self.waits_for = ""
                     return checked(message.fields)
-                if message.kind == control.NEWS and (trouble := str(message.fields.get("trouble", ""))) != told:
-                    told = trouble
+                trouble = str(message.fields.get("trouble", ""))
+                if message.kind == control.NEWS and trouble != self.waits_for:
+                    self.waits_for = trouble
                     note(trouble or "going on")
                 later.append(message)
 
@@ -103,11 +107,15 @@ class Connection:
         self._inbox.clear()
         return found
 
-    def close(self) -> None:
-        """Hang up: also when a child that was forked meanwhile holds a copy of the line."""
+    def hang_up(self) -> None:
+        """Have it end, also when a child that was forked meanwhile holds a copy of the line. Any thread may do so."""
         if self._pid == os.getpid():
             with suppress(OSError):  # The other side was faster.
                 self.socket.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Hang up, and let go of the line."""
+        self.hang_up()
         self.socket.close()
 
     def _receive(self) -> Iterator[control.Message]:

@@ -122,6 +122,10 @@ class Feed:
             os.eventfd_write(self.wake_fd, 1)
 
 
+class GaveUp(Exception):
+    """What was asked waits for a full disk, and whoever asked was told to `hurry`."""
+
+
 class Session:
     """One batch, run for one client.
 
@@ -181,6 +185,7 @@ class Session:
         self._is_sealing = False
         self._leaving: bool | None = None
         """Whether it was asked to leave, and then whether at once."""
+        self._is_hurried = False
         self._is_short = False
         self._trouble = ""
         self.restarts = 0
@@ -192,11 +197,11 @@ class Session:
     # --- Opening -----------------------------------------------------------------------------------------------
 
     def open(self) -> dict[str, Any]:
-        """Attach the batch; return its progress and reader checkpoint. Raises BatchdError."""
+        """Attach the batch; return its progress and reader checkpoint. Raises BatchdError, GaveUp."""
         while True:
             try:
                 self._connection = connect(self.folder, is_throwaway=self._is_throwaway)
-                self.progress = self._connection.ask("open", self._payload, note=self._note, **self._open_fields)
+                self.progress = self._ask("open", self._payload, **self._open_fields)
             except SupervisorGone:
                 self._count_restart()
             else:
@@ -218,11 +223,35 @@ class Session:
     def unseal(self) -> None:
         """Let more input come behind what was the end. Raises UsageError for a batch that was cancelled."""
         while self.progress.get("is_sealed") and not self.is_put_down:
-            assert self._connection is not None
             try:
-                self.progress = self._connection.ask("unseal", batch=self.batch)
+                self.progress = self._ask("unseal", batch=self.batch)
             except SupervisorGone:
                 self.start_another()
+
+    def hurry(self) -> None:
+        """Have nothing that is asked wait for a full disk, which raises GaveUp instead. Any thread may say so."""
+        self._is_hurried = True
+        connection = self._connection
+        if connection is not None and connection.waits_for:
+            connection.hang_up()
+
+    def _ask(self, do: str, body: bytes = b"", /, **fields: Any) -> dict[str, Any]:
+        connection = self._connection
+        assert connection is not None
+
+        def check() -> None:
+            if self._is_hurried and connection.waits_for:
+                raise GaveUp(connection.waits_for)
+
+        def hear(why: str) -> None:
+            self._note(why)
+            check()
+
+        try:
+            return connection.ask(do, body, note=hear, **fields)
+        except SupervisorGone:
+            check()
+            raise
 
     @property
     def fileno(self) -> int:

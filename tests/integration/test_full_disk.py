@@ -2,8 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -20,7 +18,6 @@ from batchd.client.session import Session
 from batchd.core.facts import BatchState
 from batchd.core.job import JobState
 from batchd.edge.control import REPLY
-from batchd.edge.folder import journal_id, open_folder, recorder_path
 from batchd.errors import ClientClosed, JournalFull
 from batchd.formats.reference import keep_nothing
 from batchd.formats.segment import input_blocks
@@ -61,12 +58,11 @@ class Disk:
         self._flag.unlink()
 
     @contextmanager
-    def hesitating(self, session: Session) -> Iterator[None]:
-        """Let a large commit of a session's wait for an answer for a while."""
+    def hesitating(self) -> Iterator[Callable[[], bool]]:
+        """Let large commits wait for an answer for a while; gives what tells whether one does."""
         asked, waits = (self._flag.with_name(f"{self._flag.name}.{word}") for word in ("asked", "waits"))
         asked.touch()
-        pump_until(session, waits.exists, "a commit is under way")
-        yield
+        yield waits.exists
         asked.unlink()
 
 
@@ -261,7 +257,8 @@ def test_what_was_to_be_removed_when_the_disk_filled_does_not_wait_for_it(disk: 
         house.run([("same", 1)], "c")
         session = house.start(LARGE_INPUT)
         removing = connect(house.folder)
-        with disk.hesitating(session):
+        with disk.hesitating() as is_asked:
+            pump_until(session, is_asked, "a commit is under way")
             removing.tell("prune", batch="c")
             assert removing.ask("status")["trouble"] == ""
             disk.fill()
@@ -330,6 +327,77 @@ def test_a_client_that_is_closed_at_once_does_not_wait_for_space(disk: Disk, tmp
     submitting.join(WAIT_S)
     disk.make_space()
     assert not closing.is_alive()
+    assert told
+
+
+@pytest.fixture
+def full(disk: Disk, tmp_path: Path) -> Iterator[Path]:
+    """A journal whose disk is full, as its supervisor has found out."""
+    with batchd.Client(tmp_path / "journal", workers=1) as made:
+        assert made.submit(len, "x").result(WAIT_S) == 1
+        disk.fill()
+        made.hand_over(len, ("x" * 100_000,), {})
+        until(lambda: request(tmp_path / "journal", "status")["trouble"], "it is told")
+        yield tmp_path / "journal"
+        disk.make_space()
+
+
+def close_at_once(client: batchd.Client) -> None:
+    closing = Thread(target=partial(client.close, at_once=True), daemon=True)
+    closing.start()
+    closing.join(WAIT_S)
+    assert not closing.is_alive()
+
+
+def opening(client: batchd.Client) -> bool:
+    """Whether a client waits for space to have its queue or a batch opened."""
+    attachments = [client._queue._attachment, *(batch._attachment for batch in client._batches)]
+    sessions = [each.session for each in attachments if each and hasattr(each, "session")]
+    return any(session._connection is not None and session._connection.waits_for for session in sessions)
+
+
+@pytest.mark.covers("D1")
+def test_a_client_that_is_closed_at_once_does_not_wait_for_space_to_open_its_queue(full: Path) -> None:
+    made = batchd.Client(full, workers=1, queue="other")
+    future = made.hand_over(len, ("x",), {})
+    until(lambda: opening(made), "it waits")
+    close_at_once(made)
+    for waiting in filter(None, (future, future.accepted)):
+        assert isinstance(waiting.exception(WAIT_S), ClientClosed)
+
+
+@pytest.mark.covers("D1")
+def test_a_client_that_is_closed_at_once_does_not_begin_to_wait_for_space(disk: Disk, tmp_path: Path) -> None:
+    """It was closed when nobody knew of the disk, but its queue was not open yet."""
+    with batchd.Client(tmp_path / "journal", workers=1) as other:
+        assert other.submit(len, "x").result(WAIT_S) == 1
+        made = batchd.Client(tmp_path / "journal", workers=1, queue="other")
+        with disk.hesitating() as is_asked:
+            other.hand_over(len, ("x" * 100_000,), {})
+            until(is_asked, "a commit is under way")
+            future = made.hand_over(len, ("x",), {})
+            (attachment,) = made.let_go(True)
+            disk.fill()
+        attachment.end.result(WAIT_S)
+        assert isinstance(future.exception(WAIT_S), ClientClosed)
+        disk.make_space()
+
+
+@pytest.mark.covers("D1")
+def test_a_batch_that_is_closed_at_once_does_not_wait_for_space_to_be_opened(full: Path) -> None:
+    made = batchd.Client(full, workers=1)
+    told: list[BaseException] = []
+
+    def submit() -> None:
+        with pytest.raises(ClientClosed, match="before the full disk let it be opened: make space and") as raised:
+            made.submit_batch(len, ["x"], name="n")
+        told.append(raised.value)
+
+    submitting = Thread(target=submit, daemon=True)
+    submitting.start()
+    until(lambda: opening(made), "it waits")
+    close_at_once(made)
+    submitting.join(WAIT_S)
     assert told
 
 
@@ -406,34 +474,3 @@ def test_who_waits_for_space_outlasts_all_who_give_up(disk: Disk, tmp_path: Path
         put_down_at_once(house, waiting)
     finally:
         house.close()
-
-
-@pytest.mark.parametrize(
-    ("code", "ends", "is_left"),
-    [(0, "never", False), (3, "never", True), (3, "before", False), (3, "meanwhile", False)],
-)
-def test_a_throw_away_journal_is_left_to_its_process_where_a_supervisor_stops_for_the_disk(
-    tmp_path: Path, code: int, ends: str, is_left: bool
-) -> None:
-    """That starts the next supervisor, if it lives; it may have ended when it could leave the folder to this one."""
-    with subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE) as owner:
-        assert owner.stdin is not None
-        folder = open_folder(tmp_path / f"batchd-{os.geteuid()}-{owner.pid}-x")
-        recorder = recorder_path(folder, journal_id(folder))
-        program = (
-            "import sys; from batchd.supervisor import __main__ as started;"
-            f"started.Supervisor.run = lambda self: {code}; started.OWNER_WAIT_S = {0.1 if is_left else WAIT_S};"
-            f"sys.argv[1:] = [{str(folder)!r}, '1', 'throw-away']; sys.exit(started.main())"
-        )
-        if ends == "before":
-            owner.stdin.close()
-            owner.wait()
-        with subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE) as supervisor:
-            assert supervisor.stdout is not None
-            assert supervisor.stdout.read() == b"ready"
-            if ends == "meanwhile":
-                owner.stdin.close()
-                owner.wait()
-            assert supervisor.wait() == code
-        assert (folder.exists(), recorder.exists()) == (is_left, is_left)
-        recorder.unlink(missing_ok=True)

@@ -19,6 +19,7 @@ from batchd.client import Session, connect, request, start_supervisor
 from batchd.client import connection as client
 from batchd.core.job import Allowances, JobState
 from batchd.edge import control
+from batchd.edge.folder import journal_id, open_folder, recorder_path
 from batchd.edge.journal import BatchJournal
 from batchd.edge.lock import holder_of
 from batchd.errors import BatchNotFound, JournalError, SupervisorError, SupervisorMismatch, TaskError, UsageError
@@ -420,3 +421,34 @@ def test_a_full_disk_pauses_a_batch_and_space_lets_it_go_on(small_disk: Path, du
         assert holder_of(house.folder)["pid"] == pid, "the supervisor died of it"
     finally:
         house.close()
+
+
+@pytest.mark.parametrize(
+    ("code", "ends", "is_left"),
+    [(0, "never", False), (3, "never", True), (3, "before", False), (3, "meanwhile", False)],
+)
+def test_a_throw_away_journal_is_left_to_its_process_where_a_supervisor_stops_for_the_disk(
+    tmp_path: Path, code: int, ends: str, is_left: bool
+) -> None:
+    """That starts the next supervisor, if it lives; it may have ended when it could leave the folder to this one."""
+    with subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE) as owner:
+        assert owner.stdin is not None
+        folder = open_folder(tmp_path / f"batchd-{os.geteuid()}-{owner.pid}-x")
+        recorder = recorder_path(folder, journal_id(folder))
+        program = (
+            "import sys; from batchd.supervisor import __main__ as started;"
+            f"started.Supervisor.run = lambda self: {code}; started.OWNER_WAIT_S = {0.1 if is_left else WAIT_S};"
+            f"sys.argv[1:] = [{str(folder)!r}, '1', 'throw-away']; sys.exit(started.main())"
+        )
+        if ends == "before":
+            owner.stdin.close()
+            owner.wait()
+        with subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE) as supervisor:
+            assert supervisor.stdout is not None
+            assert supervisor.stdout.read() == b"ready"
+            if ends == "meanwhile":
+                owner.stdin.close()
+                owner.wait()
+            assert supervisor.wait() == code
+        assert (folder.exists(), recorder.exists()) == (is_left, is_left)
+        recorder.unlink(missing_ok=True)
