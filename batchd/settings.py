@@ -117,6 +117,9 @@ MESSAGE_CHARS_MAX: Final = 2_000
 STACK_DUMP_S: Final = 0.05
 """Between SIGABRT, which lets a hung worker print its Python stack, and SIGKILL."""
 KILL_WAIT_S: Final = 10.0
+TERM_WAIT_S: Final = 0.5
+"""Whoever stops a unit of systemd's or a container sends SIGTERM to all that is in it, in any order. So the end of a
+worker by one is told this much later: by then it is known whether the supervisor has got one as well."""
 
 # --- What a job says about itself --------------------------------------------------------------------------------
 CHECKPOINT_BYTES_MAX: Final = 64 << 20

@@ -245,6 +245,8 @@ class WorkerGone:
     """The same for the record, with its last output, encoded."""
     is_short: bool = False
     """The system refused another process: whoever is there goes on without it."""
+    is_terminated: bool = False
+    """Somebody sent it SIGTERM."""
 
 
 @dataclass(frozen=True, slots=True)

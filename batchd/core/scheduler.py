@@ -404,7 +404,8 @@ class Scheduler:
             self._settle(batch, lease.next, innocent, lease.history, Cause.REPLAY, now)
         cause = Cause.REPLAY
         if running is not None:
-            cause = self._blame(worker, lease, running)
+            is_stop = batch.is_leaving and event.is_terminated  # Of everything at once: its supervisor heard it, too.
+            cause = Cause.REPLAY if is_stop else self._blame(worker, lease, running)
             if self._settle(batch, running, begun, lease.history, cause, now, failure=event.failure):
                 self._intensity[worker.key].progress()
                 self._apply_stop_rules(batch, event.cause.encode())

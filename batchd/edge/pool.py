@@ -29,7 +29,7 @@ from batchd.errors import FormatError
 from batchd.formats.frame import Frame, FrameReader
 from batchd.formats.reference import OF_WORKER
 from batchd.formats.report import LEASE
-from batchd.settings import CUT_WAIT_S, IDLE_TEMPLATES_MAX, READ_BYTES, STACK_DUMP_S
+from batchd.settings import CUT_WAIT_S, IDLE_TEMPLATES_MAX, READ_BYTES, STACK_DUMP_S, TERM_WAIT_S
 from batchd.worker import output
 from batchd.worker.recorder import STARTED, WRITER, Lane, Recorder
 from batchd.worker.template import tag
@@ -432,7 +432,12 @@ class Pool:
             failure = worker.failure(position, cause, status, usage)
             self._delete_unreported(worker, position)
             self._close(worker)
-            self._emit(ev.WorkerGone(worker.number, position, cause, failure.encode()))
+            is_terminated = not worker.is_killed and os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGTERM
+            gone = ev.WorkerGone(worker.number, position, cause, failure.encode(), is_terminated=is_terminated)
+            if is_terminated:
+                self._later(TERM_WAIT_S, partial(self._emit, gone))
+            else:
+                self._emit(gone)
         self._reap()
 
     def _drain(self, worker: WorkerProcess) -> None:

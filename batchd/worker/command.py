@@ -15,10 +15,11 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from time import sleep
 from typing import Any, Final
 
 from batchd.errors import CommandFailed, InputError
-from batchd.settings import COMMAND_OUTPUT_BYTES_MAX
+from batchd.settings import COMMAND_OUTPUT_BYTES_MAX, TERM_WAIT_S
 from batchd.units import format_size
 from batchd.worker.output import StampedWriter
 from batchd.worker.task import Task
@@ -60,6 +61,8 @@ def run(item: Any, *, words: Sequence[str]) -> str | bytes:
         raise CommandFailed(f"{filled[0]} wrote more than {limit} to stdout: have it write a file")
     written = written.removesuffix(b"\n")
     if process.returncode:
+        if process.returncode == -signal.SIGTERM:
+            sleep(TERM_WAIT_S)  # Whoever stops a unit sends it to this worker as well, and no job is to fail by that.
         if written:
             sys.stdout.write(f"{written[-_TOLD_BYTES:].decode(errors='backslashreplace')}\n")
         raise CommandFailed(f"{filled[0]} {_end_of(process.returncode)}")

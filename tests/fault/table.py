@@ -201,7 +201,12 @@ FAULTS: Final[dict[str, Row]] = {
         "fewer workers do all of it, the client is told once, nobody is charged",
     ),
     "H2": Row("50 CPU hogs on one core", "taskset", "no false kills"),
-    "H3": Row("SIGTERM with a budget of 10 s", "SIGTERM", "drained, durable, gone in time"),
+    "H3": Row(
+        "SIGTERM with a budget of 10 s",
+        "SIGTERM, to the supervisor alone and, as systemd stops a unit, to its workers too, before or after it",
+        "drained, durable, gone in time (longer jobs are cut off by a second SIGTERM); workers that get it die, "
+        "nobody is charged, their jobs run with the next start",
+    ),
     "X1": Row("job writes garbage to descriptors 1 to 20", "os.write", "only what it printed changes"),
     "X2": Row("job ignores SIGTERM", "SIG_IGN, with a time limit", "ended all the same, with its children"),
     "X3": Row("job prints 100 MB", "print, and go on for a while", "capture stays small, last lines kept"),

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from time import monotonic
 
@@ -11,6 +12,7 @@ import pytest
 
 from batchd.client import connect, request
 from batchd.client.connection import SupervisorGone
+from batchd.edge.journal import BatchJournal
 from tests.bench import ROOT, House, await_death, pump_until
 from tests.commands import Desk, dead, pause, squares, until
 from tests.fault import tasks
@@ -61,6 +63,55 @@ def test_a_storm_of_signals_changes_nothing(desk: Desk, tally: Tally) -> None:
     assert "died" not in err
     assert desk.values() == squares(300)
     tally.injected(500)
+
+
+@pytest.mark.covers("H3")
+@pytest.mark.parametrize("is_supervisor_first", [True, False], ids=["supervisor first", "workers first"])
+def test_a_unit_that_is_stopped_charges_nobody(desk: Desk, *, is_supervisor_first: bool) -> None:
+    """SIGTERM to everybody, as systemd does it. A crash that was charged would quarantine the job at once."""
+    desk.environ["GO"] = str(desk.folder / "go")
+    command = (*task("waits_for_go", 4), "--max-crashes", "1")
+    process = desk.start(*command)
+    desk.wait_for_jobs(2, process)
+    orders = [[desk.supervisor()], desk.processes()]
+    stop_unit(desk, process, orders if is_supervisor_first else orders[::-1])
+    again = desk.run(*command)
+    assert again.returncode == 0, again.stderr
+    assert desk.values() == squares(4)
+
+
+@pytest.mark.covers("H3")
+def test_a_unit_that_is_stopped_fails_no_command_that_hears_of_it_first(desk: Desk) -> None:
+    words = f"/bin/sh -c 'until [ -e {desk.folder}/go ]; do sleep 0.02; done; echo {{}}'"
+    command = ("exec", words, "--range", "0:4", "--out", "out.jsonl", "-j", "2")
+    process = desk.start(*command)
+
+    def commands() -> list[int]:
+        return [pid for pid in desk.processes() if Path(f"/proc/{pid}/comm").read_text() == "sh\n"]
+
+    until(lambda: len(commands()) == 2, "both run", process)
+    stop_unit(desk, process, [commands(), desk.workers(), [desk.supervisor()]])
+    again = desk.run(*command)
+    assert again.returncode == 0, again.stderr
+    assert desk.values() == ["0", "1", "2", "3"]
+
+
+def stop_unit(desk: Desk, process: "subprocess.Popen[str]", orders: list[list[int]]) -> None:
+    """Terminate some, see them dead or leaving, then others; nobody is charged. Then let jobs end."""
+    for pids in orders:
+        for pid in pids:
+            with suppress(ProcessLookupError):  # Ended with what came before.
+                os.kill(pid, signal.SIGTERM)
+        if pids != [desk.supervisor()]:
+            until(lambda pids=pids: all(map(dead, pids)), "they are dead")  # type: ignore[misc]  # Of lambdas.
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 4, err
+    journal = BatchJournal(next((desk.journal / "batches").iterdir()))
+    begun = [history for _, _, history in journal.facts.histories.spans(0, 4) if history.attempts]
+    assert {(each.failures, each.crashes, each.interruptions) for each in begun} == {(0, 0, 0)}
+    assert journal.facts.done.size == 0
+    journal.close()
+    (desk.folder / "go").touch()
 
 
 @pytest.mark.covers("S7", "H3")

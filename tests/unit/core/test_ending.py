@@ -5,9 +5,9 @@ import pytest
 from batchd.core import commands as c
 from batchd.core import entries as e
 from batchd.core import events as ev
-from batchd.core.events import Options
+from batchd.core.events import Options, Phase, Position
 from batchd.core.facts import BatchFacts
-from batchd.core.job import JobState
+from batchd.core.job import History, JobState
 from tests.unit.core.test_scheduler import Desk, leased, long_lease
 
 
@@ -33,6 +33,14 @@ def test_who_ends_a_batch_ends_its_running_jobs(event: ev.Event) -> None:
     desk = long_lease()
     desk.tell(event)
     assert cuts(desk) == [(2, True), (3, True)]
+
+
+@pytest.mark.parametrize(("is_leaving", "crashes"), [(True, 0), (False, 1)])
+def test_a_worker_that_is_terminated_with_its_supervisor_blames_nobody(*, is_leaving: bool, crashes: int) -> None:
+    desk = long_lease()
+    gone = ev.WorkerGone(1, Position(2, 1, Phase.RUNNING), "killed by SIGTERM", b"failure", is_terminated=True)
+    desk.tell(*[ev.DetachRequested("b")] * is_leaving)
+    assert desk.tell(gone).entries[0] == e.Charged("b", 1, 1, History(1, crashes=crashes))
 
 
 def test_a_worker_too_many_is_told_so() -> None:
