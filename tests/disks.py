@@ -35,9 +35,9 @@ def remount(place: Path, options: str) -> None:
 
 
 def fill(place: Path) -> Path:
-    """Take every byte of a disk."""
+    """Take every byte of a disk, also when some were given back since the last time."""
     filler = place / "filler"
-    with filler.open("wb", buffering=0) as file:
+    with filler.open("ab", buffering=0) as file:
         for size in (1 << 20, 4096, 1):
             try:
                 while True:

@@ -152,7 +152,8 @@ FAULTS: Final[dict[str, Row]] = {
     "D7": Row("journal on a network file system", "mount table that says so", "refused before anything is made"),
     "D8": Row(
         "full disk that shows as EIO",
-        "LMDB's errors for a short write, with space and without",
+        "EIO at each write to the file of a batch from some moment on (strace), on a disk with space and on one with "
+        "little; LMDB's errors for a short write",
         "full only where there is no space, and then paused; else as D3",
     ),
     "J1": Row(

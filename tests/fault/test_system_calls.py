@@ -5,6 +5,8 @@ import signal
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic
 
@@ -13,13 +15,14 @@ import pytest
 from batchd.edge.folder import open_folder
 from batchd.edge.journal import BatchJournal
 from batchd.edge.outcomes import Outcomes
-from batchd.settings import UNSAVED_BYTES_MAX
+from batchd.settings import DISK_RESERVE_BYTES, UNSAVED_BYTES_MAX
 from tests.bench import await_death
 from tests.commands import Desk, dead, pause, private_bytes, squares, status_of, summary_of, until
+from tests.disks import fill
 from tests.fault import tasks
 from tests.fault.ledger import Tally
 from tests.fault.tasks import LARGE_REPORT_BYTES
-from tests.fault.tracing import STRACE, needs_strace, traced_supervisor
+from tests.fault.tracing import STRACE, Traced, needs_strace, ready_supervisor, traced_later, traced_supervisor
 
 pytestmark = [pytest.mark.fault, needs_strace]
 TASKS = Path(tasks.__file__)
@@ -262,6 +265,63 @@ def test_a_write_error_in_one_batch_stops_no_other(desk: Desk, call: str, tally:
         run(desk, "ill", jobs=100)
     for name in ("ill", "well"):
         assert desk.values(f"{name}.jsonl") == squares(100)
+
+
+@contextmanager
+def failing_in_the_middle(desk: Desk) -> Iterator[tuple["subprocess.Popen[str]", Traced, Callable[[], None]]]:
+    """A batch some of whose jobs are recorded, and from now on each write to its file is an EIO; the rest may go."""
+    go = desk.folder / "go"
+    desk.environ["GO"] = str(go)
+    open_folder(desk.journal)
+    supervisor = ready_supervisor(desk)
+    try:
+        command = ["--range", f"0:{JOBS * 10}", "--name", "b", "--out", "b.jsonl", "-j", "2"]
+        process = desk.start("run", f"{TASKS}:short_work_in_time", *command)
+        until(lambda: [True for each in status_of(desk)["batches"].values() if each["done"] == tasks.BAD], "some ran")
+        data = desk.journal / "batches" / batch_id(desk, "b") / "data.mdb"
+        failing = [f"{call}:error=EIO:when=1+" for call in ("pwrite64", "writev")]
+        with traced_later(desk, supervisor, *failing, only=data) as traced:
+            yield process, traced, go.touch
+    finally:
+        supervisor.kill()
+        supervisor.wait()
+
+
+@pytest.mark.covers("D8")
+def test_a_write_error_on_a_disk_that_is_nearly_full_pauses_the_batch(
+    desk: Desk, small_disk: Path, tally: Tally
+) -> None:
+    """LMDB makes an EIO of a write that was cut short; whoever pauses goes on when there is space."""
+    desk.journal = small_disk / "journal"
+    desk.environ["BATCHD_JOURNAL"] = str(desk.journal)
+    with failing_in_the_middle(desk) as (process, traced, go):
+        supervisor = desk.supervisor()
+        filler = fill(small_disk)
+        os.truncate(filler, filler.stat().st_size - DISK_RESERVE_BYTES // 2)
+        go()
+        until(lambda: "full" in status_of(desk)["trouble"], "it is told", process)
+        assert traced.injected()
+        fill(small_disk)
+        traced.let_go()
+        filler.unlink()
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == 0, err
+        assert f"disk full: paused until {desk.journal} has space" in err
+        assert desk.supervisor() in {supervisor, 0}
+    assert "died" not in err
+    check(desk, "b", tally, JOBS * 10)
+
+
+@pytest.mark.covers("D8", "D3")
+def test_a_write_error_on_a_disk_with_space_is_one(desk: Desk, tally: Tally) -> None:
+    with failing_in_the_middle(desk) as (process, traced, go):
+        go()
+        _, err = process.communicate(timeout=60)
+        assert traced.injected()
+    assert "full" not in err
+    assert process.returncode == 0, err
+    assert "the supervisor died" in err
+    check(desk, "b", tally, JOBS * 10)
 
 
 # --- Slowness --------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from batchd.edge.folder import open_folder
 from tests.commands import Desk, until
 
 STRACE: Final = "strace"
+LOG: Final = "strace.log"
 needs_strace = pytest.mark.skipif(
     shutil.which(STRACE) is None, reason="strace is not installed: nothing can be done to system calls"
 )
@@ -35,6 +36,11 @@ class Traced:
         """Wait until everything that was traced is gone; return how the supervisor ended, as Popen tells it."""
         code = self._strace.wait(60)  # It ends as the one that it has started did.
         return self._supervisor.wait(60) if self._supervisor is not None else code
+
+    def let_go(self) -> None:
+        """Do nothing to it any more."""
+        self._strace.terminate()
+        self._strace.wait(60)
 
     def calls(self, nth: int) -> list[str]:
         """Return what the thread called that came to its n-th call, [] if none did."""
@@ -82,7 +88,25 @@ def traced_supervisor(
     """
     open_folder(desk.journal)
     until(lambda: not desk.supervisor(), "no supervisor holds the journal")
-    log = desk.folder / "strace.log"
+    options = tracing(desk, *inject, only=only)
+    supervisor = None
+    if from_the_start:
+        strace = ready_supervisor(desk, STRACE, *options)
+    else:
+        supervisor = ready_supervisor(desk)
+        strace = attach(supervisor, options)
+    try:
+        yield Traced(strace, supervisor, desk.folder / LOG)
+    finally:
+        for process in (strace, supervisor):
+            if process is not None:
+                process.kill()
+                process.wait()
+
+
+def tracing(desk: Desk, *inject: str, only: Path | None) -> list[str]:
+    """Return the options of strace for these injections."""
+    log = desk.folder / LOG
     log.unlink(missing_ok=True)
     calls = ",".join(each.partition(":")[0] for each in inject)
     # All its threads and no other process: a template reads far more than it, and would come to the n-th call first.
@@ -91,17 +115,22 @@ def traced_supervisor(
         options += ["-e", f"inject={each}"]
     if only is not None:
         options += ["-P", str(only)]
-    supervisor = None
-    if from_the_start:
-        strace = ready_supervisor(desk, STRACE, *options)
-    else:
-        supervisor = ready_supervisor(desk)
-        strace = subprocess.Popen([STRACE, *options, "-p", str(supervisor.pid)])
-        until(lambda: is_traced(supervisor, strace.pid), "strace has attached")
+    return options
+
+
+def attach(supervisor: subprocess.Popen[bytes], options: list[str]) -> subprocess.Popen[bytes]:
+    """Have strace hold a supervisor that runs."""
+    strace = subprocess.Popen([STRACE, *options, "-p", str(supervisor.pid)])
+    until(lambda: is_traced(supervisor, strace.pid), "strace has attached")
+    return strace
+
+
+@contextmanager
+def traced_later(desk: Desk, supervisor: subprocess.Popen[bytes], *inject: str, only: Path) -> Iterator[Traced]:
+    """Have strace hold a supervisor that is in the middle of its work; what is done to `only` counts from now on."""
+    strace = attach(supervisor, tracing(desk, *inject, only=only))
     try:
-        yield Traced(strace, supervisor, log)
+        yield Traced(strace, supervisor, desk.folder / LOG)
     finally:
-        for process in (strace, supervisor):
-            if process is not None:
-                process.kill()
-                process.wait()
+        strace.kill()
+        strace.wait()
