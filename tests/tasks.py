@@ -153,6 +153,15 @@ def eats_memory_at_1(x: int) -> int:
     return x
 
 
+def grows_at_1(x: int) -> int:
+    """One job takes a little more all the time."""
+    held: list[bytearray] = []
+    while x == 1 and len(held) < 60:
+        held.append(bytearray(b"x" * (10 << 20)))
+        threading.Event().wait(0.03)
+    return x
+
+
 def text_length(line: str, *, times: int = 1) -> int:
     return len(line) * times
 

@@ -4,7 +4,9 @@ It imports batchd only where a job asks batchd for something: the standard libra
 """
 
 import ctypes
+import mmap
 import os
+import platform
 import signal
 import threading
 from collections.abc import Callable
@@ -266,6 +268,14 @@ def square_or_crash(x: int, deadly: int, path: str) -> int:
 
 def read_null() -> NoReturn:
     ctypes.string_at(0)
+    raise AssertionError("still alive")
+
+
+def run_nonsense() -> NoReturn:
+    """Execute what is no instruction."""
+    code = mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
+    code.write(b"\x0f\x0b" if platform.machine() == "x86_64" else bytes(4))
+    ctypes.CFUNCTYPE(None)(ctypes.addressof(ctypes.c_char.from_buffer(code)))()
     raise AssertionError("still alive")
 
 

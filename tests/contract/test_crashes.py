@@ -28,6 +28,7 @@ from tests.contract.calls import (
     note_and_read_null,
     notes,
     read_null,
+    run_nonsense,
     sign_and_end,
     square,
     square_or_crash,
@@ -57,9 +58,10 @@ def crash_of(executor: Executor, call: Callable[..., Any], *args: Any) -> Any:
         (kill_myself, (signal.SIGKILL,), signal.SIGKILL, None),
         (kill_myself, (signal.SIGTERM,), signal.SIGTERM, None),
         (read_null, (), signal.SIGSEGV, None),
+        (run_nonsense, (), signal.SIGILL, None),
         (os.abort, (), signal.SIGABRT, None),
     ],
-    ids=["exit 3", "exit 0", "SIGKILL", "SIGTERM", "SIGSEGV", "abort"],
+    ids=["exit 3", "exit 0", "SIGKILL", "SIGTERM", "SIGSEGV", "SIGILL", "abort"],
 )
 @pytest.mark.covers("W4", "W5", "P4")
 def test_a_crash_is_told_exactly(

@@ -189,10 +189,9 @@ def test_a_timeout_ends_c_code_that_holds_the_gil(desk: Desk) -> None:
 
 
 @pytest.mark.covers("W11", "P4", "P19")
-def test_a_job_past_its_memory_limit_fails_with_both_figures(desk: Desk) -> None:
-    ran = desk.run(
-        "run", desk.task("eats_memory_at_1"), "--range", "0:4", "--memory-per-job", "300M", "--out", "out.jsonl"
-    )
+@pytest.mark.parametrize("task", ["eats_memory_at_1", pytest.param("grows_at_1", marks=pytest.mark.slow)])
+def test_a_job_past_its_memory_limit_fails_with_both_figures(desk: Desk, task: str) -> None:
+    ran = desk.run("run", desk.task(task), "--range", "0:4", "--memory-per-job", "300M", "--out", "out.jsonl")
     assert ran.returncode == 1
     message = desk.results()[1]["error"]["message"]
     assert message.startswith("memory ")

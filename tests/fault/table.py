@@ -33,7 +33,7 @@ FAULTS: Final[dict[str, Row]] = {
     "W3": Row("worker killed while idle or being born", "SIGKILL at rest, template killed", "nobody is charged"),
     "W4": Row(
         "crash in native code",
-        "null pointer, os.abort",
+        "null pointer, illegal instruction, os.abort",
         "signal named, Python stack kept, quarantined after 3",
     ),
     "W5": Row("job leaves the process", "os._exit(0), sys.exit, SystemExit", "never taken for success"),
@@ -50,7 +50,11 @@ FAULTS: Final[dict[str, Row]] = {
         "busy, not dead; ended by its time limit alone",
     ),
     "W10": Row("job closes or writes to descriptors", "os.closerange, os.write", "worker replaced, guilty job found"),
-    "W11": Row("job takes too much memory", "600 MB at a stroke", "ended by its limit, both figures in the message"),
+    "W11": Row(
+        "job takes too much memory",
+        "600 MB at a stroke, and 10 MB after the other",
+        "ended by its limit, both figures in the message",
+    ),
     "W12": Row("job leaks descriptors", "open until EMFILE", "that job fails with the cause, the batch goes on"),
     "W13": Row(
         "workers die before they are ready",
@@ -190,7 +194,7 @@ FAULTS: Final[dict[str, Row]] = {
         "all processes stopped; afterwards the time of day is an hour on, the monotonic clock (shim) where it was",
         "as S2",
     ),
-    "T3": Row("reboot", "recorder with another boot id", "not trusted: nobody is charged by it"),
+    "T3": Row("reboot", "recorder with another boot id, of a batch that ran", "not trusted: nobody is charged by it"),
     "I1": Row("input does not unpickle", "__reduce__ that raises", "that job fails with the cause"),
     "I2": Row("input unpickles endlessly", "nested 100,000 deep, one that kills its reader", "that job alone"),
     "R1": Row("result does not pickle", "lock, generator, __reduce__ that raises or dies", "that job fails"),
@@ -256,7 +260,7 @@ FAULTS: Final[dict[str, Row]] = {
     "P16": Row("full pipes do not deadlock", "100 MB argument while 100 MB result", "both arrive"),
     "P17": Row("input is read lazily", "endless generator", "no further than the window"),
     "P18": Row("results are let go", "many large results", "memory flat"),
-    "P19": Row("memory limit per job", "600 MB at a stroke", "ended, reported as memory"),
+    "P19": Row("memory limit per job", "as W11", "ended, reported as memory"),
     "P20": Row("the supervisor is not the OOM killer's choice", "oom_score_adj read from /proc", "workers before it"),
     "P21": Row(
         "recycling loses nothing", "", "-", "workers are not recycled; each serves until it is stopped or dies"

@@ -10,12 +10,14 @@ from pathlib import Path
 
 import pytest
 
+from batchd.client import request
 from batchd.core.events import Phase
+from batchd.edge import orphans
 from batchd.edge.folder import open_folder
 from batchd.edge.lock import boot_id
 from batchd.supervisor import recovery
 from batchd.worker.recorder import POSITION, Lane, Recorder, phase_word
-from tests.bench import House
+from tests.bench import House, await_death, pump_until
 from tests.cgroups import Group, cgroup
 from tests.commands import Desk, dead, squares, until
 from tests.fault import tasks
@@ -147,18 +149,25 @@ def test_nobody_is_killed_for_being_slow(desk: Desk, hogs: int, tally: Tally) ->
 
 
 @pytest.mark.covers("T3")
-@pytest.mark.parametrize("is_this_boot", [True, False])
+@pytest.mark.parametrize("is_this_boot", [True, False])  # The first shows that it would be charged.
 def test_a_recorder_of_another_boot_charges_nobody(house: House, *, is_this_boot: bool) -> None:
     """It says that job 0 had begun. After a reboot it cannot be of this supervisor, whatever its numbers say."""
-    session = house.start([("work", 0.001, index) for index in range(3)])
-    house.finish(session)
-    until(lambda: not house.recorder.exists(), "its supervisor has left in order")
+    session = house.start([("work", 600, index) for index in range(3)])
+    pump_until(session, lambda: session.progress["size"] == 3, "the jobs are durable")
+    supervisor = request(house.folder, "status")["pid"]
+    os.kill(supervisor, signal.SIGKILL)
+    await_death(supervisor)
+    session.close()
+    orphans.sweep(house.journal_id)
+    house.recorder.unlink()
+    stint = house.facts().stint
     boot = boot_id() if is_this_boot else "another boot"
     recorder = Recorder.create(house.recorder, boot_id=boot, journal_id=house.journal_id, epoch=1, slots=2)
     slot = recorder.slot(0)
-    slot.write_lane(0, Lane(7, 0, 3, 1, False, "b", reach=3))
+    slot.write_lane(0, Lane(7, 0, 3, 1, False, "b", reach=3, stint=stint))
     slot.words[POSITION] = phase_word(Phase.RUNNING, 0)
     recorder.close()
     charged = recovery._charge_begun(house.folder, house.recorder, house.journal_id)
     earlier = recovery._earlier(house.recorder, house.journal_id)
-    assert (charged, earlier is not None) == (0, is_this_boot)
+    assert (charged, earlier is not None) == (int(is_this_boot), is_this_boot)
+    assert house.facts().attempts_max == int(is_this_boot)

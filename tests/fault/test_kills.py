@@ -8,12 +8,17 @@ import subprocess
 import sys
 from collections import Counter
 from contextlib import suppress
+from pathlib import Path
+from time import monotonic
 
 import pytest
 
+from batchd.core.events import Phase, Position
 from batchd.core.job import JobState
 from batchd.edge.journal import BatchJournal
 from batchd.edge.outcomes import Outcomes
+from batchd.worker.recorder import PID, Recorder
+from tests.bench import await_death
 from tests.commands import Desk, dead, pause, private_bytes, squares, summary_of, until
 from tests.fault.ledger import Tally
 
@@ -178,6 +183,55 @@ def test_random_workers_are_killed_throughout(desk: Desk, tally: Tally) -> None:
     check_whole(desk, jobs, tally)
 
 
+@pytest.mark.covers("W1", "P1")
+@pytest.mark.parametrize("kills_max", [10, pytest.param(100, marks=pytest.mark.slow)])
+def test_whoever_runs_when_its_worker_is_killed_is_charged_and_nobody_else(
+    desk: Desk, kills_max: int, tally: Tally
+) -> None:
+    """Each worker is stopped at a random moment, so that its position can be read, and killed there.
+
+    One crash is all that a job may have, so that who was charged is who is quarantined.
+    """
+    jobs = 40 * kills_max
+    command = ("run", desk.task("marked_square"), "--range", f"0:{jobs}", "--out", "out.jsonl", "--keep-going")
+    process = desk.start(*command, "-j", "2", "--max-crashes", "1")
+    dice, charged, kills = random.Random(3), set(), 0
+    until(lambda: len(desk.executions()) > 5, "some jobs ran", process)
+    while process.poll() is None and kills < kills_max:
+        desk.wait_for_jobs(len(desk.attempts()) + 10, process, may_end=True)
+        pause(dice.uniform(0.0, 0.01))
+        pid = dice.choice(desk.workers() or [0])
+        position = stopped_at(desk, pid) if pid else None
+        if position is not None:
+            if position.phase is Phase.RUNNING:
+                charged.add(position.index)
+            kills += kill(pid, tally)
+        elif pid:
+            os.kill(pid, signal.SIGCONT)
+    _, err = process.communicate(timeout=90)
+    assert process.returncode == 1, err
+    lines = desk.results()
+    assert len(lines) == jobs
+    assert {line["index"] for line in lines if line["state"] != "succeeded"} == charged
+    assert {line["error"]["message"] for line in lines if line["state"] == "quarantined"} == {"killed by SIGKILL"}
+    assert kills > kills_max // 2, "nobody was killed"
+    assert len(charged) > kills // 4, "they were hardly ever killed while they ran a job"
+    tally.saw(f"{len(charged)} of {kills} killed workers ran a job: those were charged")
+
+
+def stopped_at(desk: Desk, worker: int) -> Position | None:
+    """Stop a worker and return where it is, None if it has not been anywhere."""
+    os.kill(worker, signal.SIGSTOP)
+    until(lambda: dead(worker) or " T " in Path(f"/proc/{worker}/stat").read_text(), "it is stopped")
+    recorder = Recorder.open(desk.recorder())
+    try:
+        slots = [recorder.slot(number) for number in range(recorder.slots)]
+        found = [slot.position() for slot in slots if slot.words[PID] == worker]
+    finally:
+        recorder.close()
+    return found[0] if found and not dead(worker) else None
+
+
 @pytest.mark.covers("P1", "P3", "P5")
 def test_a_job_that_kills_its_worker_each_time_is_quarantined_and_costs_nobody_else(desk: Desk) -> None:
     ran = desk.run("run", desk.task("poison_at_500"), "--range", "0:1000", "--out", "out.jsonl")
@@ -223,9 +277,12 @@ def test_workers_are_gone_soon_after_their_supervisor(desk: Desk, tally: Tally) 
     until(lambda: len(desk.executions()) >= 2, "jobs run", process)
     workers = [pid for pid in desk.processes() if not dead(pid)]
     process.kill()
-    kill(desk.supervisor(), tally)
     process.communicate()
-    until(lambda: all(dead(pid) for pid in workers), "the lifeline kills every worker")
+    began = monotonic()
+    kill(desk.supervisor(), tally)
+    for pid in workers:
+        await_death(pid, 1.0)
+    tally.saw(f"gone after {(monotonic() - began) * 1000:.0f} ms")
 
 
 @pytest.mark.slow
