@@ -151,7 +151,7 @@ def test_a_backup_of_a_running_batch_goes_on_by_itself(
 def test_an_old_backup_can_be_put_back(
     house: House, house_of_copies: Callable[[Path], House], tmp_path: Path
 ) -> None:
-    session = house.start([("work", 0.005, n) for n in range(100)])
+    session = house.start([("work", 0.005, n) for n in range(400)])
     pump_until(session, lambda: session.progress["done"] > 5, "some are done")
     copied(house.folder, tmp_path / "copy")
     house.finish(session)
@@ -160,12 +160,12 @@ def test_an_old_backup_can_be_put_back(
     shutil.copytree(tmp_path / "copy", house.folder)
     restored = house_of_copies(house.folder)
     before = restored.facts().done.size
-    assert before < 100
+    assert before < 400, "all were done before it was copied"
     session = restored.session()
     session.open()
     assert session.progress["done"] == before
     restored.finish(session)
-    assert restored.outcomes() == {index: index for index in range(100)}
+    assert restored.outcomes() == {index: index for index in range(400)}
 
 
 def test_a_batch_that_is_removed_meanwhile_is_left_out(
