@@ -55,15 +55,25 @@ class Disk:
         self._flag.touch()
 
     def make_space(self) -> None:
-        self._flag.unlink()
+        self._flag.unlink(missing_ok=True)
+
+    @contextmanager
+    def ending(self) -> Iterator[None]:
+        """Make space at the end, however that comes: whoever is closed behind it may wait for that."""
+        try:
+            yield
+        finally:
+            self.make_space()
 
     @contextmanager
     def hesitating(self) -> Iterator[Callable[[], bool]]:
         """Let large commits wait for an answer for a while; gives what tells whether one does."""
         asked, waits = (self._flag.with_name(f"{self._flag.name}.{word}") for word in ("asked", "waits"))
         asked.touch()
-        yield waits.exists
-        asked.unlink()
+        try:
+            yield waits.exists
+        finally:
+            asked.unlink()
 
 
 @pytest.fixture
@@ -333,13 +343,12 @@ def test_a_client_that_is_closed_at_once_does_not_wait_for_space(disk: Disk, tmp
 @pytest.fixture
 def full(disk: Disk, tmp_path: Path) -> Iterator[Path]:
     """A journal whose disk is full, as its supervisor has found out."""
-    with batchd.Client(tmp_path / "journal", workers=1) as made:
+    with batchd.Client(tmp_path / "journal", workers=1) as made, disk.ending():
         assert made.submit(len, "x").result(WAIT_S) == 1
         disk.fill()
         made.hand_over(len, ("x" * 100_000,), {})
         until(lambda: request(tmp_path / "journal", "status")["trouble"], "it is told")
         yield tmp_path / "journal"
-        disk.make_space()
 
 
 def close_at_once(client: batchd.Client) -> None:
@@ -369,7 +378,7 @@ def test_a_client_that_is_closed_at_once_does_not_wait_for_space_to_open_its_que
 @pytest.mark.covers("D1")
 def test_a_client_that_is_closed_at_once_does_not_begin_to_wait_for_space(disk: Disk, tmp_path: Path) -> None:
     """It was closed when nobody knew of the disk, but its queue was not open yet."""
-    with batchd.Client(tmp_path / "journal", workers=1) as other:
+    with batchd.Client(tmp_path / "journal", workers=1) as other, disk.ending():
         assert other.submit(len, "x").result(WAIT_S) == 1
         made = batchd.Client(tmp_path / "journal", workers=1, queue="other")
         with disk.hesitating() as is_asked:
@@ -380,7 +389,6 @@ def test_a_client_that_is_closed_at_once_does_not_begin_to_wait_for_space(disk: 
             disk.fill()
         attachment.end.result(WAIT_S)
         assert isinstance(future.exception(WAIT_S), ClientClosed)
-        disk.make_space()
 
 
 @pytest.mark.covers("D1")
