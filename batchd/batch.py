@@ -326,10 +326,11 @@ class Batch:
 
     def let_go(self, at_once: bool) -> list[Attachment]:
         """Have it put down; return what is to end then: client/leaving.py."""
-        if self._pid != os.getpid() or self._attachment is None:
+        attachment = self._attachment  # Forgotten by whoever opens the batch, where that comes to nothing.
+        if self._pid != os.getpid() or attachment is None:
             return []
-        self._attachment.stop(at_once=at_once)
-        return [self._attachment]
+        attachment.stop(at_once=at_once)
+        return [attachment]
 
     def release(self) -> None:
         """Close what its input was held against."""
