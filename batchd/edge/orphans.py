@@ -1,4 +1,7 @@
-"""Processes that outlived the worker they came from, found by the tag in their environment (worker/template.py)."""
+"""Processes that outlived the worker they came from, found by the tag in their environment (worker/template.py).
+
+One that was given another environment is found by its mark, a limit that it inherited.
+"""
 
 import ctypes
 import os
@@ -10,9 +13,10 @@ from select import POLLIN, poll
 from time import monotonic
 
 from batchd.settings import KILL_WAIT_S
-from batchd.worker.template import TAG
+from batchd.worker.template import TAG, WORKER_BITS, mark
 
 _PR_SET_CHILD_SUBREAPER = 36
+_MARK = re.compile(rb"^Max realtime timeout +(\d+)", re.MULTILINE)
 _TAGS = re.compile(rb"(?:^|\0)" + TAG.encode() + rb"=([^\0]*)")
 
 
@@ -24,17 +28,21 @@ def become_subreaper() -> None:
 
 
 def tagged(*prefixes: str) -> Iterator[int]:
-    """Give the pids of this user's processes whose tag starts with one of `prefixes`."""
-    wanted = tuple(prefix.encode() for prefix in prefixes)
-    mine = os.getpid()
+    """Give the pids of this user's processes whose tag starts with one of `prefixes`, or whose mark says so."""
+    tags, mine = tuple(prefix.encode() for prefix in prefixes), os.getpid()
+    marks = {mark(prefix) for prefix in prefixes}
+    journals = {mark(prefix) >> WORKER_BITS for prefix in prefixes if prefix.count(".") < 2}
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit() or int(entry.name) == mine:
             continue
         try:
-            environ = (entry / "environ").read_bytes()
+            environ, limits = (entry / "environ").read_bytes(), (entry / "limits").read_bytes()
         except OSError:
             continue  # Gone, or somebody else's.
-        if any(tag.startswith(wanted) for tag in _TAGS.findall(environ)):
+        found = _MARK.search(limits)
+        number = int(found[1]) if found else 0
+        is_marked = number in marks or number >> WORKER_BITS in journals
+        if is_marked or any(tag.startswith(tags) for tag in _TAGS.findall(environ)):
             yield int(entry.name)
 
 

@@ -12,12 +12,15 @@ import ctypes
 import gc
 import json
 import os
+import resource
 import signal
 import socket
 import struct
 import sys
 import threading
+import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -29,6 +32,8 @@ from batchd.worker.task import Task, load
 
 TAG: Final = "BATCHD_WORKER"
 """In the environment of every worker and of all it starts: journal id, epoch, worker number, at fixed width."""
+WORKER_BITS: Final = 24
+"""Of a mark: those below are the worker's, those above the journal's."""
 MESSAGE_BYTES_MAX: Final = 65_536
 _PID: Final = struct.Struct("<q")
 
@@ -42,6 +47,28 @@ def tag(journal_id: str, epoch: int, worker: int) -> str:
     return f"{journal_id:.16}.{epoch:08d}.{worker:08d}"
 
 
+def mark(tag: str) -> int:
+    """Return the limit that stands for a tag in processes whose environment is another: journal, then worker.
+
+    >>> hex(mark("0123456789abcdef.00000003.00000017")), hex(mark("0123456789abcdef"))
+    ('0x2068c4f033000011', '0x2068c4f033000000')
+    """
+    journal, _, rest = tag.partition(".")
+    worker = int(rest.rpartition(".")[2] or 0) if "." in rest else 0
+    return 1 << 61 | zlib.crc32(journal.encode()) << WORKER_BITS | worker % (1 << WORKER_BITS)
+
+
+def leave_mark() -> None:
+    """Mark this process and all that it will ever start, as the tag does, by a limit that limits nothing.
+
+    It is one on the time of real-time processes, of seventy thousand years, and it is inherited whatever becomes of
+    the environment.
+    """
+    hard = resource.getrlimit(resource.RLIMIT_RTTIME)[1]
+    with suppress(ValueError, OSError):  # A system that allows only less has no mark.
+        resource.setrlimit(resource.RLIMIT_RTTIME, (mark(os.environ[TAG]), hard))
+
+
 def main() -> None:
     """Run as the supervisor starts it: descriptors of config, socket, lifeline and recorder as arguments."""
     config_fd, socket_fd, lifeline_fd, recorder_fd = map(int, sys.argv[1:5])
@@ -53,6 +80,7 @@ def main() -> None:
     recorder = Recorder(recorder_fd)
     inherited = open_fds()  # What the task's module opens later is its own, and stays open in its workers.
     if "worker" in config:  # A fresh interpreter, exec'ed to be one worker.
+        leave_mark()
         leases, reports, output = config["fds"]
         fds = Fds(leases, reports, _own_lifeline(lifeline_fd), output, *config["echo"])
         run(_load(config, payload), fds, _place(recorder, config["slot"]), Path(config["batches"]), inherited)
@@ -162,6 +190,7 @@ def _in_middle(pipe: tuple[int, int], child: Callable[[tuple[int, int]], None]) 
 def _become_worker(request: dict[str, Any], fds: list[int], nest: Nest, pipe: tuple[int, int]) -> None:
     config = nest.config
     set_tag(tag(config["journal_id"], config["epoch"], request["start"]))
+    leave_mark()
     leases, reports, output = fds
     own = Fds(leases, reports, _own_lifeline(nest.lifeline), output, *config["echo"])
     run(nest.bundle, own, _place(nest.recorder, request["slot"]), Path(config["batches"]), nest.inherited | {*pipe})

@@ -38,7 +38,11 @@ FAULTS: Final[dict[str, Row]] = {
     ),
     "W5": Row("job leaves the process", "os._exit(0), sys.exit, SystemExit", "never taken for success"),
     "W6": Row("job forks and the child returns", "os.fork", "child silenced, one result"),
-    "W7": Row("job leaves a daemon behind", "sleep in a session of its own", "gone with its worker, nobody else's"),
+    "W7": Row(
+        "job leaves a daemon behind",
+        "sleep in a session of its own, also in an environment of its own",
+        "gone with its worker, or with the next supervisor if that died as well; nobody else's",
+    ),
     "W8": Row(
         "worker stopped",
         "SIGSTOP, with and without a time limit",
@@ -245,7 +249,9 @@ FAULTS: Final[dict[str, Row]] = {
     "P5": Row("poison is quarantined", "job that always crashes", "runs as often as allowed, others finish"),
     "P6": Row("no restart storm", "initializer that raises, or dies in each of 8 workers", "error soon, few starts"),
     "P7": Row("a time limit ends C code", "PyDLL.sleep, SIGTERM ignored", "ended within limit and grace"),
-    "P8": Row("a job's children die with it", "plain, own session, double fork", "none alive 1 s after"),
+    "P8": Row(
+        "a job's children die with it", "plain, own session, double fork, own environment", "none alive 1 s after"
+    ),
     "P9": Row("no worker outlives the supervisor", "SIGKILL: idle, GIL held, writing a result", "gone within 1 s"),
     "P10": Row(
         "no replay while an old worker lives",

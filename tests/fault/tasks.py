@@ -185,6 +185,30 @@ def leaves_children(x: int) -> int:
     return x * x
 
 
+def leaves_strangers(x: int) -> int:
+    """One job starts sleepers that have nothing of its environment, one of them forked twice, and dies."""
+    if x == BAD:
+        alone = subprocess.Popen(["/bin/sleep", "600"], start_new_session=True, env={})
+        read, write = os.pipe()
+        if os.fork() == 0:
+            os.setsid()
+            if (grandchild := os.fork()) != 0:
+                os.write(write, str(grandchild).encode())
+                os._exit(0)
+            os.execve("/bin/sleep", ["sleep", "600"], {})
+        mark(alone.pid, int(os.read(read, 20)))
+        os.kill(os.getpid(), signal.SIGKILL)
+    return x * x
+
+
+def waits_with_a_stranger(x: int) -> int:
+    """Start a sleeper in a session and an environment of its own, and live on."""
+    alone = subprocess.Popen(["/bin/sleep", "600"], start_new_session=True, env={})
+    mark(alone.pid)
+    wait(600)
+    return x
+
+
 def waits_with_a_child(x: int) -> int:
     """Like leaves_children, and lives on."""
     own = subprocess.Popen(["/bin/sleep", "600"])

@@ -245,6 +245,37 @@ def test_children_of_every_kind_die_with_their_job(desk: Desk, tally: Tally) -> 
     tally.injected(len(children))
 
 
+@pytest.mark.covers("P8", "W7")
+@pytest.mark.parametrize("start", ["fork", "fresh"])
+def test_children_that_were_given_another_environment_die_with_their_job(
+    desk: Desk, start: str, tally: Tally
+) -> None:
+    kind, message = failed(desk, "leaves_strangers", "--start", start)
+    assert (kind, message) == ("JobCrashed", "killed by SIGKILL")
+    strangers = marked(desk)
+    assert len(strangers) == 3 * 2, "two of each of three attempts"
+    for pid in strangers:
+        await_death(pid, GONE_S)
+    tally.injected(len(strangers))
+
+
+@pytest.mark.covers("W7")
+def test_only_the_children_of_the_worker_that_died_are_killed(desk: Desk) -> None:
+    """And when their supervisor is killed, the next one ends those that nobody else could find."""
+    process = desk.start("run", f"{TASKS}:waits_with_a_stranger", "--range", "0:2", "-j", "2", "--max-crashes", "1")
+    one, other = until(lambda: marked(desk) if len(marked(desk)) == 2 else [], "both run", process)
+    worker = int(Path(f"/proc/{one}/stat").read_text().rpartition(")")[2].split()[1])
+    os.kill(worker, signal.SIGKILL)
+    await_death(one, GONE_S)
+    assert is_alive(other)
+    os.kill(desk.supervisor(), signal.SIGKILL)
+    process.kill()
+    process.communicate()
+    assert is_alive(other), "nobody could know"
+    desk.run("run", f"{TASKS}:short_work", "--range", "0:1")
+    await_death(other, GONE_S)
+
+
 @pytest.mark.covers("P8")
 def test_children_die_with_a_worker_that_is_killed_from_outside(desk: Desk) -> None:
     command = ("run", f"{TASKS}:waits_with_a_child", "--range", "0:1", "-j", "1", "--max-crashes", "1")
