@@ -39,6 +39,13 @@ def marked_square(x: int) -> int:
     return x * x
 
 
+def fast_square(x: int) -> int:
+    """So fast that many are reported together."""
+    mark()
+    spin(0.0002)
+    return x * x
+
+
 def slow_square(x: int) -> int:
     mark()
     spin(0.03)

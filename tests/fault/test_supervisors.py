@@ -1,6 +1,7 @@
 """Supervisors that are stopped, signalled, thrown at and killed while jobs run long."""
 
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -243,7 +244,9 @@ def test_an_old_worker_that_hears_nothing_of_the_death_is_killed_before_the_repl
     tally.count("real SIGKILLs", 1)
 
 
-READ, WRITE = "0", "1"
+CALLS = {"x86_64": ("0", "1"), "aarch64": ("63", "64"), "riscv64": ("63", "64"), "s390x": ("3", "4")}
+READ, WRITE = CALLS.get(platform.machine(), ("", ""))
+needs_numbers = pytest.mark.skipif(not READ, reason="what number read() has on this machine is not known here")
 
 
 def stopped(desk: Desk, call: str) -> tuple[int, list[int]]:
@@ -255,6 +258,7 @@ def stopped(desk: Desk, call: str) -> tuple[int, list[int]]:
     return supervisor, workers
 
 
+@needs_numbers
 @pytest.mark.covers("S9")
 def test_what_was_reported_to_a_supervisor_that_read_nothing_is_not_run_again(desk: Desk, tally: Tally) -> None:
     """It is stopped, so that reports stay in their pipes; when the workers have run all they had, it is killed."""
@@ -272,6 +276,7 @@ def test_what_was_reported_to_a_supervisor_that_read_nothing_is_not_run_again(de
     tally.count("real SIGKILLs", 1)
 
 
+@needs_numbers
 @pytest.mark.covers("P9", "S3")
 def test_workers_that_cannot_get_rid_of_their_results_are_gone_as_soon(desk: Desk, tally: Tally) -> None:
     """The supervisor is stopped, so nobody reads: the workers stand in write(); then it is killed."""

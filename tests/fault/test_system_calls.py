@@ -1,6 +1,7 @@
 """Each system call of a supervisor that runs a small batch: killed there, failing there, or slow there."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -359,7 +360,9 @@ def test_a_slow_disk_delays_answers_and_neither_status_nor_signals_nor_time_limi
     for each in (process, other):
         each.communicate()
     assert desk.run("run", f"{TASKS}:waits_600", "--range", "0:2", "--timeout", "1s", "--out", "out.jsonl").returncode
-    assert {line["error"]["message"] for line in desk.results()} == {"timed out after 1.0 s"}
+    messages = [line["error"]["message"] for line in desk.results()]
+    assert len(messages) == 2
+    assert all(re.fullmatch(r"timed out after \d+\.\d s", message) for message in messages), messages
 
 
 def drafts(desk: Desk) -> list[Path]:
