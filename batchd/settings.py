@@ -107,9 +107,9 @@ SHORT_S: Final = 1.0
 MEMORY_PER_JOB_BYTES_MIN: Final = 16 << 20
 """No job may be given less: a worker takes most of it (measured: 11 to 12 MiB) before any code of the task's runs."""
 OUTPUT_TAIL_BYTES: Final = 4_096
+"""Of what a failing job printed, this much is kept."""
 COMMAND_OUTPUT_BYTES_MAX: Final = 64 << 20
 """What a command may write to stdout: its result, of which a worker holds two copies for a moment."""
-"""Of what a failing job printed, this much is kept."""
 OUTPUT_FILE_BYTES_MAX: Final = 8 << 20
 """A worker's capture file is cut back when it passes this."""
 TRACEBACK_CHARS_MAX: Final = 16_384

@@ -155,27 +155,16 @@ def connect(folder: Path, *, is_throwaway: bool = False) -> Connection:
     Raises SupervisorError, SupervisorMismatch, or what made the supervisor refuse to start.
     """
     deadline = time.monotonic() + START_WAIT_S
-    pause_s = 0.005
-    while True:
-        connection = _try_connect(folder)
-        if connection is not None:
-            return connection
-        try:
-            trouble = start_supervisor(folder, is_throwaway=is_throwaway)
-        except (OSError, BatchdError) as error:
-            if folder.exists():
-                if isinstance(error, BatchdError):
-                    raise
-                raise SupervisorError(f"cannot start a supervisor for {folder}: {error}") from error
-            raise SupervisorError(
-                f"the journal {folder} is gone: it was moved or deleted, or is the one of a program that names none, "
-                "which goes when its supervisor is told to leave (SIGTERM): with `journal=` or `name=` it stays"
-            ) from error
-        if trouble and time.monotonic() > deadline:
-            raise SupervisorError(trouble)
-        if trouble:
+    trouble, pause_s = None, 0.005
+    while (connection := _try_connect(folder)) is None:
+        if trouble is not None:
+            if time.monotonic() > deadline:
+                why = f"supervisors start and leave at once; their last words are in {folder / LOG_NAME}"
+                raise SupervisorError(trouble or why)
             time.sleep(pause_s)
             pause_s = min(0.2, 2 * pause_s)
+        trouble = _started(folder, is_throwaway=is_throwaway)
+    return connection
 
 
 def _try_connect(folder: Path) -> Connection | None:
@@ -196,6 +185,21 @@ def _try_connect(folder: Path) -> Connection | None:
             f"It leaves when its runs have ended; `kill {hello['pid']}` makes it finish what runs and leave"
         )
     return connection
+
+
+def _started(folder: Path, *, is_throwaway: bool) -> str:
+    """Start a supervisor, as `start_supervisor`; whatever prevents it is raised in words."""
+    try:
+        return start_supervisor(folder, is_throwaway=is_throwaway)
+    except (OSError, BatchdError) as error:
+        if folder.exists():
+            if isinstance(error, BatchdError):
+                raise
+            raise SupervisorError(f"cannot start a supervisor for {folder}: {error}") from error
+        raise SupervisorError(
+            f"the journal {folder} is gone: it was moved or deleted, or is the one of a program that names none, "
+            "which goes when its supervisor is told to leave (SIGTERM): with `journal=` or `name=` it stays"
+        ) from error
 
 
 def start_supervisor(folder: Path, *, is_throwaway: bool = False) -> str:

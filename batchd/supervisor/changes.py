@@ -45,6 +45,8 @@ class Changes:
         self._openings = openings
         self._removals: dict[Callable[[], None], str] = {}
         """What sets a batch aside that somebody wants removed, and its name."""
+        self._reopening: set[str] = set()
+        """Batches of which jobs are to run again, and in which that does not show yet."""
 
     def accept_code(self, client: Client, number: int, message: Message) -> None:
         """Store that a batch goes on with the task's present source."""
@@ -106,13 +108,17 @@ class Changes:
         with self._openings.answering(asked.client, asked.number, f"change batch {asked.name}"):
             if isinstance(made, Exception):
                 raise made
-            batch = self._supervisor.scheduler.batches.get(asked.name)
             if self._supervisor.journals.get(asked.name) is not journal:
                 self._change(asked)  # It was put down meanwhile.
-            elif isinstance(made, ev.ReopenRequested) and batch and made.generation != batch.facts.generation:
-                self._supervisor.after_commit(lambda: self._change(asked))  # Others reopened jobs meanwhile.
+            elif isinstance(made, ev.ReopenRequested) and self._is_outdated(made):
+                self._supervisor.after_commit(lambda: self._change(asked))
             else:
                 self._emit(asked, made, journal)
+
+    def _is_outdated(self, made: ev.ReopenRequested) -> bool:
+        """Whether others had jobs run again since it was read which these are."""
+        batch = self._supervisor.scheduler.batches.get(made.batch)
+        return made.batch in self._reopening or (batch is not None and made.generation != batch.facts.generation)
 
     def _emit_idle(self, asked: _Asked, made: Taken | Exception) -> None:
         with self._openings.answering(asked.client, asked.number, f"change batch {asked.name}"):
@@ -129,6 +135,9 @@ class Changes:
                 asked.client.reply(asked.number, {**progress, "is_live": is_live, **asked.told(journal)})
 
         assert change is not None, "of a journal that is open"
+        if isinstance(change, ev.ReopenRequested):
+            self._reopening.add(asked.name)
+            self._supervisor.after_commit(lambda: self._reopening.discard(asked.name))
         self._supervisor.emit(change)
         self._supervisor.after_commit(tell)
 

@@ -103,6 +103,9 @@ class Openings:
         name = request.name
         self.check_free(name, is_shared=request.is_shared)
         if self._clients.may_join(name):
+            if name not in self._supervisor.scheduler.batches:  # By which rules it runs shows when it has stepped.
+                self._supervisor.after_commit(again)
+                return False
             self._check_alike(request)
             self._bind(client, request)  # Others run it: their workers serve this client as well.
             self._supervisor.after_commit(lambda: self._tell_opened(client, number, name))
@@ -176,9 +179,7 @@ class Openings:
     def _check_alike(self, request: Opening) -> None:
         """Refuse a client whose jobs would silently be run by the rules of others, or go into another batch."""
         check_same(self._supervisor.journals[request.name], request.created)
-        batch = self._supervisor.scheduler.batches.get(request.name)
-        if batch is None:
-            return
+        batch = self._supervisor.scheduler.batches[request.name]
         theirs, its = _rules_of(batch.options), _rules_of(request.options)
         if theirs != its:
             raise UsageError(

@@ -83,13 +83,18 @@ class Host:
             key.data()
 
     def commit(self) -> None:
-        """Say that everything so far is durable."""
+        """Take in what was attached, and say that everything so far is durable."""
+        for event in self.events:
+            if isinstance(event, ev.BatchAttached) and event.facts.batch in self.journals:
+                live = SimpleNamespace(facts=event.facts, options=event.options, workers=())
+                self.scheduler.batches.setdefault(event.facts.batch, live)
         calls, self._after = self._after, []
         for call in calls:
             call()
 
     def put_down(self, batch: str) -> None:
         self.clients.on_put_down(batch)
+        self.scheduler.batches.pop(batch, None)
         self.journals.pop(batch).close()
         self.clients.go_on_without(batch)
 
@@ -121,8 +126,8 @@ class Caller:
         self._host.turn()  # The first time, it only let the client in.
         return self._number
 
-    def open(self, batch: str = "b", **fields: Any) -> int:
-        options = {**asdict(ev.Options()), "allowances": ev.Options().allowances._asdict()}
+    def open(self, batch: str = "b", *, timeout_s: float | None = None, **fields: Any) -> int:
+        options = {**asdict(ev.Options(timeout_s=timeout_s)), "allowances": ev.Options().allowances._asdict()}
         spec = {name: value for name, value in asdict(key_spec()).items() if name != "payload"}
         return self.send("open", batch=batch, spec={}, options=options, key="k", key_spec=spec, **fields)
 
@@ -276,6 +281,18 @@ def test_a_patient_request_of_a_client_that_left_is_answered_by_itself(
     assert client.hear(number)["size"] == 0
 
 
+def test_two_who_open_a_queue_at_once_ask_for_the_same(host: Host, caller: Callable[[], Caller]) -> None:
+    """The second one is looked at as soon as the batch is there, and before the scheduler has heard of it."""
+    first, second = caller(), caller()
+    opened, refused = first.open(is_shared=True), second.open(is_shared=True, timeout_s=7.5)
+    while "b" not in host.journals:
+        host.turn()
+    second.take_in()
+    assert not second.replies, "nobody knows yet by which rules it runs"
+    assert "message" not in first.hear(opened)
+    assert "is open with" in second.hear(refused)["message"]
+
+
 def test_whoever_waits_for_a_batch_to_be_put_down_is_answered_whatever_goes_wrong(
     host: Host, caller: Callable[[], Caller]
 ) -> None:
@@ -344,6 +361,23 @@ def test_what_others_reopen_meanwhile_is_read_again(host: Host, caller: Callable
     journal.commit([again])
     assert client.hear(number)["is_live"]
     assert host.events[-1] == ev.ReopenRequested("b", ((JobState.FAILED, ((3, 4),)),), 1)
+
+
+def test_of_two_who_retry_at_once_the_second_is_read_when_the_first_is_known(
+    host: Host, caller: Callable[[], Caller]
+) -> None:
+    with_failed(host, "b")
+    clients = caller(), caller()
+    clients[0].hear(clients[0].open())
+    numbers = [each.send("reopen", batch="b", states=[int(JobState.FAILED)]) for each in clients]
+    for _ in range(3):
+        host.turn()
+    assert host.events[1:] == [ev.ReopenRequested("b", ((JobState.FAILED, ((1, 2), (3, 4))),), 0)]
+    again = e.Reopened("b", 1, ((1, 2), (3, 4)), JobState.FAILED)
+    apply(host.scheduler.batches["b"].facts, again)
+    host.journals["b"].commit([again])
+    assert all(each.hear(number)["is_live"] for each, number in zip(clients, numbers, strict=True))
+    assert [event.generation for event in host.events[1:] if isinstance(event, ev.ReopenRequested)] == [0, 1]
 
 
 def test_what_is_put_down_while_it_is_read_is_taken_up_again(host: Host, caller: Callable[[], Caller]) -> None:
