@@ -13,7 +13,7 @@ import pytest
 
 from batchd.formats import tables
 from tests.bench import await_death
-from tests.commands import Desk, summary_of
+from tests.commands import Desk, summary_of, until
 from tests.ruin import PAGE_BYTES, Original
 
 
@@ -93,6 +93,7 @@ def test_a_prune_that_is_killed_leaves_batches_whole_or_gone(desk: Desk, call: s
     made = next((desk.journal / "batches").iterdir())
     for number in range(11):
         shutil.copytree(made, made.with_name(f"copy{number}"))
+    until(lambda: not desk.supervisor(), "nobody else would remove them")
     killed = subprocess.run(
         [
             *("strace", "-f", "-qq", "-o", os.devnull),
