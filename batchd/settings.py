@@ -164,6 +164,8 @@ SUPERVISOR_RESTARTS_MAX: Final = 5
 """A run starts at most so many supervisors without progress in between."""
 WORKERS_MAX: Final = 1024
 """Workers one supervisor may be asked for; each takes four of its descriptors."""
+DESCRIPTORS_SPARE: Final = 32
+"""No worker is started that would leave the supervisor fewer: for batches, clients, and to read what they use."""
 SLOTS: Final = 2048
 """Slots of the flight recorder: living workers plus gone ones whose outcomes are not durable yet."""
 IDLE_TEMPLATES_MAX: Final = 4

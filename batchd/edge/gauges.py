@@ -55,7 +55,7 @@ class Gauges:
         self._cpu_seen: tuple[float, float] | None = None
 
     def sample(self, pids: Iterable[int]) -> dict[int, WorkerGauge]:
-        """Return a gauge for each of `pids` that is alive; the others are left out and forgotten."""
+        """Return a gauge for each of `pids` that is alive and can be read; the others are left out and forgotten."""
         started_s = time.perf_counter()
         known, self._processes = self._processes, {}
         gauges = {}
@@ -64,7 +64,7 @@ class Gauges:
                 process = known.get(pid) or psutil.Process(pid)
                 memory = process.memory_info()
                 cpu = process.cpu_times()
-            except psutil.NoSuchProcess:
+            except (psutil.NoSuchProcess, OSError):  # Or there is no descriptor to read it with: another time.
                 continue
             if memory.vms == 0:  # A zombie keeps its times, but no memory; psutil does not say so here.
                 continue

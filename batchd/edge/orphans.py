@@ -7,7 +7,7 @@ import ctypes
 import os
 import re
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from select import POLLIN, poll
 from time import monotonic
@@ -17,6 +17,8 @@ from batchd.worker.template import TAG, WORKER_BITS, mark
 
 _PR_SET_CHILD_SUBREAPER = 36
 _MARK = re.compile(rb"^Max realtime timeout +(\d+)", re.MULTILINE)
+_WATCHED_MAX = 16
+"""At once: however many a job has started, they are to take few descriptors."""
 _TAGS = re.compile(rb"(?:^|\0)" + TAG.encode() + rb"=([^\0]*)")
 
 
@@ -48,20 +50,26 @@ def tagged(*prefixes: str) -> Iterator[int]:
 
 def kill_tagged(*prefixes: str, wait_s: float = 0.0) -> int:
     """Kill what carries one of the tags and wait for up to `wait_s` until it is dead; return how many there were."""
+    pids = list(tagged(*prefixes))
+    deadline = monotonic() + wait_s
+    for at in range(0, len(pids), _WATCHED_MAX):
+        _kill_and_wait(pids[at : at + _WATCHED_MAX], deadline)
+    return len(pids)
+
+
+def _kill_and_wait(pids: Sequence[int], deadline: float) -> None:
     fds: list[int] = []
-    for pid in tagged(*prefixes):
+    for pid in pids:
         try:
             fds.append(os.pidfd_open(pid))
             signal.pidfd_send_signal(fds[-1], signal.SIGKILL)
         except ProcessLookupError:
             continue
-    deadline = monotonic() + wait_s
     for fd in fds:
         watch = poll()
         watch.register(fd, POLLIN)
         watch.poll(max(0.0, deadline - monotonic()) * 1000)
         os.close(fd)
-    return len(fds)
 
 
 def sweep(journal_id: str) -> int:

@@ -220,6 +220,8 @@ class Pool:
         """Kill every worker and template and see them dead."""
         for worker in list(self.workers.values()):
             self._kill(worker, "")
+            if worker.pid and worker.pidfd < 0:  # Its birth was told, and there was no descriptor to watch it with.
+                os.kill(worker.pid, signal.SIGKILL)
             if worker.pid:
                 with suppress(ChildProcessError):
                     os.waitpid(worker.pid, 0)
@@ -241,7 +243,8 @@ class Pool:
             self._emit(ev.WorkerGone(number, None, "no slot left in the flight recorder"))
             return
         try:
-            leases, leases_fd, reports_fd, reports, output_fd = descriptors()
+            unborn = sum(worker.pidfd < 0 for worker in self.workers.values())
+            leases, leases_fd, reports_fd, reports, output_fd = descriptors(unborn)
         except OSError as error:
             self.shortage = f"cannot start a worker: {error.strerror}"
             self._emit(ev.WorkerGone(number, None, self.shortage, is_short=True))

@@ -3,12 +3,15 @@
 What is done with it, and when, is pool.py's; no worker here knows of another.
 """
 
+import errno
 import os
 import signal
 from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass, field
 from fcntl import F_GETFL, F_SETFL, fcntl
+from pathlib import Path
+from resource import RLIM_INFINITY, RLIMIT_NOFILE, getrlimit
 from typing import Any
 
 from batchd.core.commands import GrantLease
@@ -16,7 +19,7 @@ from batchd.core.events import Position
 from batchd.edge.stacks import condense
 from batchd.formats.frame import FrameReader
 from batchd.formats.report import Failure, fingerprint
-from batchd.settings import LANES, READ_BYTES
+from batchd.settings import DESCRIPTORS_SPARE, LANES, READ_BYTES
 from batchd.worker import output
 from batchd.worker.recorder import OUTPUT, Slot
 
@@ -88,8 +91,15 @@ class WorkerProcess:
         self.leases_fd = self.pidfd = -1
 
 
-def descriptors() -> list[int]:
-    """Open a worker's pipes and capture file: leases, both ends, then reports, both ends, then output."""
+def descriptors(unborn: int) -> list[int]:
+    """Open a worker's pipes and capture file: leases, both ends, then reports, both ends, then output.
+
+    Raises OSError, and so while there is room: each of the `unborn` takes one more when it is born, and whoever
+    measures or kills them takes some for a moment, which are not to be refused.
+    """
+    allowed, _ = getrlimit(RLIMIT_NOFILE)
+    if allowed != RLIM_INFINITY and _open_count() + unborn + DESCRIPTORS_SPARE > allowed:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
     fds: list[int] = []
     try:
         fds += os.pipe2(os.O_CLOEXEC)
@@ -104,3 +114,7 @@ def descriptors() -> list[int]:
     os.set_blocking(reports_fd, False)
     os.set_blocking(leases_fd, False)
     return fds
+
+
+def _open_count() -> int:
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())

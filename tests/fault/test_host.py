@@ -88,6 +88,25 @@ def test_a_user_who_may_start_no_more_processes_gets_fewer_workers(desk: Desk) -
     assert {attempt for _, attempt in desk.attempts()} == {1}, "somebody was charged"
 
 
+@pytest.mark.covers("H1", "P29")
+def test_where_no_more_descriptors_are_allowed_fewer_workers_do_the_work(desk: Desk, tally: Tally) -> None:
+    """60 workers are asked for at once, and each takes one more descriptor when it is born."""
+    jobs = 60
+    open_folder(desk.journal)
+    process = ready_supervisor(desk, "/bin/sh", "-c", 'ulimit -n 150 && exec "$@"', "sh")
+    try:
+        ran = desk.run(*task("short_work", jobs, "-j", "60"))
+        assert ran.returncode == 0, ran.stderr
+        assert "died" not in ran.stderr
+        assert ran.stderr.count("going on with the workers that could be started") == 1
+        until(lambda: dead(process.pid), "it leaves")
+    finally:
+        process.kill()
+        process.wait()
+    assert desk.values() == squares(jobs)
+    assert {attempt for _, attempt in desk.attempts()} == {1}, "somebody was charged"
+
+
 GREEDY = """
 import sys
 open(sys.argv[1] + "/cgroup.procs", "w").write("0")

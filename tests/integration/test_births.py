@@ -2,18 +2,23 @@
 
 import os
 import signal
+import subprocess
 from array import array
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from fcntl import ioctl
 from pathlib import Path
+from resource import RLIMIT_NOFILE, getrlimit, setrlimit
 from termios import FIONREAD
 
 import pytest
 
 from batchd.core import commands as c
 from batchd.core import events as ev
-from batchd.edge.orphans import tagged
-from batchd.worker.template import tag
-from tests.bench import Bench, key_spec
+from batchd.edge.orphans import kill_tagged, tagged
+from batchd.worker.template import TAG, tag
+from tests.bench import WAIT_S, Bench, is_alive, key_spec, open_descriptors
+from tests.commands import until
 
 # The template forks a process that forks the worker: when that has done so, it stops the template before it answers.
 STOPS_ITS_TEMPLATE = """
@@ -68,3 +73,50 @@ def test_a_worker_whose_template_died_before_it_was_announced_never_was(bench: B
     assert [event.position for event in gone] == [None] * 3
     assert [bool(event.cause) for event in gone] == [True, False, False]
     bench.until(lambda: not list(tagged(tag(bench.journal_id, 1, 1))), "it ends as soon as it looks for work")
+
+
+@pytest.mark.covers("P29")
+def test_a_worker_that_there_is_no_descriptor_to_watch_with_is_killed_at_the_end(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    assert bench.add_key(key_spec()) == ""
+    bench.pool.perform(c.StartWorker(1, "k"))
+    worker = bench.pool.workers[1]
+    with no_descriptor_left(), pytest.raises(OSError, match="Too many open files"):
+        bench.until(lambda: worker.pidfd >= 0, "it is watched")
+    assert is_alive(worker.pid)
+    bench.close()
+    assert not is_alive(worker.pid)
+
+
+@contextmanager
+def no_descriptor_left() -> Iterator[None]:
+    taken: list[int] = []
+    soft, hard = getrlimit(RLIMIT_NOFILE)
+    setrlimit(RLIMIT_NOFILE, (len(open_descriptors()) + 50, hard))
+    try:
+        with suppress(OSError):
+            while True:
+                taken.append(os.dup(0))
+        yield
+    finally:
+        setrlimit(RLIMIT_NOFILE, (soft, hard))
+        for fd in taken:
+            os.close(fd)
+
+
+@pytest.mark.covers("P29")
+def test_however_many_are_to_be_killed_few_descriptors_are_enough() -> None:
+    environ = {**os.environ, TAG: tag("someone-elses-one", 1, 1)}
+    processes = [subprocess.Popen(["/bin/sleep", "600"], env=environ) for _ in range(40)]
+    until(
+        lambda: len(list(tagged(environ[TAG]))) == 40, "all are marked"
+    )  # The kernel shows what it was given a moment later.
+    soft, hard = getrlimit(RLIMIT_NOFILE)
+    setrlimit(RLIMIT_NOFILE, (max(int(entry.split()[0]) for entry in open_descriptors()) + 20, hard))
+    try:
+        assert kill_tagged(environ[TAG], wait_s=WAIT_S) == 40
+    finally:
+        setrlimit(RLIMIT_NOFILE, (soft, hard))
+        for process in processes:
+            process.kill()
+    assert {process.wait() for process in processes} == {-signal.SIGKILL}

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from resource import RLIMIT_NOFILE, getrlimit, setrlimit
 
 import psutil
 import pytest
@@ -202,3 +203,15 @@ def test_workers_are_a_count_a_share_or_auto(text: str, cpus: float, count: int)
 def test_other_worker_counts_are_refused(text: str) -> None:
     with pytest.raises(UsageError, match=r"is not a number of workers; .* such as"):
         parse_workers(text, cpus=8)
+
+
+@pytest.mark.covers("P29")
+def test_a_process_that_there_is_no_descriptor_to_read_has_no_gauge_this_time() -> None:
+    gauges, mine = Gauges(), os.getpid()
+    soft, hard = getrlimit(RLIMIT_NOFILE)
+    setrlimit(RLIMIT_NOFILE, (0, hard))
+    try:
+        assert gauges.sample([mine]) == {}
+    finally:
+        setrlimit(RLIMIT_NOFILE, (soft, hard))
+    assert list(gauges.sample([mine])) == [mine]
