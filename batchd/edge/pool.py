@@ -277,6 +277,8 @@ class Pool:
         self._on_started(worker, process.pid)
 
     def _on_template(self, key: str, template: TemplateProcess) -> None:
+        if self._templates.get(key) is not template:
+            return  # It was dropped for what was found ready together with this, and came first.
         said = template.answers()
         for message in said or ():
             if "started" in message and message["started"] in self.workers:

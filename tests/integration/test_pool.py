@@ -15,7 +15,7 @@ from batchd.core.job import JobState
 from batchd.edge.orphans import tagged
 from batchd.settings import IDLE_TEMPLATES_MAX
 from batchd.worker.template import tag
-from tests.bench import Bench, at_work, await_death, key_spec, open_descriptors
+from tests.bench import WAIT_S, Bench, at_work, await_death, key_spec, open_descriptors
 
 GOOD = JobState.SUCCEEDED
 
@@ -261,3 +261,22 @@ def test_reports_wait_in_their_pipe_for_as_long_as_anybody_holds_them(bench: Ben
     assert bench.told(lease) == []
     bench.pool.let_reports_in()
     assert [told.value for told in bench.told(lease)] == [7]
+
+
+@pytest.mark.covers("W3")
+def test_a_template_that_dies_while_it_is_dropped_is_nobodys(bench: Bench) -> None:
+    """Its death is found in the same turn in which a request drops it, and comes second."""
+    for number in range(IDLE_TEMPLATES_MAX + 1):
+        bench.pool.add_key(f"k{number}", key_spec(), lambda _: None)
+    bench.until(lambda: not bench.pool._waiters, "all are imported")
+    oldest = bench.pool._templates["k0"]
+    os.kill(oldest.process.pid, signal.SIGKILL)
+    assert select([oldest.door], [], [], WAIT_S)[0], "its death shows"
+    ready = bench.selector.select(0)
+    told: list[str] = []
+    bench.pool.add_key("k0", key_spec(), told.append)
+    assert bench.pool._templates["k0"] is not oldest
+    for key, _ in ready:
+        key.data()
+    bench.until(lambda: told, "the task is imported anew")
+    assert told == [""]
