@@ -39,6 +39,8 @@ _PIPE_BYTES = 1 << 20
 
 Emit = Callable[[ev.Event], None]
 Later = Callable[[float, Callable[[], None]], None]
+Waiter = tuple[Callable[[str], None], Callable[[], bool]]
+"""Of an import: who is called when it is done, and whether he is still there."""
 DoAside = Callable[[Callable[[], object]], object]
 """Has work done that may wait for the disk."""
 
@@ -74,7 +76,7 @@ class Pool:
         self.shortage = ""  # Why the last worker that the system refused was refused, for people.
         self._held_slots: dict[int, int] = {}
         """Slots of gone workers whose outcomes are not durable yet."""
-        self._waiters: dict[str, list[Callable[[str], None]]] = {}
+        self._waiters: dict[str, list[Waiter]] = {}
         self._reports = EpollSelector()
         """The report pipes, in a set of their own: they may be left unread for a moment."""
         selector.register(self._reports, EVENT_READ, self._read_reports)
@@ -85,9 +87,14 @@ class Pool:
 
     # --- Orders ------------------------------------------------------------------------------------------------
 
-    def add_key(self, key: str, spec: KeySpec, on_ready: Callable[[str], None]) -> None:
-        """Make a key known and import its task; `on_ready` is called with '' or with why it cannot be done."""
-        self._let_go()  # Of what whoever asked before did not take up.
+    def add_key(
+        self, key: str, spec: KeySpec, on_ready: Callable[[str], None], is_waiting: Callable[[], bool] = lambda: True
+    ) -> None:
+        """Make a key known and import its task; `on_ready` is called with '' or with why it cannot be done.
+
+        `is_waiting` tells whether whoever asks is still there to hear that.
+        """
+        self.let_go()  # Of what whoever asked before did not take up.
         self._learn(key, spec)
         template = self._templates.get(key)
         if template is None:
@@ -96,9 +103,9 @@ class Pool:
             except OSError as error:
                 on_ready(f"cannot start a process for the task: {error}")
                 return
-        self._waiters.setdefault(key, []).append(on_ready)
+        self._waiters.setdefault(key, []).append((on_ready, is_waiting))
         if template.is_ready:
-            call_each(self._waiters.pop(key), "")
+            self._tell_waiters(key, "")
 
     def take_up(self, batch: str, key: str, spec: KeySpec) -> None:
         """Have a key at hand as long as the batch is live: its workers may be started at any moment."""
@@ -110,22 +117,30 @@ class Pool:
         key = self._live.pop(batch)
         if key in self._templates:
             self._templates[key] = self._templates.pop(key)
-        self._let_go()
+        self.let_go()
 
     def _learn(self, key: str, spec: KeySpec) -> None:
         self._keys[key] = spec
         if spec.is_fresh:
             self._fresh.add(key)
 
-    def _let_go(self) -> None:
-        """Forget the keys that nobody needs, for whoever wants one sends it; a few templates wait for that."""
+    def let_go(self) -> None:
+        """Forget the keys that nobody needs, for whoever wants one sends it; a few templates wait for that.
+
+        They have imported their task. An import that nobody waits for any more may never end.
+        """
+        for key, waiters in list(self._waiters.items()):
+            if not any(is_waiting() for _, is_waiting in waiters):
+                del self._waiters[key]
         needed = {*self._live.values(), *self._waiters}
         for key in self._keys.keys() - needed:
             del self._keys[key]
         self._fresh.intersection_update(self._keys)
-        idle = [key for key, each in self._templates.items() if key not in needed and not each.pending]
-        for key in idle[:-IDLE_TEMPLATES_MAX]:
-            self._drop_template(key, self._templates[key])
+        idle = [(key, each) for key, each in self._templates.items() if key not in needed and not each.pending]
+        ready = [key for key, template in idle if template.is_ready][-IDLE_TEMPLATES_MAX:]
+        for key, template in idle:
+            if key not in ready:
+                self._drop_template(key, template)
 
     def perform(self, command: c.Command) -> None:
         """Carry out one order."""
@@ -225,8 +240,8 @@ class Pool:
             if worker.pid:
                 with suppress(ChildProcessError):
                     os.waitpid(worker.pid, 0)
-        for template in self._templates.values():
-            template.close()
+        for key, template in list(self._templates.items()):
+            self._drop_template(key, template)
         self._reports.close()
         kill_tagged(f"{self._home.journal_id:.16}.{self._home.epoch:08d}", wait_s=1.0)
         reap_adopted(set())
@@ -290,7 +305,7 @@ class Pool:
         if said is None:
             self._drop_template(key, template)
             reason = template.failure or template.death()
-            call_each(self._waiters.pop(key, ()), reason)
+            self._tell_waiters(key, reason)
             if template.failure:
                 self._emit(ev.KeyFailed(key, template.failure))
             for number in template.pending:
@@ -305,7 +320,10 @@ class Pool:
             self._drop_template(key, template)
             for number in pending:
                 self._on_unstarted(self.workers[number], "")
-        call_each(self._waiters.pop(key, ()), "")
+        self._tell_waiters(key, "")
+
+    def _tell_waiters(self, key: str, reason: str) -> None:
+        call_each([on_ready for on_ready, _ in self._waiters.pop(key, ())], reason)
 
     def _drop_template(self, key: str, template: TemplateProcess) -> None:
         self._selector.unregister(template.door)

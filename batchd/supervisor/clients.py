@@ -339,6 +339,7 @@ class Clients:
         os.close(client.pidfd)
         for batch in list(client.bound):  # Nobody waits for what runs: it is cut off and uncharged.
             self.leave(client, batch, at_once=True)
+        self._supervisor.pool.let_go()  # Of what is imported for nobody else.
 
     def _tell(self, client: Client, batch: str, *, is_put_down: bool = False) -> None:
         """Send how a batch stands, with all that the client was not told yet: nothing comes after `is_put_down`."""

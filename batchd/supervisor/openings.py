@@ -78,7 +78,7 @@ class Openings:
         with self.answering(client, number, f"open batch {request.name}"):
             if self._is_free(client, number, request, lambda: self.open(client, number, request)):
                 go_on = partial(self._go_on, client, number, request)
-                self._supervisor.pool.add_key(request.key, request.key_spec, go_on)
+                self._supervisor.pool.add_key(request.key, request.key_spec, go_on, lambda: not client.is_gone)
 
     def _go_on(self, client: Client, number: int, request: Opening, reason: str = "") -> None:
         """Take the batch up, or make it, now that its task is imported: or why it cannot be."""

@@ -143,7 +143,7 @@ def clients(tmp_path: Path) -> Iterator[Clients]:
         ground=SimpleNamespace(folder=tmp_path),
         selector=DefaultSelector(),
         scheduler=SimpleNamespace(batches={}),
-        pool=SimpleNamespace(workers={}, shortage=""),
+        pool=SimpleNamespace(workers={}, shortage="", let_go=lambda: None),
         journals={},
         progress={"b": progress},
         usage=Usage(cast(Scheduler, None)),

@@ -47,7 +47,12 @@ class Host:
         self.selector: BaseSelector = DefaultSelector()
         self.scheduler: Any = SimpleNamespace(batches={})
         self.pool: Any = SimpleNamespace(
-            add_key=self.add_key, take_up=lambda *_: None, workers={}, shortage="", status=list
+            add_key=self.add_key,
+            let_go=self.let_go,
+            take_up=lambda *_: None,
+            workers={},
+            shortage="",
+            status=list,
         )
         self.journals: dict[str, BatchJournal] = {}
         self.progress: dict[str, Any] = {}
@@ -55,16 +60,26 @@ class Host:
         self.trouble = ""
         self.events: list[ev.Event] = []
         self.import_error: Exception | None = None
+        self.is_importing = False
+        self.waiting: list[Callable[[], bool]] = []
         self._after: list[Callable[[], None]] = []
         self.aside = Aside(self.selector)
         self.clients = Clients(self)
         self.requests = Requests(self, self.clients)
         self.clients.answer = self.requests.answer
 
-    def add_key(self, _key: str, _spec: KeySpec, on_ready: Callable[[str], None]) -> None:
+    def add_key(
+        self, _key: str, _spec: KeySpec, on_ready: Callable[[str], None], is_waiting: Callable[[], bool]
+    ) -> None:
         if self.import_error is not None:
             raise self.import_error
-        on_ready("")
+        if self.is_importing:
+            self.waiting.append(is_waiting)
+        else:
+            on_ready("")
+
+    def let_go(self) -> None:
+        self.waiting = [is_waiting for is_waiting in self.waiting if is_waiting()]
 
     def emit(self, event: ev.Event) -> None:
         self.events.append(event)
@@ -249,6 +264,20 @@ def test_a_batch_whose_making_hits_a_bug_is_told(
     failing(monkeypatch, taking, "make_batch", ZeroDivisionError("a bug"))
     assert client.hear(client.open())["message"].startswith("cannot open batch b: ZeroDivisionError: a bug; ")
     assert client.hear(client.open())["size"] == 0
+
+
+def test_what_is_imported_for_a_client_that_is_gone_is_let_go(host: Host, caller: Callable[[], Caller]) -> None:
+    host.is_importing = True
+    client, other = caller(), caller()
+    client.open()
+    other.open("c")
+    assert len(host.waiting) == 2
+    client.close()
+    deadline = monotonic() + WAIT_S
+    while len(host.waiting) == 2:
+        assert monotonic() < deadline, "it is never let go"
+        host.turn()
+    assert [is_waiting() for is_waiting in host.waiting] == [True]
 
 
 @pytest.mark.parametrize("has_others", [False, True])

@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+from functools import partial
 from pathlib import Path
 from resource import RLIMIT_NOFILE, getrlimit, setrlimit
 from select import select
@@ -15,7 +16,7 @@ from batchd.core.job import JobState
 from batchd.edge.orphans import tagged
 from batchd.settings import IDLE_TEMPLATES_MAX
 from batchd.worker.template import tag
-from tests.bench import WAIT_S, Bench, at_work, await_death, key_spec, open_descriptors
+from tests.bench import WAIT_S, Bench, at_work, await_death, is_alive, key_spec, open_descriptors
 
 GOOD = JobState.SUCCEEDED
 
@@ -280,3 +281,18 @@ def test_a_template_that_dies_while_it_is_dropped_is_nobodys(bench: Bench) -> No
         key.data()
     bench.until(lambda: told, "the task is imported anew")
     assert told == [""]
+
+
+def test_an_import_goes_on_for_as_long_as_somebody_waits_for_it(bench: Bench, tmp_path: Path) -> None:
+    spec, waiting = key_spec(module(tmp_path, "import time\ntime.sleep(600)\n")), {"first", "second"}
+    for name in sorted(waiting):
+        bench.pool.add_key("k", spec, lambda _: None, partial(waiting.__contains__, name))
+    importing = bench.pool._templates["k"].process.pid
+    waiting.remove("first")
+    bench.pool.let_go()
+    assert is_alive(importing)
+    waiting.remove("second")
+    bench.pool.let_go()
+    assert not is_alive(importing)
+    assert not bench.pool._templates
+    assert not bench.pool._keys
