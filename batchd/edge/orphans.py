@@ -38,13 +38,12 @@ def tagged(*prefixes: str) -> Iterator[int]:
         if not entry.name.isdigit() or int(entry.name) == mine:
             continue
         try:
-            environ, limits = (entry / "environ").read_bytes(), (entry / "limits").read_bytes()
+            is_tagged = any(tag.startswith(tags) for tag in _TAGS.findall((entry / "environ").read_bytes()))
+            found = None if is_tagged else _MARK.search((entry / "limits").read_bytes())
         except OSError:
             continue  # Gone, or somebody else's.
-        found = _MARK.search(limits)
         number = int(found[1]) if found else 0
-        is_marked = number in marks or number >> WORKER_BITS in journals
-        if is_marked or any(tag.startswith(tags) for tag in _TAGS.findall(environ)):
+        if is_tagged or number in marks or number >> WORKER_BITS in journals:
             yield int(entry.name)
 
 

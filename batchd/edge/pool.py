@@ -236,7 +236,8 @@ class Pool:
         for worker in list(self.workers.values()):
             self._kill(worker, "")
             if worker.pid and worker.pidfd < 0:  # Its birth was told, and there was no descriptor to watch it with.
-                os.kill(worker.pid, signal.SIGKILL)
+                with suppress(ProcessLookupError):
+                    os.kill(worker.pid, signal.SIGKILL)
             if worker.pid:
                 with suppress(ChildProcessError):
                     os.waitpid(worker.pid, 0)

@@ -39,9 +39,10 @@ AT_ITS_START = [
 OF_A_BATCH_THAT_IS_THERE = ["fdatasync", "pwrite64", "writev", "write", "sendto", "read"]
 """strace counts the calls of each thread by itself: those of the one that makes a batch would hide the loop's."""
 SWEEP = 16
-"""It looks for what a worker left in the environments of all processes there are, which is to open and to read a few
-hundred files in a row, and nothing changes between them: where so many are of that kind it is killed at the last
-alone."""
+"""It looks for what a worker left in the environments and limits of all processes there are, which is to open and to
+read a few hundred files in a row, and nothing changes between them: where so many are of that kind it is killed at
+the last alone."""
+LOOKED_AT = re.compile(r"/proc/\d+/(environ|limits)")
 SLOW = [
     pytest.param(call, from_the_start, is_made, marks=pytest.mark.slow)
     for calls, from_the_start, is_made in (
@@ -112,7 +113,7 @@ def test_it_is_killed_at_every_call(
     while survived < 2:
         block = range(tried + 1, tried + 1 + (SWEEP if call in {"read", "openat"} else 1))
         last = kill_at(block[-1])
-        is_sweep = bool(last) and all("/environ" in made for made in last[-len(block) :])
+        is_sweep = bool(last) and all(LOOKED_AT.search(made) for made in last[-len(block) :])
         for nth in block[-1:] if is_sweep else block:
             survived = 0 if (last if nth == block[-1] else kill_at(nth)) else survived + 1
             if survived == 2:
