@@ -129,9 +129,7 @@ class Pool:
 
         They have imported their task. An import that nobody waits for any more may never end.
         """
-        for key, waiters in list(self._waiters.items()):
-            if not any(is_waiting() for _, is_waiting in waiters):
-                del self._waiters[key]
+        self._waiters = {key: each for key, each in self._waiters.items() if any(waits() for _, waits in each)}
         needed = {*self._live.values(), *self._waiters}
         for key in self._keys.keys() - needed:
             del self._keys[key]

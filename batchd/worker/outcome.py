@@ -21,6 +21,8 @@ from batchd.settings import TRACEBACK_CHARS_MAX, VALUE_BYTES_MAX
 from batchd.worker.recorder import Lane
 
 _EXCEPTION_BYTES_MAX = 65_536
+_STINTS_MAX = 16
+"""A worker that serves ever other batches remembers of so many what it has told."""
 
 
 class ValueTooLarge(Exception):
@@ -66,7 +68,10 @@ class Outcomes:
     def begin(self, lane: Lane) -> None:
         """Start a lease."""
         self._lease, self._attempt = lane.lease, lane.attempt
-        self._explained_now = self._explained.setdefault((lane.batch, lane.stint), set())
+        stint = lane.batch, lane.stint
+        self._explained_now = self._explained[stint] = self._explained.pop(stint, set())
+        if len(self._explained) > _STINTS_MAX:  # Those worked for last are kept; others are explained once more.
+            del self._explained[next(iter(self._explained))]
         self.is_pickled = False
         self._cpu_mark = process_time()
 

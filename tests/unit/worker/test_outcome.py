@@ -152,6 +152,15 @@ def test_failures_of_one_kind_carry_its_mark_and_are_explained_once(outcomes: Ou
     assert len(wire.explained) == 4  # A cause is told once to each batch, and to one that was made again.
 
 
+def test_what_was_told_is_remembered_of_the_last_batches_alone(outcomes: Outcomes, wire: Wire) -> None:
+    for batch in ["b", *map(str, range(15)), "b", *map(str, range(15, 40)), "b"]:
+        outcomes.begin(lane(batch))
+        take(outcomes, 0, lambda: fail(KeyError, "x"))
+        outcomes.flush(1, 0.0)
+    assert len(wire.explained) == 1 + 40 + 1, "of b when it was new, and when it was forgotten"
+    assert len(outcomes._explained) == 16
+
+
 def test_failures_of_several_kinds_share_a_block_without_a_mark(outcomes: Outcomes, wire: Wire) -> None:
     take(outcomes, 0, lambda: fail(ValueError))
     take(outcomes, 1, lambda: fail(TypeError))
