@@ -133,7 +133,8 @@ class Supervisor:
             self._perform(turn.commands)
             self.clients.tell_news(monotonic())
             self.clients.watch_slow()
-            self._rest()
+            if any(isinstance(event, ev.JobsAcked) for event in events):
+                self._rest()
             self._leave_when_idle()
             if self._full_disk.must_leave():
                 self._exit_code = 3
@@ -214,7 +215,10 @@ class Supervisor:
                 say(reason)
 
     def _rest(self) -> None:
-        """Leave reports unread for a moment when everybody is busy for longer: fewer, larger turns."""
+        """Leave reports unread for a moment when everybody is busy for longer: fewer, larger turns.
+
+        Only as long as there are some: where all workers are in long jobs, nobody knows when the next one comes.
+        """
         if self._is_resting or not self.pool.may_rest:
             return
         longest_s = REST_S_EAGER if self.clients.eager else REST_S_MAX

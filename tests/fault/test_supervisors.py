@@ -87,8 +87,13 @@ def test_a_unit_that_is_stopped_fails_no_command_that_hears_of_it_first(desk: De
     command = ("exec", words, "--range", "0:4", "--out", "out.jsonl", "-j", "2")
     process = desk.start(*command)
 
+    def is_command(pid: int) -> bool:
+        with suppress(OSError):  # One of the others ended just now.
+            return Path(f"/proc/{pid}/comm").read_text() == "sh\n"
+        return False
+
     def commands() -> list[int]:
-        return [pid for pid in desk.processes() if Path(f"/proc/{pid}/comm").read_text() == "sh\n"]
+        return list(filter(is_command, desk.processes()))
 
     until(lambda: len(commands()) == 2, "both run", process)
     stop_unit(desk, process, [commands(), desk.workers(), [desk.supervisor()]])

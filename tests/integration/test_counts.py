@@ -23,9 +23,9 @@ import batchd
 from batchd.edge.folder import open_folder
 from batchd.edge.journal import BatchJournal
 from batchd.edge.outcomes import Outcomes
-from tests.commands import WAIT_S, Desk, until
+from tests.commands import WAIT_S, Desk, pause, until
 from tests.contract.calls import Door
-from tests.faces.jobs import enter_first
+from tests.faces.jobs import enter_first, nap_or_enter
 from tests.fault.tracing import STRACE, needs_strace, ready_supervisor
 
 _COUNTER = """
@@ -326,6 +326,29 @@ def test_a_second_attempt_is_reported_in_groups_as_the_first_is(desk: Desk, tmp_
     assert journal.facts.attempts_max >= 1
     journal.close()
     assert len(reports) < jobs / 20
+
+
+def test_a_supervisor_whose_workers_are_all_in_long_jobs_is_at_rest(desk: Desk, tmp_path: Path) -> None:
+    """Behind them wait jobs that take a millisecond each, as far as anybody knows."""
+    door = Door(tmp_path)
+    with batchd.Client(desk.journal, workers=2) as client:
+        batch = client.submit_batch(partial(nap_or_enter, door), range(300), name="n")
+        until(lambda: len(door.came()) == 2, "all workers wait")
+        pause(0.5)  # Until what was done before is told, and what can be taken back is.
+        before = switches(desk.supervisor())
+        pause(1.0)
+        made = switches(desk.supervisor()) - before
+        door.open()
+        assert batch.wait(WAIT_S).succeeded == 300
+    assert made < 60, f"it woke up {made} times in a second"
+
+
+def switches(pid: int) -> int:
+    """Return how often the threads of a process have waited for something."""
+    statuses = [(task / "status").read_text() for task in Path(f"/proc/{pid}/task").iterdir()]
+    return sum(
+        int(line.split()[1]) for each in statuses for line in each.splitlines() if line.startswith("voluntary")
+    )
 
 
 def test_jobs_handed_over_one_by_one_share_messages_and_commits(tmp_path_factory: pytest.TempPathFactory) -> None:
