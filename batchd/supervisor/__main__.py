@@ -17,11 +17,13 @@ from batchd.errors import BatchdError, JournalError, JournalFull
 from batchd.settings import LINGER_S, OWNER_WAIT_S, WORKERS_MAX
 from batchd.supervisor.loop import Supervisor
 from batchd.supervisor.recovery import recover
+from batchd.worker.template import bear_no_mark
 
 
 def main() -> int:
     """Recover, tell the starter that clients may connect, run until nobody needs it. Return the exit code."""
     folder, ready_fd = Path(sys.argv[1]), int(sys.argv[2])
+    bear_no_mark()
     os.umask(0o077)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     _allow_descriptors()

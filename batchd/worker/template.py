@@ -69,6 +69,12 @@ def leave_mark() -> None:
         resource.setrlimit(resource.RLIMIT_RTTIME, (mark(os.environ[TAG]), hard))
 
 
+def bear_no_mark() -> None:
+    """Be nobody's: for a supervisor that a job has started, which is not to end with that job's worker."""
+    hard = resource.getrlimit(resource.RLIMIT_RTTIME)[1]
+    resource.setrlimit(resource.RLIMIT_RTTIME, (hard, hard))
+
+
 def main() -> None:
     """Run as the supervisor starts it: descriptors of config, socket, lifeline and recorder as arguments."""
     config_fd, socket_fd, lifeline_fd, recorder_fd = map(int, sys.argv[1:5])

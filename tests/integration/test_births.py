@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import sys
 from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -16,8 +17,8 @@ import pytest
 from batchd.core import commands as c
 from batchd.core import events as ev
 from batchd.edge.orphans import kill_tagged, tagged
-from batchd.worker.template import TAG, tag
-from tests.bench import WAIT_S, Bench, is_alive, key_spec, open_descriptors
+from batchd.worker.template import TAG, mark, tag
+from tests.bench import ROOT, WAIT_S, Bench, await_death, is_alive, key_spec, open_descriptors
 from tests.commands import until
 
 # The template forks a process that forks the worker: when that has done so, it stops the template before it answers.
@@ -120,3 +121,27 @@ def test_however_many_are_to_be_killed_few_descriptors_are_enough() -> None:
         for process in processes:
             process.kill()
     assert {process.wait() for process in processes} == {-signal.SIGKILL}
+
+
+MARKED = """
+import resource, sys
+from pathlib import Path
+from batchd.client import connect
+from batchd.edge.folder import open_folder
+resource.setrlimit(resource.RLIMIT_RTTIME, (int(sys.argv[2]), resource.RLIM_INFINITY))
+print(connect(open_folder(Path(sys.argv[1]))).ask("hello")["pid"], flush=True)
+input()
+"""
+
+
+@pytest.mark.covers("W7")
+def test_a_supervisor_that_a_job_starts_does_not_end_with_its_worker(tmp_path: Path) -> None:
+    outer = tag("someone-elses-one", 1, 1)
+    command = [sys.executable, "-c", MARKED, str(tmp_path / "journal"), str(mark(outer))]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as job:
+        assert job.stdout is not None
+        supervisor = int(job.stdout.readline())
+        assert job.pid in tagged(outer)
+        assert supervisor not in tagged(outer)
+        job.communicate("\n")
+    await_death(supervisor)
