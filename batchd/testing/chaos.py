@@ -51,7 +51,7 @@ _PAUSES_S: Final = (0.02, 0.1, 0.5, 1.0)
 _FEED_S: Final = 0.02
 _SETTLE_S: Final = 0.1
 _DEATH_S: Final = 1.0
-_TEMPLATE_WORKER: Final = b".00000000"
+_TEMPLATE_WORKER: Final = b"00000000"
 _ROOT: Final = str(Path(__file__).resolve().parents[2])
 
 
@@ -297,15 +297,14 @@ class Chaos:
         return pinned(pid, "environ", f"{TAG}={self._id:.16}.".encode())
 
     def _processes(self) -> tuple[list[int], list[int]]:
-        """Return (workers, templates)."""
-        workers: list[int] = []
-        templates: list[int] = []
+        """Return (workers, templates) of the newest supervisor: workers of another tell nothing of its imports."""
+        found: dict[bytes, tuple[list[int], list[int]]] = {}
         for pid in sorted(tagged(self._id)):
-            found = entries_of(pid, "environ")
-            tags = [entry for entry in found if entry.startswith(f"{TAG}=".encode())]
-            if tags:
-                (templates if tags[0].endswith(_TEMPLATE_WORKER) else workers).append(pid)
-        return workers, templates
+            for entry in entries_of(pid, "environ"):
+                if entry.startswith(f"{TAG}=".encode()):
+                    epoch, _, worker = entry.rpartition(b".")
+                    found.setdefault(epoch, ([], []))[worker == _TEMPLATE_WORKER].append(pid)
+        return found[max(found)] if found else ([], [])
 
     # --- The end -----------------------------------------------------------------------------------------------
 
