@@ -13,7 +13,7 @@ from typing import Any, Final
 from batchd.cli.answers import head, told_lines
 from batchd.cli.cards import details_text
 from batchd.cli.results import extend_path, json_of
-from batchd.cli.summary import command_in
+from batchd.cli.summary import command_in, limits
 from batchd.client import request
 from batchd.client.reading import input_at
 from batchd.core.job import JobState
@@ -62,7 +62,7 @@ def job_fields(journal: BatchJournal, index: int, *, is_live: bool) -> dict[str,
         told["state"] = span.state.name.lower()
         told.update(_failure(outcomes, span))
         rerun = [] if span.state is JobState.CANCELLED else [command_in(folder, "rerun", told["job"])]
-        told["next"] = [*rerun, command_in(folder, "retry", batch, _WAYS[told["state"]])]
+        told["next"] = [*rerun, command_in(folder, "retry", batch, _WAYS[told["state"]], *limits(journal.spec))]
     return told
 
 

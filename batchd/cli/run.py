@@ -103,7 +103,7 @@ def retry(args: argparse.Namespace) -> int:
     with closing(find_batch(folder, args.batch)) as journal:
         spec, batch, facts = dict(journal.spec), journal.folder.name, journal.facts
         key_spec, options = stored_key(journal, is_fresh=args.start == "fresh"), options_of(args)
-        again = summary.command(journal, "retry")
+        again, limits = summary.command(journal, "retry"), summary.limits(journal.spec)
     check_target(args.out, [*spec["input"].get("files", ()), spec.get("source")])
     count, left = sum(map(facts.count, states)), facts.size - facts.done.size
     if not states and not left:
@@ -113,6 +113,8 @@ def retry(args: argparse.Namespace) -> int:
         )
     named = " or ".join(name for name in chosen if getattr(args, name))
     runner = Runner(folder, batch, args, options, key_spec)
+    if limits and options.timeout_s is None and options.memory_bytes_max is None:
+        runner.note(f"without the limits that {batch} was run with, which may be given again: {shlex.join(limits)}")
     if states and not count:
         rest = f"; {counted(left, 'job')} without an outcome: {again}" if left else ""
         found = "nothing to retry"

@@ -27,6 +27,7 @@ _TYPES_MAX: Final = 3
 _CARDS_MAX: Final = 2
 _CARD_LINES_MAX: Final = 6
 _MESSAGE_CHARS_MAX: Final = 100
+_LIMITS: Final = ("--timeout", "--memory-per-job")
 _CPU_KNOWN_S: Final = 2.0
 """CPU seconds are sampled: below this they say little."""
 _CORES_MIN: Final = 0.05
@@ -227,7 +228,23 @@ def next_steps(journal: BatchJournal, state: str) -> list[str]:
 def command(journal: BatchJournal, verb: str, *options: str) -> str:
     """`batchd VERB BATCH` for this batch, with what it takes to mean this very batch of this very journal."""
     batch = LAST if is_newest(journal.folder) else journal.folder.name
-    return command_in(journal.folder.parent.parent, verb, batch, *options)
+    known = limits(journal.spec) if verb == "retry" else ()
+    return command_in(journal.folder.parent.parent, verb, batch, *options, *known)
+
+
+def limits(spec: Mapping[str, Any]) -> list[str]:
+    """The options that end jobs which take too much, as the command that made the batch has them.
+
+    >>> limits({"command": "batchd run m:f --range 0:3 --timeout 2s --memory-per-job=1G -j 2"})
+    ['--timeout', '2s', '--memory-per-job=1G']
+    """
+    words = shlex.split(spec.get("command", ""))
+    found: list[str] = []
+    for at, word in enumerate(words if words[:1] == ["batchd"] else ()):
+        option, equals, _ = word.partition("=")
+        if option in _LIMITS:
+            found += [word] if equals else words[at : at + 2]
+    return found
 
 
 def command_in(folder: Path, *words: str) -> str:

@@ -120,6 +120,22 @@ def test_a_command_of_the_same_name_is_told_how_a_batch_of_a_program_goes_on(des
     assert "`batchd retry mine`" in refused.stderr
 
 
+def test_the_limits_of_the_run_are_named_to_whoever_retries(desk: Desk) -> None:
+    """Or what failed by them would be run without any."""
+    limits = ("--timeout", "90s", "--memory-per-job=2G")
+    ran = desk.run("run", desk.task("always_raises"), "--range", "0:3", "--name", "n", *limits)
+    assert (
+        "batchd retry last --failed --timeout 90s --memory-per-job=2G"
+        in desk.run("failures", "n").stdout + ran.stderr
+    )
+    assert "batchd retry" in (shown := desk.run("show", "n:1").stdout)
+    assert "--timeout 90s --memory-per-job=2G" in shown
+    told = desk.run("retry", "n", "--failed").stderr
+    assert "without the limits that" in told
+    assert "given again: --timeout 90s --memory-per-job=2G" in told
+    assert "without the limits" not in desk.run("retry", "n", "--failed", *limits).stderr
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_writing_results_can_be_stopped_at_a_lines_end(desk: Desk, number: signal.Signals) -> None:
     command = ("run", desk.task("long_list"), "--range", "0:120")
