@@ -36,6 +36,14 @@ class _Asked(NamedTuple):
     """What else is answered when it is durable."""
 
 
+class _Read(NamedTuple):
+    """A change that was made of what was durable when it was read."""
+
+    cancelled: str
+    """Why the batch was cancelled by then, '' when it was not."""
+    change: Change | None
+
+
 class Changes:
     """The rules for these."""
 
@@ -45,8 +53,8 @@ class Changes:
         self._openings = openings
         self._removals: dict[Callable[[], None], str] = {}
         """What sets a batch aside that somebody wants removed, and its name."""
-        self._reopening: set[str] = set()
-        """Batches of which jobs are to run again, and in which that does not show yet."""
+        self._changing: set[str] = set()
+        """Batches in which it does not show yet that they were changed."""
 
     def accept_code(self, client: Client, number: int, message: Message) -> None:
         """Store that a batch goes on with the task's present source."""
@@ -96,29 +104,33 @@ class Changes:
                 self._openings.check_free(name, is_shared=False)
             journal = supervisor.journals.get(name)
             if journal is not None and asked.is_read:
-                supervisor.aside.do_alone(lambda: asked.change_of(journal), partial(self._emit_read, asked, journal))
+                supervisor.aside.do_alone(partial(_read, asked, journal), partial(self._emit_read, asked, journal))
             elif journal is not None:
                 self._emit(asked, asked.change_of(journal), journal)
             elif not hands.wait(name, lambda: self._change(asked)):
                 folder = self._openings.folder(name)
                 hands.take(name, lambda: take_up(folder, change_of=asked.change_of), partial(self._emit_idle, asked))
 
-    def _emit_read(self, asked: _Asked, journal: BatchJournal, made: Change | Exception | None) -> None:
+    def _emit_read(self, asked: _Asked, journal: BatchJournal, made: _Read | Exception) -> None:
         """Emit what was read of a batch that somebody runs, if that still holds."""
         with self._openings.answering(asked.client, asked.number, f"change batch {asked.name}"):
             if isinstance(made, Exception):
                 raise made
             if self._supervisor.journals.get(asked.name) is not journal:
                 self._change(asked)  # It was put down meanwhile.
-            elif isinstance(made, ev.ReopenRequested) and self._is_outdated(made):
+            elif self._is_outdated(asked.name, made):
                 self._supervisor.after_commit(lambda: self._change(asked))
             else:
-                self._emit(asked, made, journal)
+                self._emit(asked, made.change, journal)
 
-    def _is_outdated(self, made: ev.ReopenRequested) -> bool:
-        """Whether others had jobs run again since it was read which these are."""
-        batch = self._supervisor.scheduler.batches.get(made.batch)
-        return made.batch in self._reopening or (batch is not None and made.generation != batch.facts.generation)
+    def _is_outdated(self, name: str, made: _Read) -> bool:
+        """Whether others cancelled the batch, or had jobs run again, since it was read which jobs these are."""
+        if name in self._changing:
+            return True
+        batch, change = self._supervisor.scheduler.batches.get(name), made.change
+        if batch is None or not isinstance(change, ev.ReopenRequested):
+            return False
+        return (change.generation, made.cancelled) != (batch.facts.generation, batch.facts.cancelled)
 
     def _emit_idle(self, asked: _Asked, made: Taken | Exception) -> None:
         with self._openings.answering(asked.client, asked.number, f"change batch {asked.name}"):
@@ -135,9 +147,8 @@ class Changes:
                 asked.client.reply(asked.number, {**progress, "is_live": is_live, **asked.told(journal)})
 
         assert change is not None, "of a journal that is open"
-        if isinstance(change, ev.ReopenRequested):
-            self._reopening.add(asked.name)
-            self._supervisor.after_commit(lambda: self._reopening.discard(asked.name))
+        self._changing.add(asked.name)
+        self._supervisor.after_commit(lambda: self._changing.discard(asked.name))
         self._supervisor.emit(change)
         self._supervisor.after_commit(tell)
 
@@ -173,6 +184,10 @@ class Changes:
         held = {*self._supervisor.journals, *self._openings.hands}
         call_each([remove for remove, name in self._removals.items() if name not in held])
         # The others are being put down, for which there is the reserve.
+
+
+def _read(asked: _Asked, journal: BatchJournal) -> _Read:
+    return _Read(journal.facts.cancelled, asked.change_of(journal))
 
 
 def _reopening(

@@ -32,6 +32,8 @@ class Requests:
         self._openings = Openings(supervisor, clients)
         self._changes = Changes(supervisor, clients, self._openings)
         self.make_room = self._changes.make_room
+        self._scaled: int | None = None
+        """The worker count that was ordered last, which the scheduler knows a step later."""
 
     @property
     def is_halfway(self) -> bool:
@@ -189,14 +191,15 @@ class Requests:
 
     def _scale(self, client: Client, number: int, message: Message) -> None:
         workers = message.fields["workers"]
-        before = self._supervisor.scheduler.scaled or max(
+        before = self._scaled or max(
             (batch.options.workers for batch in self._supervisor.scheduler.batches.values()), default=0
         )
         if "change" in message.fields:
             workers = max(1, before + int(message.fields["change"]))
         if workers is not None and not 1 <= int(workers) <= WORKERS_MAX:
             raise UsageError(f"cannot run {workers} workers: give a number from 1 to {WORKERS_MAX}")
-        self._supervisor.emit(ev.ScaleRequested(None if workers is None else int(workers)))
+        self._scaled = None if workers is None else int(workers)
+        self._supervisor.emit(ev.ScaleRequested(self._scaled))
         client.reply(number, {"before": before, "workers": workers})
 
     def _bound(self, client: Client, message: Message) -> str:
