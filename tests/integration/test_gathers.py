@@ -7,6 +7,7 @@ refused is left out of that story, for it was told that nothing is done.
 from collections.abc import Callable, Iterator, Sequence
 from itertools import count, permutations, product
 from pathlib import Path
+from threading import Event
 from time import monotonic
 from typing import Any, NamedTuple
 
@@ -287,3 +288,42 @@ def test_any_two_requests_that_meet_are_as_good_as_one_after_the_other(
     place = Place(tmp_path, openers)
     for pair in _all_pairs(openers):
         place.check(*pair, turns_between=turns_between)
+
+
+class Gate:
+    """Stands in for a lock: whoever comes first is seen, and waits until it is opened."""
+
+    def __init__(self) -> None:
+        self.is_reached, self.is_open = Event(), Event()
+
+    def __enter__(self) -> None:
+        self.is_reached.set()
+        assert self.is_open.wait(WAIT_S)
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+def test_a_retry_is_read_again_when_a_cancel_came_and_was_durable_while_it_was_read(tmp_path: Path) -> None:
+    folder = open_folder(tmp_path / "journal")
+    _make_batch(folder)
+    host = Deciding(folder)
+    retrying, cancelling = Caller(host), Caller(host)
+    retrying.open()
+    host.settle()
+    gate = host.journals["b"]._map_lock = Gate()  # type: ignore[assignment]
+    number = REQUESTS["retry all"](retrying)
+    assert gate.is_reached.wait(WAIT_S)
+    REQUESTS["cancel"](cancelling)
+    while host.events or host._waiting:
+        host.commit()
+        host.turn()
+    assert host.journals["b"].facts.cancelled == "enough"
+    gate.is_open.set()
+    host.settle()
+    retrying.take_in()
+    assert _promised(retrying.replies[number]) == "done"
+    for caller in (retrying, cancelling):
+        caller.close()
+    host.settle()
+    host.close()
+    assert _durable(folder) == ([], 5, {}, True, "", "old")
