@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from batchd.client import Connection, SupervisorGone, start_supervisor
+from batchd.client import connection as connection_module
 from batchd.client import session as session_module
 from batchd.client.session import Pending
 from batchd.edge import control
@@ -134,3 +135,12 @@ def test_a_supervisor_that_cannot_start_says_why(house: House) -> None:
         start_supervisor(house.folder)
     assert not is_alive(int(holder_of(house.folder).get("pid", 0)))
     (house.folder / "supervisor.lock").unlink()
+
+
+def test_supervisors_that_die_as_soon_as_they_are_ready_are_given_up(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection_module, "_BOOT", "import os, sys; os.write(int(sys.argv[2]), b'ready')")
+    monkeypatch.setattr(connection_module, "START_WAIT_S", 0.1)
+    with pytest.raises(SupervisorError, match=r"start and leave at once; their last words are in .*supervisor\.log"):
+        connection_module.connect(house.folder)
