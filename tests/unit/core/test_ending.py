@@ -140,3 +140,9 @@ def test_cancelled_jobs_leave_no_checkpoints() -> None:
     desk.gone(ev.Position(2, 1, ev.Phase.RUNNING))
     assert not desk.facts.noted
     assert desk.facts.is_finished
+
+
+def test_a_worker_that_skips_jobs_again_is_killed_once() -> None:
+    desk = leased()
+    orders = [*desk.ack(1).commands, *desk.ack(1).commands, *desk.tell(ev.LeaseEnded(1, 1, 1)).commands]
+    assert orders == [c.KillWorker(1, "")]

@@ -131,12 +131,6 @@ def test_a_worker_that_skips_jobs_is_killed() -> None:
     assert leased().tell(ev.LeaseEnded(1, 1, 1)).commands == [c.KillWorker(1, "")]
 
 
-def test_a_worker_that_skips_jobs_again_is_killed_once() -> None:
-    desk = leased()
-    orders = [*desk.ack(1).commands, *desk.ack(1).commands, *desk.tell(ev.LeaseEnded(1, 1, 1)).commands]
-    assert orders == [c.KillWorker(1, "")]
-
-
 def test_a_failure_without_retries_is_final() -> None:
     turn = leased().ack(0, state=JobState.FAILED, why=b"why")
 
