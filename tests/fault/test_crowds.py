@@ -69,6 +69,15 @@ def test_who_has_the_batch_open_is_told_the_same_and_can_go_on(tmp_path: Path) -
 
 
 @pytest.mark.covers("J6")
+def test_who_opens_it_beside_a_reader_of_the_same_process_is_told_the_same(tmp_path: Path) -> None:
+    BatchJournal.create(tmp_path / "b", {}).close()
+    reader = BatchJournal(tmp_path / "b")
+    with program(CROWD, tmp_path / "b"), pytest.raises(JournalCrowded, match=WORDS):
+        BatchJournal(tmp_path / "b")
+    reader.close()
+
+
+@pytest.mark.covers("J6")
 def test_under_a_running_batch_readers_are_refused_and_jobs_go_on(desk: Desk, tally: Tally) -> None:
     """Whoever wants results as they come is told and may come again."""
     jobs, go = 50, desk.folder / "go"
