@@ -38,6 +38,13 @@ def work(seconds: float, value: Any = None) -> Any:
     return value
 
 
+def once_there(path: str, value: Any = None) -> Any:
+    """Wait for a file."""
+    while not os.path.exists(path):
+        time.sleep(0.005)
+    return value
+
+
 def announce(path: str, seconds: float = 0.0) -> int:
     """Say through a FIFO that this job runs, then take so long."""
     with open(path, "w", encoding="ascii") as door:

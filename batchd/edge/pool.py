@@ -8,7 +8,6 @@ import os
 import signal
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from fcntl import F_SETPIPE_SZ, fcntl
 from functools import partial
 from selectors import EVENT_READ, BaseSelector, EpollSelector
 from time import monotonic, monotonic_ns
@@ -33,9 +32,6 @@ from batchd.settings import CUT_WAIT_S, IDLE_TEMPLATES_MAX, READ_BYTES, STACK_DU
 from batchd.worker import output
 from batchd.worker.recorder import STARTED, WRITER, Lane, Recorder
 from batchd.worker.template import tag
-
-_PIPE_BYTES = 1 << 20
-"""Of the pipe of a worker that reports much: it then sleeps less often in the middle of a report."""
 
 Emit = Callable[[ev.Event], None]
 Later = Callable[[float, Callable[[], None]], None]
@@ -401,10 +397,7 @@ class Pool:
             self._reports.unregister(worker.reports_fd)  # Its exit, which pidfd shows, decides.
             return
         self._take_in(worker, worker.reader.feed(data))
-        if worker.reader.room is not None and not worker.is_wordy:
-            worker.is_wordy = True
-            with suppress(OSError):  # Not allowed to have more: it only takes longer.
-                fcntl(worker.reports_fd, F_SETPIPE_SZ, _PIPE_BYTES)
+        worker.hear(len(data))
 
     def _take_in(self, worker: WorkerProcess, frames: Iterable[Frame]) -> None:
         try:

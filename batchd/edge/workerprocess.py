@@ -9,7 +9,7 @@ import signal
 from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass, field
-from fcntl import F_GETFL, F_SETFL, fcntl
+from fcntl import F_GETFL, F_SETFL, F_SETPIPE_SZ, fcntl
 from pathlib import Path
 from resource import RLIM_INFINITY, RLIMIT_NOFILE, getrlimit
 from typing import Any
@@ -22,6 +22,11 @@ from batchd.formats.report import Failure, fingerprint
 from batchd.settings import DESCRIPTORS_SPARE, LANES, READ_BYTES
 from batchd.worker import output
 from batchd.worker.recorder import OUTPUT, Slot
+
+_WORDY_BYTES = 32 << 10
+"""Half of what a pipe holds: while reports of so much were unread, a few more would have filled it."""
+_PIPE_BYTES = 1 << 20
+"""Of the pipe of a worker that reports much: it then sleeps less often in the middle of a report."""
 
 
 @dataclass(slots=True)
@@ -43,7 +48,7 @@ class WorkerProcess:
     """The last lease it reported of, and behind which job: it reports in the order of the jobs."""
     reader: FrameReader = field(default_factory=FrameReader)
     is_wordy: bool = False
-    """Whether its reports have been larger than its pipe: it stands still while they are not read."""
+    """Whether its reports have filled its pipe: it stands still while they are not read."""
     pid: int = 0
     pidfd: int = -1
     why: str = ""
@@ -55,6 +60,14 @@ class WorkerProcess:
     memory_peak_bytes: int = 0
     cpu_seen_s: float = 0.0
     """CPU seconds already added to some batch."""
+
+    def hear(self, nbytes: int) -> None:
+        """Note how much of its reports was read at once: one that fills its pipe has a larger one from then on."""
+        if self.is_wordy or (self.reader.room is None and nbytes <= _WORDY_BYTES):
+            return
+        self.is_wordy = True
+        with suppress(OSError):  # Not allowed to have more: it only takes longer.
+            fcntl(self.reports_fd, F_SETPIPE_SZ, _PIPE_BYTES)
 
     def kill(self) -> None:
         """Send SIGKILL, if it was born and its end was not seen."""

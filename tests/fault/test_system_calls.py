@@ -142,7 +142,7 @@ def test_it_is_killed_when_it_opens_what_it_makes_at_its_start(desk: Desk, tally
 
 
 @pytest.mark.covers("S1")
-@pytest.mark.parametrize(("call", "nth"), [("fdatasync", 3), ("pwrite64", 4), ("recvfrom", 5), ("write", 4)])
+@pytest.mark.parametrize(("call", "nth"), [("fdatasync", 3), ("pwrite64", 4), ("recvfrom", 5), ("write", 2)])
 def test_it_is_killed_at_a_call_of_each_kind(desk: Desk, call: str, nth: int, tally: Tally) -> None:
     with traced_supervisor(desk, f"{call}:signal=KILL:when={nth}") as traced:
         run(desk, "b")

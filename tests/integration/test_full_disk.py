@@ -1,4 +1,7 @@
-"""A full disk, everywhere: a supervisor that is told so for as long as a file is there; nothing is mounted."""
+"""A full disk, everywhere: a supervisor that is told so for as long as a file is there; nothing is mounted.
+
+To it commits are large that are small: none is light, and none has room in what is free inside the file of a batch.
+"""
 
 import os
 import signal
@@ -26,13 +29,14 @@ from tests.bench import ROOT, WAIT_S, House, await_death, pump_until
 from tests.commands import until
 
 JOBS = 200
-LARGE = [("work", 0.005, "x" * 20_000)] * JOBS
+TEXT = "x" * 20_000
+LARGE = [("work", 0.01, TEXT)] * JOBS
 LARGE_INPUT = [("same", str(number) * 10_000) for number in range(10, 40)]
 BOOT = """
 import os, sys, time
 sys.path.insert(0, {root!r})
 from batchd.edge import commits
-commits.VALUE_FILE_BYTES_MIN = 10_000
+commits.VALUE_FILE_BYTES_MIN = commits.LIGHT_COMMIT_BYTES = 10_000
 commits.DISK_RETRY_S = 0.05
 def free_bytes(_):
     while os.path.exists({flag!r} + ".asked"):
@@ -40,6 +44,7 @@ def free_bytes(_):
         time.sleep(0.01)
     return 0 if os.path.exists({flag!r}) else 1 << 40
 commits.free_bytes = free_bytes
+commits.BatchJournal.bytes_reusable = lambda _: 0
 from batchd.supervisor.__main__ import main
 sys.exit(main())
 """
@@ -87,12 +92,16 @@ def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Disk:
 def stuck(disk: Disk, tmp_path: Path) -> Iterator[tuple[House, Session]]:
     """A batch that waits for space with some of it done."""
     house = House(tmp_path / "journal")
-    session = house.start(LARGE)
-    pump_until(session, lambda: session.progress["is_sealed"] and session.progress["done"] >= 5, "some are done")
-    disk.fill()
-    pump_until(session, lambda: session.progress["trouble"], "it is told")
-    yield house, session
-    house.close()
+    try:
+        go = tmp_path / "go"
+        session = house.start(LARGE[:10] + [("once_there", str(go), TEXT)] * 10 + LARGE[20:])
+        pump_until(session, lambda: session.progress["is_sealed"] and session.progress["done"] >= 5, "some are done")
+        disk.fill()
+        go.touch()
+        pump_until(session, lambda: session.progress["trouble"], "it is told")
+        yield house, session
+    finally:
+        house.close()
 
 
 def told(house: House) -> list[str]:
@@ -134,7 +143,7 @@ def test_whoever_leaves_is_let_go_and_the_next_start_goes_on(
     again = house.session()
     again.open()
     house.finish(again)
-    assert house.outcomes() == dict.fromkeys(range(JOBS), "x" * 20_000)
+    assert house.outcomes() == dict.fromkeys(range(JOBS), TEXT)
 
 
 @pytest.mark.covers("D1")
@@ -183,7 +192,7 @@ def test_nothing_begins_while_the_disk_is_full_and_space_lets_it_go_on(
     assert request(house.folder, "status")["trouble"]
     disk.make_space()
     house.finish(session)
-    assert house.outcomes() == dict.fromkeys(range(JOBS), "x" * 20_000)
+    assert house.outcomes() == dict.fromkeys(range(JOBS), TEXT)
     assert house.notes == told(house), "the supervisor died of it"
     await_death(pid)
 

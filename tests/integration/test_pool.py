@@ -3,10 +3,12 @@
 import os
 import re
 import signal
+from fcntl import ioctl
 from functools import partial
 from pathlib import Path
 from resource import RLIMIT_NOFILE, getrlimit, setrlimit
 from select import select
+from termios import FIONREAD
 
 import pytest
 
@@ -262,6 +264,23 @@ def test_reports_wait_in_their_pipe_for_as_long_as_anybody_holds_them(bench: Ben
     assert bench.told(lease) == []
     bench.pool.let_reports_in()
     assert [told.value for told in bench.told(lease)] == [7]
+
+
+@pytest.mark.parametrize(("size", "may_rest"), [(2_000, True), (20_000, False)])
+def test_reports_that_would_fill_their_pipe_are_not_left_in_it(bench: Bench, size: int, may_rest: bool) -> None:
+    """Each of them fits: it is so many that the worker would stand still soon."""
+    worker = at_work(bench, [("same", letter * size) for letter in "xyz"])
+    bench.pool.hold_reports()
+    lease = bench.lease(worker, 0, 3)
+    bench.until(lambda: unread(worker.reports_fd) > 3 * size, "all are in the pipe")
+    bench.pool.let_reports_in()
+    assert len(bench.told(lease)) == 3
+    assert bench.pool.may_rest == may_rest
+
+
+def unread(fd: int) -> int:
+    """Return how many bytes lie in a pipe."""
+    return int.from_bytes(ioctl(fd, FIONREAD, bytes(4)), "little")
 
 
 @pytest.mark.covers("W3")
