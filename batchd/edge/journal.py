@@ -43,7 +43,7 @@ from batchd.settings import (
     READERS_MAX,
     RECORD_BYTES_MAX,
 )
-from batchd.worker.gate import begin, crowded, gate, transaction
+from batchd.worker.gate import begin, gate, in_place, transaction
 from batchd.worker.valuefiles import VALUES_NAME, ValueFiles
 
 _UNREADABLE = (
@@ -86,9 +86,9 @@ class BatchJournal:
                 self.spec: dict[str, Any] = json.loads(txn.get(tables.META_SPEC, db=self._dbs[tables.META]) or b"{}")
             self._version = version = int(found["format"])
             self._made_by: dict[str, Any] = found
-        except (lmdb.ReadersFullError, JournalCrowded):
+        except JournalCrowded:
             self.close()
-            raise crowded(folder) from None
+            raise
         except (lmdb.Error, ValueError, KeyError, TypeError) as error:
             self.close()
             raise JournalDamaged(f"{folder} does not read as a batch: {error}") from None
@@ -195,8 +195,9 @@ class BatchJournal:
 
     def _open_tables(self) -> dict[bytes, Any]:
         if not self._is_writer:
+            names = tables.TABLES
             with gate.inside:
-                return {name: self._env.open_db(name, create=False) for name in tables.TABLES}
+                return in_place(self._env, lambda: {name: self._env.open_db(name, create=False) for name in names})
         # For `open_db` by itself waits for the lock without letting any thread run.
         with self._env.begin(write=True) as txn:
             return {name: self._env.open_db(name, txn=txn, create=False) for name in tables.TABLES}

@@ -10,13 +10,13 @@ written in C, at once and whole: a lock's in `with`, a list's as a fork's hook. 
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from threading import Lock, get_ident
 from time import monotonic, sleep
-from typing import Any, Literal, overload
+from typing import Any, Literal, TypeVar, overload
 from weakref import proxy
 
 import lmdb
@@ -26,6 +26,7 @@ from batchd.settings import FORK_WAIT_S, READERS_MAX
 
 _LOOK_S = 0.001
 """Who waits looks so often."""
+_Read = TypeVar("_Read")
 
 
 class Gate:
@@ -102,22 +103,27 @@ def crowded(folder: str | Path) -> JournalCrowded:
     return JournalCrowded(f"{READERS_MAX} readers are in {folder}, which is the limit: try again later")
 
 
-@overload
-def transaction(env: lmdb.Environment) -> "lmdb.Transaction[bytes]": ...
-@overload
-def transaction(env: lmdb.Environment, *, buffers: Literal[True]) -> "lmdb.Transaction[memoryview]": ...
-def transaction(env: lmdb.Environment, *, buffers: bool = False) -> "lmdb.Transaction[Any]":
-    """Begin to read; follows a map that the supervisor grew. Raises JournalCrowded."""
+def in_place(env: lmdb.Environment, read: Callable[[], _Read]) -> _Read:
+    """Return what is read, which takes a place; follows a map that the supervisor grew. Raises JournalCrowded."""
     is_checked = False
     while True:
         try:
-            return env.begin(buffers=True) if buffers else env.begin()
+            return read()
         except lmdb.MapResizedError:
             env.set_mapsize(0)
         except lmdb.ReadersFullError:
             if is_checked:
                 raise crowded(env.path()) from None
             is_checked = env.reader_check() >= 0  # Who died in a transaction has its place until somebody looks.
+
+
+@overload
+def transaction(env: lmdb.Environment) -> "lmdb.Transaction[bytes]": ...
+@overload
+def transaction(env: lmdb.Environment, *, buffers: Literal[True]) -> "lmdb.Transaction[memoryview]": ...
+def transaction(env: lmdb.Environment, *, buffers: bool = False) -> "lmdb.Transaction[Any]":
+    """Begin to read. Raises JournalCrowded."""
+    return in_place(env, partial(env.begin, buffers=buffers))
 
 
 @contextmanager

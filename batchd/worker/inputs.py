@@ -18,7 +18,7 @@ from batchd.formats import tables
 from batchd.formats.reference import Buffer, Reference
 from batchd.formats.segment import Block, unpack
 from batchd.settings import CROWDED_WAIT_S, READERS_MAX, RECORD_BYTES_MAX
-from batchd.worker.gate import begin, crowded
+from batchd.worker.gate import begin, crowded, in_place
 from batchd.worker.recorder import Lane
 from batchd.worker.valuefiles import ValueFiles, read_value
 
@@ -55,15 +55,14 @@ class BatchInputs:
         except lmdb.ReadersFullError:
             raise crowded(folder) from None
         try:
-            self._inputs = self._env.open_db(tables.INPUTS, create=False)
-            self._functions = self._env.open_db(tables.FUNCTIONS, create=False)
-            self._notes = self._env.open_db(tables.NOTES, create=False)
-            meta = self._env.open_db(tables.META, create=False)
+            names = (tables.INPUTS, tables.FUNCTIONS, tables.NOTES, tables.META)
+            opened = in_place(self._env, lambda: [self._env.open_db(name, create=False) for name in names])
+            self._inputs, self._functions, self._notes, meta = opened
             with begin(self._env) as txn:
                 self.spec: dict[str, Any] = json.loads(txn.get(tables.META_SPEC, db=meta) or b"{}")
-        except (lmdb.ReadersFullError, JournalCrowded):
+        except JournalCrowded:
             self._env.close()  # Or this process could not open it again.
-            raise crowded(folder) from None
+            raise
         self._read_value = partial(read_value, folder)
         self.files = ValueFiles(
             folder,

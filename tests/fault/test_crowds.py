@@ -74,6 +74,10 @@ def test_who_opens_it_beside_a_reader_of_the_same_process_is_told_the_same(tmp_p
     reader = BatchJournal(tmp_path / "b")
     with program(CROWD, tmp_path / "b"), pytest.raises(JournalCrowded, match=WORDS):
         BatchJournal(tmp_path / "b")
+    another = BatchJournal(tmp_path / "b")
+    assert another.read_usage() == {}, "the dead have no place any more"
+    another.close()
+    assert reader.read_usage() == {}, "nor has it closed the tables of the other"
     reader.close()
 
 
