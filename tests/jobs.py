@@ -41,7 +41,7 @@ def work(seconds: float, value: Any = None) -> Any:
 def once_there(path: str, value: Any = None) -> Any:
     """Wait for a file."""
     while not Path(path).exists():
-        time.sleep(0.005)
+        select([], [], [], 0.005)
     return value
 
 

@@ -184,10 +184,10 @@ def test_a_map_that_another_process_grew_is_adopted(place: Path, monkeypatch: py
     class Grown:
         """An environment whose map was grown."""
 
-        def begin(self) -> lmdb.Transaction:
+        def begin(self, *, buffers: bool) -> lmdb.Transaction:
             if not sized:
                 raise lmdb.MapResizedError("MDB_MAP_RESIZED")
-            return journal._env.begin()
+            return journal._env.begin(buffers=buffers)
 
         def set_mapsize(self, size: int) -> None:
             sized.append(size)
