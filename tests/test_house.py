@@ -9,7 +9,6 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -114,7 +113,7 @@ def purity(path: str, source: str) -> list[str]:
     """The pure rooms import nothing that has a clock, a disk, a process or a die."""
     if room_of(path) not in PURE_ROOMS:
         return []
-    tops = [(found.line, found.module.partition(".")[0]) for found in imports_in(path, parsed(source))]
+    tops = [(found.line, found.module.partition(".")[0]) for found in imports_in(path, ast.parse(source))]
     return [f"{path}:{line} imports {top}, and {room_of(path)} is pure" for line, top in tops if top in IMPURE]
 
 
@@ -125,7 +124,7 @@ def floors(path: str, source: str) -> list[str]:
         return []
     if room not in FLOORS and room not in ALONE_ROOMS:
         return [f"{path} stands on no floor; give {room} one in FLOORS"]
-    found = imports_in(path, parsed(source))
+    found = imports_in(path, ast.parse(source))
     return [complaint for each in found if (complaint := floor_complaint(path, each))]
 
 
@@ -134,7 +133,7 @@ def sizes(path: str, source: str) -> list[str]:
     complaints = []
     if (lines := len(source.splitlines())) > FILE_LINES_MAX:
         complaints.append(f"{path} has {lines} lines; {FILE_LINES_MAX} is the limit")
-    for node in ast.walk(parsed(source)):
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             lines = (node.end_lineno or node.lineno) - node.lineno + 1
             if lines > FUNCTION_LINES_MAX:
@@ -147,7 +146,7 @@ def printing(path: str, source: str) -> list[str]:
     """Only the command line and the examples print."""
     if room_of(path) in PRINTING_ROOMS:
         return []
-    calls = [node for node in ast.walk(parsed(source)) if isinstance(node, ast.Call)]
+    calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
     return [f"{path}:{call.lineno} prints" for call in calls if ast.unparse(call.func) in {"print", "builtins.print"}]
 
 
@@ -159,7 +158,7 @@ def names(path: str, source: str) -> list[str]:
 
 def sleeping(path: str, source: str) -> list[str]:
     """A test waits for an event or moves a clock; it never hopes that so much time will do."""
-    tree = parsed(source)
+    tree = ast.parse(source)
     calls = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
     complaints = [f"{path}:{call.lineno} sleeps" for call in calls if ast.unparse(call) == "time.sleep"]
     found = imports_in(path, tree)
@@ -169,7 +168,7 @@ def sleeping(path: str, source: str) -> list[str]:
 def error_sentences(path: str, source: str) -> list[str]:
     """An error's docstring is the one sentence that a user reads, and perhaps an example of it."""
     sentence = re.compile(r"[A-Z](?:[^.!?\n]|[.!?](?=\w))*\.(\n\n>>> .*)?", re.DOTALL)
-    classes = [node for node in ast.walk(parsed(source)) if isinstance(node, ast.ClassDef)]
+    classes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ClassDef)]
     wrong = [node for node in classes if not sentence.fullmatch(ast.get_docstring(node) or "")]
     return [f"{path}:{node.lineno} the docstring of {node.name} is not one sentence" for node in wrong]
 
@@ -179,7 +178,7 @@ def cycles(sources: dict[str, str]) -> list[str]:
     modules = {module_of(path): path for path in sources}
     graph: dict[str, set[str]] = {}
     for module, path in modules.items():
-        found = imports_in(path, parsed(sources[path]), at_load_only=True)
+        found = imports_in(path, ast.parse(sources[path]), at_load_only=True)
         # A name may be a module of its own, or something inside one.
         targets = [
             f"{each.module}.{each.name}" if f"{each.module}.{each.name}" in modules else each.module for each in found
@@ -193,11 +192,6 @@ def cycles(sources: dict[str, str]) -> list[str]:
 
 
 # --- How the source is read ------------------------------------------------------------------------------------
-
-
-@cache
-def parsed(source: str) -> ast.Module:
-    return ast.parse(source)
 
 
 def module_of(path: str) -> str:

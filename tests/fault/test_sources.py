@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 import pytest
 
 import batchd
-from tests.test_house import imports_in, parsed
+from tests.test_house import imports_in
 
 PACKAGE = Path(batchd.__file__).parent
 WALL = {"time.time", "datetime.now", "datetime.utcnow", "time.time_ns", "datetime.today"}
@@ -37,7 +37,7 @@ def calls(names: set[str]) -> set[str]:
     """Return the files that call one of these."""
     found = set()
     for file in PACKAGE.rglob("*.py"):
-        for node in ast.walk(parsed(file.read_text("utf-8"))):
+        for node in ast.walk(ast.parse(file.read_text("utf-8"))):
             if isinstance(node, ast.Call) and named(node.func) in names:
                 found.add(file.relative_to(PACKAGE).as_posix())
     return found
@@ -152,7 +152,7 @@ def supervisors_own() -> dict[str, str]:
         if path in found or not path.startswith(("supervisor/", "core/", "edge/")) or not (PACKAGE / path).is_file():
             continue
         found[path] = (PACKAGE / path).read_text("utf-8")
-        for each in imports_in(f"batchd/{path}", parsed(found[path])):
+        for each in imports_in(f"batchd/{path}", ast.parse(found[path])):
             if each.module.startswith("batchd."):
                 module = each.module.removeprefix("batchd.").replace(".", "/")
                 todo += [f"{module}.py", f"{module}/{each.name}.py"]
@@ -180,7 +180,7 @@ def test_nothing_on_the_supervisors_way_waits_for_a_lock_of_others_but_in_the_pl
     own = supervisors_own()
     assert {"edge/journal.py", "edge/strays.py", "edge/commits.py", "edge/drafts.py"} <= own.keys()
     assert not {"edge/backup.py", "edge/watch.py"} & own.keys(), "a client's way"
-    calls = [call for file, source in own.items() for call in calls_in(file, parsed(source))]
+    calls = [call for file, source in own.items() for call in calls_in(file, ast.parse(source))]
     assert {(call.file, call.function, call.name) for call in calls if waits(call)} == WAITING
     assert {(call.file, call.function, call.name) for call in calls if writes(call)} == WRITING
     writers = {(call.file, call.function) for call in calls if call.has("is_writer")}
@@ -201,7 +201,7 @@ def test_the_loop_calls_nothing_that_is_to_be_done_aside() -> None:
     named = {
         (file, node.id)
         for file, source in own.items()
-        for node in ast.walk(parsed(source))
+        for node in ast.walk(ast.parse(source))
         if isinstance(node, ast.Name) and node.id in IN_HAND
     }
     assert {name for _, name in named} == IN_HAND, "one has another name by now"
@@ -209,7 +209,7 @@ def test_the_loop_calls_nothing_that_is_to_be_done_aside() -> None:
 
 def test_every_environment_is_called_one() -> None:
     """Or its calls would not be seen to be some that wait."""
-    nodes = [node for source in supervisors_own().values() for node in ast.walk(parsed(source))]
+    nodes = [node for source in supervisors_own().values() for node in ast.walk(ast.parse(source))]
     made = ("lmdb.open(", "open_environment(", "readers.acquire(")
     assigned = [node for node in nodes if isinstance(node, ast.Assign)]
     opened = [node for node in assigned if any(call in ast.unparse(node.value) for call in made)]
@@ -234,7 +234,7 @@ def test_every_environment_is_called_one() -> None:
     ],
 )
 def test_a_call_that_waits_is_told_from_others(source: str, *, is_seen: bool) -> None:
-    (call,) = calls_in("file", parsed(f"def f():\n    {source}"))
+    (call,) = calls_in("file", ast.parse(f"def f():\n    {source}"))
     assert (call.function, waits(call)) == ("f", is_seen)
 
 
@@ -243,7 +243,7 @@ def test_only_the_journal_begins_transactions_that_write() -> None:
     found = set()
     for file in PACKAGE.rglob("*.py"):
         path = file.relative_to(PACKAGE).as_posix()
-        found |= {call.file for call in calls_in(path, parsed(file.read_text("utf-8"))) if call.has("write")}
+        found |= {call.file for call in calls_in(path, ast.parse(file.read_text("utf-8"))) if call.has("write")}
     assert found == {"edge/journal.py", "edge/drafts.py"}
 
 
@@ -251,5 +251,5 @@ def test_the_supervisor_has_nothing_to_unpickle_with() -> None:
     for file in PACKAGE.rglob("*.py"):
         path = file.relative_to(PACKAGE).as_posix()
         if path.startswith(("supervisor/", "core/")) or path in READ_BY_IT:
-            modules = {each.module for each in imports_in(f"batchd/{path}", parsed(file.read_text("utf-8")))}
+            modules = {each.module for each in imports_in(f"batchd/{path}", ast.parse(file.read_text("utf-8")))}
             assert not modules & {"pickle", "cloudpickle", "batchd.formats.values"}, path
