@@ -101,6 +101,7 @@ class Host:
             journal.close()
         self.clients.close()
         self.selector.close()
+        self.aside.close()
 
 
 class Caller:

@@ -78,9 +78,7 @@ def described(told: dict[str, Any]) -> Iterator[str]:
     yield from told_lines(
         {
             "cause": visible(error.get("cause", "")),
-            # A number is never given twice, and may be given to an attempt that was not begun.
-            "attempt": f"{attempts:,}" if attempts and told["history"] is None else "",
-            "attempts": f"{attempts:,}" + _history_text(told["history"]) if attempts and told["history"] else "",
+            "attempt": _attempt_text(attempts, told["history"], is_running=bool(told["running"])) if attempts else "",
             "running": _running_text(told["running"]) if told["running"] else "",
             "input": visible(told["input"]),
             "result": visible(result),
@@ -142,7 +140,11 @@ def _running_text(row: dict[str, Any]) -> str:
     return f"on worker {row['worker']}, pid {row['pid']}{since}{progress}"
 
 
-def _history_text(history: dict[str, int]) -> str:
+def _attempt_text(attempts: int, history: dict[str, int] | None, *, is_running: bool) -> str:
+    """Say which number its attempt has: none is given twice, and one may have gone to an attempt that never began."""
+    if history is None:
+        return f"{attempts:,}"
     kinds = {"failures": "failed", "crashes": "crashed", "interruptions": "interrupted"}
     parts = [f"{history[name]:,} {word}" for name, word in kinds.items() if history.get(name)]
-    return f" begun before ({', '.join(parts)})" if parts else " begun before" * bool(history)
+    before = f" ({', '.join(parts)} before)" if parts else ""
+    return f"{attempts + 1:,}{'' if is_running else ' is the next'}{before}"

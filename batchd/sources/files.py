@@ -8,6 +8,7 @@ import gzip
 import io
 import os
 import stat
+import sys
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,6 +33,8 @@ def refuse_unreadable(names: Sequence[str]) -> None:
         raise UsageError("Standard input (-) was named twice, but it can be read only once: name it once.")
     for name in names:
         if name == STDIN:
+            if sys.stdin is None:  # Its number is some other file's by now.
+                raise InputError("standard input is closed: give it something to read, or name a file.")
             continue
         try:
             mode = os.stat(name).st_mode  # noqa: PTH116

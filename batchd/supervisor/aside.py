@@ -24,11 +24,12 @@ class Aside:
 
     def __init__(self, selector: BaseSelector) -> None:
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._work: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._work: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._over: SimpleQueue[Callable[[], None]] = SimpleQueue()
         selector.register(self._wake_fd, EVENT_READ, self._on_over)
         # Now, for later the system may allow no more threads.
-        Thread(target=self._run, name="aside", daemon=True).start()
+        self._thread = Thread(target=self._run, name="aside", daemon=True)
+        self._thread.start()
 
     def do(self, work: Callable[[], object], then: Then | None = None) -> None:
         """Do the work after what was asked before, then call back with what it raised, None when all is well."""
@@ -55,9 +56,16 @@ class Aside:
         part = partial(next, parts)
         self.do(part, then)
 
+    def close(self) -> None:
+        """End the thread behind what it was asked to do. A supervisor waits for nothing: it ends with its process."""
+        self._work.put(None)
+        self._thread.join()
+        os.close(self._wake_fd)
+
     def _run(self) -> None:
-        while True:
-            self._work.get()()  # Held by no name: else what it holds is held until there is other work.
+        while (work := self._work.get()) is not None:
+            work()
+            del work  # Else what it holds is held until there is other work.
 
     def _do(self, work: Callable[[], Any], then: Callable[[Any], None]) -> None:
         try:

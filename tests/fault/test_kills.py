@@ -207,7 +207,8 @@ def test_whoever_runs_when_its_worker_is_killed_is_charged_and_nobody_else(desk:
                 charged.add(position.index)
             kills += kill(pid, tally)
         elif pid:
-            os.kill(pid, signal.SIGCONT)
+            with suppress(ProcessLookupError):  # Nobody was left to be stopped.
+                os.kill(pid, signal.SIGCONT)
     _, err = process.communicate(timeout=90)
     assert process.returncode == 1, err
     lines = desk.results()
@@ -220,8 +221,9 @@ def test_whoever_runs_when_its_worker_is_killed_is_charged_and_nobody_else(desk:
 
 
 def stopped_at(desk: Desk, worker: int) -> Position | None:
-    """Stop a worker and return where it is, None if it has not been anywhere."""
-    os.kill(worker, signal.SIGSTOP)
+    """Stop a worker and return where it is, None if it has not been anywhere or has just ended."""
+    with suppress(ProcessLookupError):
+        os.kill(worker, signal.SIGSTOP)
     until(lambda: dead(worker) or " T " in Path(f"/proc/{worker}/stat").read_text(), "it is stopped")
     recorder = Recorder.open(desk.recorder())
     try:

@@ -44,7 +44,7 @@ def test_show_tells_of_one_job_in_json(folder: Path, run: Run) -> None:
 def test_show_tells_of_a_job_that_was_begun_before_and_of_one_that_was_not(folder: Path, run: Run) -> None:
     make(folder, "abc1", e.Charged("abc1", 1, 1, History(attempts=2, crashes=1)), size=3)
     assert "queued" in (out := run(inspect.show, batch="abc1:1")[1])
-    assert "2 begun before (1 crashed)" in out
+    assert "attempt    3 is the next (1 crashed before)" in out
     told = json.loads(run(inspect.show, batch="abc1:2", json=True)[1])
     assert (told["state"], told["attempts"], told["running"]) == ("queued", 0, None)
 

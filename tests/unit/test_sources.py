@@ -230,6 +230,13 @@ def test_a_folder_as_standard_input_is_refused(folder: Path) -> None:
     os.close(descriptor)
 
 
+def test_standard_input_that_is_closed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python says so; its number may be that of any other file."""
+    monkeypatch.setattr("sys.stdin", None)
+    with pytest.raises(InputError, match="standard input is closed"):
+        items_of(TextSource(["-"]))
+
+
 # --- text: going on ----------------------------------------------------------------------------------------------
 
 
