@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import re
 import struct
 import subprocess
 from collections.abc import Iterator
@@ -32,6 +33,11 @@ def remount(place: Path, options: str) -> None:
     """Change what such a disk allows, as soon as that is possible: who died on it lets go of it a little later."""
     command = ["/bin/mount", "-o", f"remount,{options}", str(place)]
     until(lambda: subprocess.run(command, capture_output=True, check=False).returncode == 0, f"{place}: {options}")
+
+
+def full_disk(journal: Path) -> re.Pattern[str]:
+    """Return what is told of a full disk under a journal, however much its commit needs."""
+    return re.compile(rf"disk full: paused until {re.escape(str(journal))} has \d[\d.]*[MG] free")
 
 
 def fill(place: Path) -> Path:

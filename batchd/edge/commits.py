@@ -27,6 +27,7 @@ from batchd.settings import (
     LIGHT_COMMIT_ENTRIES,
     VALUE_FILE_BYTES_MIN,
 )
+from batchd.units import format_size
 
 Work = Sequence[tuple[BatchJournal, Sequence[Entry]]]
 
@@ -128,7 +129,7 @@ class CommitThread:
             self.tell(Done(turn, progress))
 
     def _write(self, journal: BatchJournal, entries: Sequence[Entry], work: Work) -> Progress | None:
-        has_stalled = False
+        has_stalled, needed = False, -(-(DISK_RESERVE_BYTES + _bytes_in(entries)) >> 20) << 20
         while True:
             if has_room(entries, journal):
                 try:
@@ -136,7 +137,7 @@ class CommitThread:
                 except (lmdb.Error, OSError) as error:
                     if not is_full(error, journal.folder):
                         raise
-            self.tell(Stalled(f"disk full: paused until {journal.folder.parents[1]} has space"))
+            self.tell(Stalled(f"disk full: paused until {journal.folder.parents[1]} has {format_size(needed)} free"))
             if not has_stalled:  # What makes room must not wait with what needs it.
                 for other, others in work:
                     for trim in [entry for entry in others if isinstance(entry, Trimmed)]:

@@ -14,7 +14,7 @@ from batchd.edge.folder import journal_id
 from batchd.edge.orphans import tagged
 from tests.bench import ROOT
 from tests.commands import Desk, dead, until
-from tests.disks import fill
+from tests.disks import fill, full_disk
 
 pytestmark = pytest.mark.fault
 
@@ -49,7 +49,7 @@ class Program:
         self.go.touch()
         assert self.process.stderr is not None
         self.said = self.process.stderr.readline()
-        assert self.said == f"disk full: paused until {self.folder} has space\n"
+        assert full_disk(self.folder).match(self.said)
 
     def ended(self) -> tuple[int, str, str]:
         """Wait for the end of the program and of all it started; return exit code, output and errors."""

@@ -78,7 +78,7 @@ def test_a_full_disk_stalls_and_the_same_entries_are_written_in_the_end(written:
     while len(outcomes) < 3:
         outcomes += outcome_of(thread)
     assert [type(outcome) for outcome in outcomes] == [Stalled, Stalled, Done]
-    assert outcomes[0].reason == f"disk full: paused until {written.parents[1]} has space"
+    assert outcomes[0].reason == f"disk full: paused until {written.parents[1]} has 33M free"
     assert list(journal.refresh().done) == [(2, 3)]
     journal.close()
 

@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 from threading import Thread
+from typing import Literal
 
 import lmdb
 import pytest
@@ -184,7 +185,7 @@ def test_a_map_that_another_process_grew_is_adopted(place: Path, monkeypatch: py
     class Grown:
         """An environment whose map was grown."""
 
-        def begin(self, *, buffers: bool) -> lmdb.Transaction:
+        def begin(self, *, buffers: Literal[False]) -> "lmdb.Transaction[bytes]":
             if not sized:
                 raise lmdb.MapResizedError("MDB_MAP_RESIZED")
             return journal._env.begin(buffers=buffers)

@@ -212,7 +212,7 @@ def drawn(told: ProgressNews) -> tuple[LiveView, Terminal]:
 @pytest.mark.usefixtures("wide")
 def test_trouble_is_drawn_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "40")
-    trouble = f"disk full: paused until {'/a-long-path' * 6} has space"
+    trouble = f"disk full: paused until {'/a-long-path' * 6} has 33M free"
     shown, stream = drawn(news(40, trouble=trouble))
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", stream.getvalue())
     shown.close()
