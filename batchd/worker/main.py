@@ -47,7 +47,8 @@ from batchd.worker.service import Service
 from batchd.worker.transcript import Transcript
 
 PROTOCOL_FD_MIN = 100
-"""Protocol descriptors live up here, out of the way of code that closes or reuses the low ones."""
+"""Protocol descriptors live up here, out of the way of code that closes or reuses the low ones; at half of what is
+allowed where that is few."""
 _CALLABLES_MAX = 16
 """Batches whose functions a worker keeps."""
 EXIT_DESCRIPTORS = 81
@@ -302,7 +303,8 @@ def run(bundle: Bundle, fds: Fds, place: Place, batches: Path, inherited: Iterab
     try:
         if os.getsid(0) != os.getpid():  # A fresh interpreter leads its session already.
             os.setsid()
-        low, fds = fds, Fds(*(fcntl(fd, F_DUPFD_CLOEXEC, PROTOCOL_FD_MIN) if fd >= 0 else -1 for fd in fds))
+        high = min(PROTOCOL_FD_MIN, os.sysconf("SC_OPEN_MAX") // 2)
+        low, fds = fds, Fds(*(fcntl(fd, F_DUPFD_CLOEXEC, high) if fd >= 0 else -1 for fd in fds))
         hold_lifeline(fds.lifeline)
         _settle_descriptors(fds, {*low, *inherited})
         _settle_signals()

@@ -89,11 +89,17 @@ def test_a_user_who_may_start_no_more_processes_gets_fewer_workers(desk: Desk) -
 
 
 @pytest.mark.covers("H1", "P29")
-def test_where_no_more_descriptors_are_allowed_fewer_workers_do_the_work(desk: Desk, tally: Tally) -> None:
-    """60 workers are asked for at once, and each takes one more descriptor when it is born."""
+@pytest.mark.parametrize("allowed", [150, 80])
+def test_where_no_more_descriptors_are_allowed_fewer_workers_do_the_work(
+    desk: Desk, allowed: int, tally: Tally
+) -> None:
+    """60 workers are asked for at once, and each takes one more descriptor when it is born.
+
+    Of 80 they cannot have the numbers that they take where there are more.
+    """
     jobs = 60
     open_folder(desk.journal)
-    process = ready_supervisor(desk, "/bin/sh", "-c", 'ulimit -n 150 && exec "$@"', "sh")
+    process = ready_supervisor(desk, "/bin/sh", "-c", f'ulimit -n {allowed} && exec "$@"', "sh")
     try:
         ran = desk.run(*task("short_work", jobs, "-j", "60"))
         assert ran.returncode == 0, ran.stderr
