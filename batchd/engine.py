@@ -26,6 +26,7 @@ from batchd.core.job import JobState
 from batchd.core.ranges import RangeSet
 from batchd.edge.journal import BatchJournal
 from batchd.edge.outcomes import Outcomes, Span
+from batchd.edge.shelf import open_batch
 from batchd.errors import BatchdError, ClientClosed
 from batchd.formats.reference import Buffer, Reference
 from batchd.formats.segment import nbytes_of
@@ -288,7 +289,7 @@ class Engine:
             is_throwaway=self._is_throwaway,
         )
         if (folder / "batches" / self.batch).exists():
-            known = BatchJournal(folder / "batches" / self.batch)
+            known = open_batch(folder / "batches" / self.batch)
             known.close()
             check_python(known.spec, self.batch)
         return Session(

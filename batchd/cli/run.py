@@ -23,8 +23,7 @@ from batchd.core.job import Allowances, JobState
 from batchd.edge.census import is_queue
 from batchd.edge.folder import journal_folder, open_folder
 from batchd.edge.gauges import cpus_usable, parse_workers, workers_auto
-from batchd.edge.journal import BatchJournal
-from batchd.edge.shelf import find_batch
+from batchd.edge.shelf import find_batch, open_batch
 from batchd.edge.template import KeySpec
 from batchd.errors import CodeChanged, UsageError
 from batchd.sources import Block, Source, hints, open_source
@@ -258,7 +257,7 @@ def read_known(folder: Path, batch: str) -> dict[str, Any] | None:
     path = folder / "batches" / batch
     if not path.exists():
         return None
-    journal = BatchJournal(path)
+    journal = open_batch(path)
     facts = journal.facts
     known = {
         "spec": journal.spec,

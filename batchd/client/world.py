@@ -18,6 +18,7 @@ from batchd.client.throwaway import throwaway_folder
 from batchd.core.facts import BatchFacts
 from batchd.edge.folder import journal_folder, open_folder
 from batchd.edge.journal import BatchJournal
+from batchd.edge.shelf import open_batch
 from batchd.edge.template import KeySpec
 from batchd.errors import CodeChanged, UsageError
 from batchd.formats.tables import TASK_MARK
@@ -122,7 +123,7 @@ def check_python(spec: Mapping[str, Any], batch: str) -> None:
 
 def settle_known(folder: Path, batch: str, spec: dict[str, Any], *, accept_code: bool) -> BatchFacts:
     """Find out whether the batch that is there is the one that `spec` means; return its facts. Raises UsageError."""
-    journal = BatchJournal(folder / "batches" / batch)
+    journal = open_batch(folder / "batches" / batch)
     known, facts = journal.spec, journal.facts
     journal.close()
     check_python(known, batch)

@@ -34,6 +34,8 @@ class Isolated:
     def __init__(self, work: Callable[[Tell], None]) -> None:
         self.death = ""
         """How the child ended, when it was not in order."""
+        self.signal = 0
+        """What killed it, if it was a signal of the system's or of others."""
         self._is_over = False
         read, write = os.pipe2(os.O_CLOEXEC)
         self._pid = os.fork()
@@ -79,7 +81,8 @@ class Isolated:
         if why:
             self.death = why
         elif os.WIFSIGNALED(status):
-            self.death = f"it was killed by {signal.Signals(os.WTERMSIG(status)).name}"
+            self.signal = os.WTERMSIG(status)
+            self.death = f"it was killed by {signal.Signals(self.signal).name}"
         elif os.WEXITSTATUS(status):
             self.death = f"it ended with exit code {os.WEXITSTATUS(status)}"
 

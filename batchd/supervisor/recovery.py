@@ -2,16 +2,17 @@
 
 Take the lock, see every process of the earlier supervisor dead, remove batches it was only making, record what its
 workers' transcripts say and charge what their slots show as begun and not recorded, and only then raise the epoch and
-make a new recorder.
+make a new recorder. Each batch is tried by a child first: damage may kill whoever opens it, and is to cost no other.
 """
 
-from collections import defaultdict
+import signal
+from collections import defaultdict, deque
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import lmdb
 
-from batchd.core import entries as e
 from batchd.core.job import DEFAULT_ALLOWANCES
 from batchd.core.lease import reach
 from batchd.core.ranges import RangeSet
@@ -19,8 +20,10 @@ from batchd.core.replay import LeaseTrace, interrupted
 from batchd.core.stored import copy
 from batchd.edge.drafts import remove_drafts
 from batchd.edge.folder import BATCHES_NAME, is_full, journal_id, raise_epoch, recorder_path
+from batchd.edge.isolation import Isolated
 from batchd.edge.journal import BatchJournal
 from batchd.edge.lock import SupervisorLock, boot_id
+from batchd.edge.log import say
 from batchd.edge.orphans import become_subreaper, sweep
 from batchd.edge.reports import acknowledged, files_of
 from batchd.errors import BatchdError
@@ -28,6 +31,8 @@ from batchd.formats.report import Failure, fingerprint
 from batchd.settings import INTERRUPTIONS_MAX, SLOTS
 from batchd.worker.recorder import Recorder
 from batchd.worker.valuefiles import VALUES_NAME
+
+_OF_DAMAGE: Final = (signal.SIGBUS, signal.SIGSEGV, signal.SIGABRT)
 
 
 class Ground(NamedTuple):
@@ -39,8 +44,6 @@ class Ground(NamedTuple):
     epoch: int
     recorder: Recorder
     recorder_path: Path
-    recovered: int
-    """Jobs that a dead supervisor left begun and unrecorded."""
 
 
 def recover(folder: Path) -> Ground:
@@ -51,49 +54,55 @@ def recover(folder: Path) -> Ground:
     sweep(name)
     remove_drafts(folder / BATCHES_NAME)
     path = recorder_path(folder, name)
-    recovered = _charge_begun(folder, path, name)
+    _charge_begun(folder, path, name)
     path.unlink(missing_ok=True)
     epoch = raise_epoch(folder)
     recorder = Recorder.create(path, boot_id=boot_id(), journal_id=name, epoch=epoch, slots=SLOTS)
-    return Ground(folder, lock, name, epoch, recorder, path, recovered)
+    return Ground(folder, lock, name, epoch, recorder, path)
 
 
-def _charge_begun(folder: Path, path: Path, name: str) -> int:
+def _charge_begun(folder: Path, path: Path, name: str) -> None:
     recorder = _earlier(path, name)
     if recorder is None:
-        return 0
-    charged = 0
+        return
     for (batch, stint), traces in _traces(recorder).items():
-        try:
-            journal = BatchJournal(folder / "batches" / batch, is_writer=True)
-        except BatchdError:
-            continue  # Damaged or deleted: whoever opens it is told.
-        try:
-            if stint != journal.facts.stint:
-                continue  # Of an earlier time, or of another batch that had the id.
-            charged += _write(journal, [_with_reports(trace, slot, recorder, journal) for slot, trace in traces])
-        except (lmdb.CorruptedError, lmdb.PageNotFoundError):
-            continue  # It can be read and not be written: a matter of this batch and no other.
-        finally:
-            journal.close()
+        charge = partial(_charge, folder / BATCHES_NAME / batch, stint, traces, recorder)
+        with Isolated(lambda _, charge=charge: charge()) as trial:  # type: ignore[misc]
+            deque(trial.told(), maxlen=0)
+        if trial.signal in _OF_DAMAGE:
+            say(f"batch {batch} is damaged and stays as it is: whoever looked what had begun of it, {trial.death}")
+            continue
+        charge()  # What the trial has done is not done again; what it met is told here.
     recorder.close()
-    return charged
 
 
-def _write(journal: BatchJournal, traces: list[LeaseTrace]) -> int:
-    """Write what became of the jobs of a batch; return how many were charged."""
+def _charge(place: Path, stint: int, traces: list[tuple[int, LeaseTrace]], recorder: Recorder) -> None:
+    """Write what became of the jobs of a batch, once."""
+    try:
+        journal = BatchJournal(place, is_writer=True)
+    except BatchdError:
+        return  # Damaged or deleted: whoever opens it is told.
+    try:
+        if stint == journal.facts.stint:  # Else of an earlier time, or of another batch that had the id.
+            _write(journal, [_with_reports(trace, slot, recorder, journal) for slot, trace in traces])
+    except (lmdb.CorruptedError, lmdb.PageNotFoundError):
+        return  # It can be read and not be written: a matter of this batch and no other.
+    finally:
+        journal.close()
+
+
+def _write(journal: BatchJournal, traces: list[LeaseTrace]) -> None:
     text = f"was running at {INTERRUPTIONS_MAX} deaths of the supervisor in a row"
     failure = Failure("JobInterrupted", text, fingerprint("JobInterrupted")).encode()
     made = interrupted(copy(journal.facts), traces, DEFAULT_ALLOWANCES, failure)
     if not made:
-        return 0
+        return
     try:
         journal.commit(made)
     except (lmdb.Error, OSError) as error:
         if not is_full(error, journal.folder) or not any(trace.reports for trace in traces):
             raise
-        return _write(journal, [trace._replace(reports=()) for trace in traces])  # Those run again.
-    return sum(entry.count for entry in made if isinstance(entry, e.Charged))
+        _write(journal, [trace._replace(reports=()) for trace in traces])  # Those run again.
 
 
 def _with_reports(trace: LeaseTrace, slot: int, recorder: Recorder, journal: BatchJournal) -> LeaseTrace:

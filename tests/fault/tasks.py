@@ -41,6 +41,13 @@ def mark_attempt() -> int:
     return job.attempt
 
 
+def page_text(x: int) -> str:
+    """Of a size that is kept in the batch's own file; each attempt is written down."""
+    mark_attempt()
+    wait(0.005)
+    return f"{x:04}" * 10_000
+
+
 def large_text(x: int) -> str:
     """More than a record holds."""
     return f"{x:04}" * (2 << 20)

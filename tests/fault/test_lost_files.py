@@ -1,6 +1,7 @@
 """Files of a running batch that somebody takes away: LMDB goes on with what it opened, and nobody else sees that."""
 
 import os
+import signal
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,10 @@ import pytest
 
 from batchd.client.connection import LOG_NAME
 from batchd.edge.damage import check_batch
-from tests.bench import House, pump_until
+from tests.bench import House, await_death, pump_until
+from tests.commands import Desk, squares
+from tests.fault import tasks
+from tests.fault.ledger import Tally
 
 pytestmark = pytest.mark.fault
 
@@ -72,3 +76,28 @@ def test_a_batch_whose_files_are_taken_away_stops_and_no_other_does(
         "recorded, and ran again"
     )
     assert check_batch(place).is_well
+
+
+@pytest.mark.covers("J2", "J3")
+@pytest.mark.parametrize("lost_bytes", [4096, pytest.param(1 << 19, marks=pytest.mark.slow)])
+def test_a_batch_that_was_cut_off_when_its_supervisor_died_keeps_no_other_from_running(
+    desk: Desk, lost_bytes: int, tally: Tally
+) -> None:
+    """The next start looks what had begun of it, and LMDB is killed by what is not there."""
+    process = desk.start("run", f"{tasks.__file__}:page_text", "--range", "0:400", "-j", "2", "--name", "ill")
+    desk.wait_for_jobs(60, process)
+    supervisor = desk.supervisor()
+    process.kill()
+    os.kill(supervisor, signal.SIGKILL)
+    process.communicate()
+    await_death(supervisor)
+    (place,) = (desk.journal / "batches").iterdir()
+    data = place / "data.mdb"
+    os.truncate(data, data.stat().st_size - lost_bytes)
+    ran = desk.run("run", f"{tasks.__file__}:short_work", "--range", "0:5", "--name", "well", "--out", "out.jsonl")
+    assert ran.returncode == 0, ran.stderr
+    assert desk.values() == squares(5)
+    assert f"batch {place.name} is damaged and stays as it is" in (desk.journal / LOG_NAME).read_text()
+    again = desk.run("run", f"{tasks.__file__}:page_text", "--range", "0:400", "--name", "ill")
+    assert (again.returncode, f"{data} was cut off; put a copy of it back" in again.stderr) == (3, True), again.stderr
+    tally.injected(1)
