@@ -55,6 +55,8 @@ class LiveBatch:
         """Jobs their client withdrew: whatever comes back of them is cancelled."""
         self.unexplained = RangeSet()
         """Jobs of which one may have killed its worker, and it was not seen which."""
+        self._at_last = [(start, stop) for start, stop, history in facts.histories.marked() if history.is_at_last]
+        """Jobs of which supervisors may be dying: no history comes to that while the batch is up."""
         self.is_leaving = False
         self.entry_turn = 0
         """The last turn that recorded anything about the batch."""
@@ -73,8 +75,9 @@ class LiveBatch:
 
     @property
     def workers_max(self) -> int:
-        """At most so many workers may hold leases of the batch."""
-        return self.scaled or self.options.workers
+        """At most so many workers may hold leases of the batch: one while the job is sought that supervisors die of."""
+        is_sought = any(True for part in self._at_last for _ in self.facts.done.gaps(*part))
+        return 1 if is_sought else self.scaled or self.options.workers
 
     @property
     def has_room(self) -> bool:

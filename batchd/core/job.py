@@ -85,6 +85,11 @@ class History(NamedTuple):
         """Whether the job may be what kills workers or supervisors: it is leased alone."""
         return self.crashes > 0 or self.interruptions > 0
 
+    @property
+    def is_at_last(self) -> bool:
+        """Whether the next death of a supervisor at which the job runs gives it up."""
+        return self.interruptions >= INTERRUPTIONS_MAX - 1
+
 
 FRESH: Final = History()
 

@@ -48,6 +48,16 @@ def page_text(x: int) -> str:
     return f"{x:04}" * 10_000
 
 
+def kills_supervisor_at_two(x: int) -> int:
+    """Job 2 kills the supervisor while all others of its time are in the middle of their work."""
+    mark_attempt()
+    wait(0.2)
+    if x == 2:
+        os.kill(os.getppid(), signal.SIGKILL)
+    wait(0.2)
+    return x * x
+
+
 def large_text(x: int) -> str:
     """More than a record holds."""
     return f"{x:04}" * (2 << 20)

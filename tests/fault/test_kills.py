@@ -20,6 +20,7 @@ from batchd.edge.outcomes import Outcomes
 from batchd.worker.recorder import PID, Recorder
 from tests.bench import await_death
 from tests.commands import Desk, dead, pause, private_bytes, squares, summary_of, until
+from tests.fault import tasks
 from tests.fault.ledger import Tally
 
 pytestmark = pytest.mark.fault
@@ -271,6 +272,21 @@ def test_a_job_that_kills_the_supervisor_too_ends_in_quarantine(desk: Desk) -> N
     assert sum(line["state"] == "succeeded" for line in lines) == 199
     attempts = desk.attempts()
     assert len(set(attempts)) == len(attempts)
+
+
+@pytest.mark.covers("X5")
+def test_whoever_runs_beside_a_job_that_kills_the_supervisor_is_not_quarantined_with_it(
+    desk: Desk, tally: Tally
+) -> None:
+    """None of them ever ends before it does: with all of them beside each other nobody could tell who it is."""
+    command = ("run", f"{tasks.__file__}:kills_supervisor_at_two", "--range", "0:12", "--out", "out.jsonl", "-j", "4")
+    ran = desk.run(*command)
+    assert ran.returncode == 1, ran.stderr
+    lines = desk.results()
+    assert [line["index"] for line in lines if line["state"] != "succeeded"] == [2]
+    assert lines[2]["state"] == "quarantined"
+    assert lines[2]["error"]["message"] == "was running at 5 deaths of the supervisor in a row"
+    tally.injected(5)
 
 
 @pytest.mark.covers("S3")

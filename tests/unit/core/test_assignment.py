@@ -3,13 +3,14 @@
 import pytest
 
 from batchd.core import commands as c
+from batchd.core import entries as e
 from batchd.core import events as ev
 from batchd.core.assignment import choose_batch, choose_victims, pool_size, rest_s, workers_per_key
 from batchd.core.books import Kill, LiveBatch, Worker, WorkerState
 from batchd.core.crew import Crew
 from batchd.core.events import Options
-from batchd.core.facts import BatchFacts
-from batchd.core.job import FRESH, JobState
+from batchd.core.facts import BatchFacts, apply
+from batchd.core.job import FRESH, History, JobState
 from batchd.core.lease import Lease, Pace
 from batchd.core.scheduler import Scheduler
 from batchd.settings import LEASE_TARGET_S, REST_S_EAGER, REST_S_MAX, REST_SHARE
@@ -163,3 +164,16 @@ def test_reports_may_rest_while_everybody_has_work_for_longer() -> None:
     batches["a"].pace = Pace()
     batches["a"].pace.report(jobs=1_000, busy_s=0.01)
     assert rest_s([busy], batches) == 0.0, "fast jobs fill the pipe"
+
+
+def test_jobs_of_which_supervisors_may_be_dying_run_one_by_one() -> None:
+    """Whoever runs at the fifth death is given up: it is not to be a neighbour of the one that is guilty."""
+    facts = BatchFacts("a", size=10, is_attached=True)
+    for first, interruptions in ((0, 3), (1, 4), (3, 4)):
+        apply(facts, e.Charged("a", first, 1, History(attempts=interruptions, interruptions=interruptions)))
+    live = LiveBatch(facts, Options(workers=4), "key")
+    assert live.workers_max == 1
+    apply(facts, e.Recorded("a", 1, 1, JobState.SUCCEEDED))
+    assert live.workers_max == 1
+    apply(facts, e.Recorded("a", 3, 1, JobState.QUARANTINED))
+    assert live.workers_max == 4
