@@ -20,7 +20,7 @@ def make_meter(progress: Any, title: str) -> View:
     if progress is None or (isinstance(progress, int | str) and not progress):
         return SilentView()
     if progress is True or (isinstance(progress, str) and progress == "auto"):  # A bar compares with bars only.
-        quiet = progress is not True and not sys.stderr.isatty()
+        quiet = progress is not True and not (sys.stderr and sys.stderr.isatty())
         return make_view(quiet=quiet, as_json=False, title=title, total=None)
     if isinstance(progress, str) and progress == "tqdm":
         from tqdm.auto import tqdm  # noqa: PLC0415  (the user's own, asked for by name)

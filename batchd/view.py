@@ -92,7 +92,7 @@ def make_view(
 ) -> View:
     """The view for this run: `total` is the number of jobs if it is known before the input has been read."""
     stream = sys.stderr if stream is None else stream
-    if quiet:
+    if quiet or stream is None:
         return SilentView()
     if as_json:
         return NotesView(stream)
@@ -204,7 +204,8 @@ class SilentView:
 class NotesView:
     """Notes, and no progress."""
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO | None) -> None:
+        """`stream`: None where standard error is closed, as under some daemons."""
         self._stream = stream
 
     def update(self, progress: ProgressNews) -> None:
@@ -212,11 +213,15 @@ class NotesView:
 
     def note(self, text: str) -> None:
         """Write a line."""
-        self._stream.write(f"batchd: {text}\n")
-        self._stream.flush()
+        self._write(f"batchd: {text}\n")
 
     def close(self) -> None:
         """Nothing is left to take away."""
+
+    def _write(self, line: str) -> None:
+        if self._stream is not None:
+            self._stream.write(line)
+            self._stream.flush()
 
 
 class PlainView(NotesView):
@@ -232,8 +237,7 @@ class PlainView(NotesView):
         self._caption.update(progress)
         if (now := self._clock()) >= self._due:
             self._due = now + PROGRESS_PLAIN_S
-            self._stream.write(f"{self._caption.title}: {' · '.join(self._caption.words())}\n")
-            self._stream.flush()
+            self._write(f"{self._caption.title}: {' · '.join(self._caption.words())}\n")
 
 
 class LiveView(NotesView):

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 def main(argv: "Sequence[str] | None" = None) -> int:
     """Run one verb and return its exit code."""
     words = sys.argv[1:] if argv is None else argv
+    if sys.stderr is None:  # Closed: print would take standard output instead.
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  (for as long as this runs)
     try:
         return _carry_out(words)
     except BatchdError as error:
@@ -45,7 +47,7 @@ def _carry_out(words: "Sequence[str]") -> int:
     for stream in (sys.stdout, sys.stderr):  # A name that the terminal's encoding lacks is shown all the same.
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    if sys.stdout is None and words and words[0] in _ANSWERING:
+    if sys.stdout is None and words and (words[0] in _ANSWERING or list(words[:2]) == ["journal", "check"]):
         raise OSError(errno.EBADF, os.strerror(errno.EBADF))
     if words and words[0] in _TOLD:
         print(_TOLD[words[0]]())

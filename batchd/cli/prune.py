@@ -194,7 +194,7 @@ def _states(rows: Iterable[Row]) -> list[str]:
 
 
 def _is_confirmed(chosen: list[Row], *, is_json: bool) -> bool:
-    if is_json or not sys.stdin.isatty() or not sys.stderr.isatty():
+    if is_json or not (sys.stdin and sys.stdin.isatty()) or not sys.stderr.isatty():
         raise UsageError(
             f"{_count(chosen)} would be removed, {_size(chosen)}: --yes removes them, --dry-run shows them"
         )

@@ -12,7 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,6 +30,7 @@ THROWAWAY: Final = "throw-away"
 """Third argument of a supervisor: its journal is deleted when it leaves. Then come two descriptors for output."""
 LOG_NAME: Final = "supervisor.log"
 _LOG_BYTES_MAX = 1 << 20
+_STDERR: Final = 2
 _JOINED_BYTES_MAX = 1 << 16
 Note = Callable[[str], None]
 
@@ -207,13 +208,18 @@ def start_supervisor(folder: Path, *, is_throwaway: bool = False) -> str:
 
     Raises what made it refuse to start: that would be the same a moment later.
     """
+    with _standard_streams_held():
+        return _start_supervisor(folder, is_throwaway=is_throwaway)
+
+
+def _start_supervisor(folder: Path, *, is_throwaway: bool) -> str:
     log = folder / LOG_NAME
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
     log_fd = os.open(log, flags, 0o600)
     if os.fstat(log_fd).st_size > _LOG_BYTES_MAX:
         os.ftruncate(log_fd, 0)
     ready, its_ready = os.pipe()
-    echo = _own_streams() if is_throwaway else []
+    echo = [os.dup(1), os.dup(_STDERR)] if is_throwaway else []  # For what its jobs print.
     try:
         process = subprocess.Popen(
             [sys.executable, "-c", _BOOT, str(folder), str(its_ready), *(THROWAWAY,) * is_throwaway, *map(str, echo)],
@@ -249,12 +255,17 @@ def start_supervisor(folder: Path, *, is_throwaway: bool = False) -> str:
     raise SupervisorError(f"the supervisor said something unreadable at its start: {said[:200]!r}")
 
 
-def _own_streams() -> list[int]:
-    """Return copies of this process's stdout and stderr, for what its jobs print; none when one is closed."""
+@contextmanager
+def _standard_streams_held() -> Iterator[None]:
+    """Keep what is opened meanwhile from getting the numbers of closed standard streams: a child would lose it."""
+    held = [os.open(os.devnull, os.O_RDWR)]
+    while held[-1] <= _STDERR:
+        held.append(os.open(os.devnull, os.O_RDWR))
     try:
-        return [os.dup(1), os.dup(2)]
-    except OSError:
-        return []
+        yield
+    finally:
+        for fd in held:
+            os.close(fd)
 
 
 def _watch(process: "subprocess.Popen[bytes]") -> None:

@@ -75,7 +75,7 @@ class LiveBatch:
 
     @property
     def workers_max(self) -> int:
-        """At most so many workers may hold leases of the batch: one while the job is sought that supervisors die of."""
+        """At most so many workers may hold leases of the batch: one while a job is sought that supervisors die of."""
         is_sought = any(True for part in self._at_last for _ in self.facts.done.gaps(*part))
         return 1 if is_sought else self.scaled or self.options.workers
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.commands import Desk
+from tests.commands import Desk, squares
 
 
 def ask(desk: Desk, *words: str, **given: Any) -> "subprocess.CompletedProcess[bytes]":
@@ -26,12 +26,49 @@ def test_a_full_standard_output_is_one_line(desk: Desk, word: str, unbuffered: s
     assert told.returncode == 3
 
 
-def test_a_closed_standard_output_is_one_line(desk: Desk) -> None:
-    told = subprocess.run(
-        ["/bin/sh", "-c", f"{sys.executable} -m batchd ls >&-"], env=desk.environ, capture_output=True, check=False
+def closing(desk: Desk, streams: str, *command: str) -> "subprocess.CompletedProcess[bytes]":
+    """Run a command that finds these of its streams closed."""
+    words = ["/bin/sh", "-c", f'exec "$@" {streams}', "sh", sys.executable, *command]
+    return subprocess.run(
+        words,
+        env=desk.environ,
+        cwd=desk.folder,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        check=False,
+        timeout=60,
     )
+
+
+@pytest.mark.parametrize("words", [("ls",), ("journal", "check")])
+def test_a_closed_standard_output_is_one_line(desk: Desk, words: tuple[str, ...]) -> None:
+    told = closing(desk, ">&-", "-m", "batchd", *words)
     assert told.stderr == b"batchd: standard output could not be written: Bad file descriptor\n"
     assert told.returncode == 3
+
+
+@pytest.mark.parametrize("streams", ["2>&-", "<&- >&- 2>&-"])
+def test_where_standard_error_is_closed_all_is_done_in_silence(desk: Desk, streams: str) -> None:
+    (desk.folder / "own.py").write_text(
+        "import batchd\n"
+        "found = list(batchd.map(abs, [-1, -2]))\n"
+        "with open('own.out', 'w') as file:\n"
+        "    print(found, file=file)\n"
+    )
+    ran = closing(
+        desk, streams, "-m", "batchd", "run", desk.task("fast_square"), "--range", "0:3", "--out", "out.jsonl"
+    )
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, b"", b"")
+    assert desk.values() == squares(3)
+    ran = closing(desk, streams, "own.py")
+    assert (ran.returncode, ran.stdout) == (0, b"")
+    assert (desk.folder / "own.out").read_text() == "[1, 2]\n"
+
+
+def test_who_cannot_be_asked_is_told_what_to_say(desk: Desk) -> None:
+    assert desk.run("run", desk.task("fast_square"), "--range", "0:3").returncode == 0
+    told = closing(desk, "<&-", "-m", "batchd", "prune", "last")
+    assert (told.returncode, b"--yes removes them" in told.stderr) == (2, True)
 
 
 def test_what_the_encoding_lacks_is_shown_by_its_number(desk: Desk) -> None:
