@@ -1,7 +1,8 @@
 """The reserve: a file that holds a little of the disk, so that a batch can be given up when there is nothing left.
 
 It is made when a supervisor starts and there is space to spare, and deleted when somebody cancels or stops while the
-disk is full. It is no promise, for others may take the space first; large commits do not (`has_room`).
+disk is full, or when a supervisor could not even start, which may be to cancel. It is no promise, for others may take
+the space first; large commits do not (`has_room`).
 """
 
 import os

@@ -18,6 +18,7 @@ from batchd.core.lease import reach
 from batchd.core.ranges import RangeSet
 from batchd.core.replay import LeaseTrace, interrupted
 from batchd.core.stored import copy
+from batchd.edge import reserve
 from batchd.edge.drafts import remove_drafts
 from batchd.edge.folder import BATCHES_NAME, is_full, journal_id, raise_epoch, recorder_path
 from batchd.edge.isolation import Isolated
@@ -26,7 +27,7 @@ from batchd.edge.lock import SupervisorLock, boot_id
 from batchd.edge.log import say
 from batchd.edge.orphans import become_subreaper, sweep
 from batchd.edge.reports import acknowledged, files_of
-from batchd.errors import BatchdError
+from batchd.errors import BatchdError, JournalFull
 from batchd.formats.report import Failure, fingerprint
 from batchd.settings import INTERRUPTIONS_MAX, SLOTS
 from batchd.worker.recorder import Recorder
@@ -54,11 +55,21 @@ def recover(folder: Path) -> Ground:
     sweep(name)
     remove_drafts(folder / BATCHES_NAME)
     path = recorder_path(folder, name)
-    _charge_begun(folder, path, name)
-    path.unlink(missing_ok=True)
-    epoch = raise_epoch(folder)
+    try:
+        epoch = _settle(folder, path, name)
+    except (JournalFull, lmdb.Error, OSError) as error:
+        if not (isinstance(error, JournalFull) or is_full(error, folder)) or not reserve.release(folder):
+            raise
+        epoch = _settle(folder, path, name)  # It may be started to cancel.
     recorder = Recorder.create(path, boot_id=boot_id(), journal_id=name, epoch=epoch, slots=SLOTS)
     return Ground(folder, lock, name, epoch, recorder, path)
+
+
+def _settle(folder: Path, path: Path, name: str) -> int:
+    """Write what became of jobs, then raise the epoch and return it. What was done is not done again."""
+    _charge_begun(folder, path, name)
+    path.unlink(missing_ok=True)
+    return raise_epoch(folder)
 
 
 def _charge_begun(folder: Path, path: Path, name: str) -> None:

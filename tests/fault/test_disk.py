@@ -144,6 +144,21 @@ def test_a_batch_that_is_taken_up_again_when_there_is_room_for_little_else(on_di
     check_whole(on_disk, 300)
 
 
+@pytest.mark.covers("D1", "D2")
+def test_on_a_full_disk_a_batch_whose_supervisor_died_can_be_cancelled(on_disk: Desk) -> None:
+    """The next one has a little to write before it can hear of that."""
+    process = on_disk.start(*task(300))
+    on_disk.wait_for_jobs(20, process)
+    process.kill()
+    process.communicate()
+    os.kill(on_disk.supervisor(), signal.SIGKILL)
+    until(lambda: gone(on_disk), "all are dead")
+    fill(on_disk.journal.parent)
+    ran = on_disk.run("cancel", "b")
+    assert ran.returncode == 0, ran.stderr
+    assert summary_of(on_disk.run("show", "b", "--json").stdout)["state"] == "cancelled"
+
+
 def log_of(desk: Desk) -> str:
     return (desk.journal / "supervisor.log").read_text("utf-8", "replace")
 
