@@ -26,7 +26,8 @@ def main(argv: "Sequence[str] | None" = None) -> int:
     try:
         return _carry_out(words)
     except BatchdError as error:
-        hint = "; `batchd journal check` names all that is damaged" if isinstance(error, JournalDamaged) else ""
+        damage = "; `batchd journal check` names all that is damaged, `batchd journal salvage` brings out the rest"
+        hint = damage if isinstance(error, JournalDamaged) else ""
         print(f"batchd: {error}{hint if 'journal check' not in str(error) else ''}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:
