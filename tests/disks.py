@@ -75,6 +75,13 @@ def formatted(image: Path, place: Path, *, is_new: bool = True) -> Iterator[str]
         yield ""
     finally:
         until(lambda: take_off(place), "nobody has anything open on the disk")
+        # A test beside this one may have copied the mount into a namespace: mounted again, it would be the same disk.
+        until(lambda: not is_attached(image), "the disk is gone")
+
+
+def is_attached(image: Path) -> bool:
+    """Whether some loop device still stands for a file."""
+    return bool(subprocess.run(["/sbin/losetup", "-j", image], capture_output=True, check=True).stdout)
 
 
 def take_off(place: Path) -> bool:

@@ -88,7 +88,7 @@ WRITING: Final = {
 """Who makes them: nothing on the way of a batch that runs, but the two that commit."""
 
 OPENING: Final = {
-    ("supervisor/recovery.py", "_charge_begun"),
+    ("supervisor/recovery.py", "_charge"),
     ("supervisor/taking.py", "take_up"),
     ("supervisor/taking.py", "replace_digest"),
     ("edge/journal.py", "BatchJournal.create"),
