@@ -58,7 +58,7 @@ def recover(folder: Path) -> Ground:
     try:
         epoch = _settle(folder, path, name)
     except (JournalFull, lmdb.Error, OSError) as error:
-        if not (isinstance(error, JournalFull) or is_full(error, folder)) or not reserve.release(folder):
+        if not (isinstance(error, JournalFull) or is_full(error, folder)) or not reserve.lend(folder):
             raise
         epoch = _settle(folder, path, name)  # It may be started to cancel.
     recorder = Recorder.create(path, boot_id=boot_id(), journal_id=name, epoch=epoch, slots=SLOTS)

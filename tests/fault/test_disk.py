@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from batchd.settings import RESERVE_BYTES
 from tests.commands import Desk, dead, squares, status_of, summary_of, until
 from tests.disks import fill, full_disk, remount
 from tests.fault import tasks
@@ -64,6 +65,7 @@ def test_without_lock_files_a_full_disk_can_be_read_and_nobody_dies_of_it(on_dis
     """As after a restored backup: whoever opens a batch first makes the file, which then has no room."""
     assert on_disk.run(*task()).returncode == 0
     until(lambda: gone(on_disk), "the supervisor is gone")
+    (on_disk.journal / "reserve").unlink()
     filler = fill(on_disk.journal.parent)
     for command in (*READING, ["cancel", "b"], [*task(20)]):
         for file in on_disk.journal.glob("batches/*/lock.mdb"):
@@ -93,6 +95,7 @@ def test_a_batch_that_was_cut_off_is_readable_on_a_full_disk_and_goes_on_later(o
     os.kill(on_disk.supervisor(), signal.SIGKILL)
     until(lambda: gone(on_disk), "all are dead")
     on_disk.recorder().unlink()
+    (on_disk.journal / "reserve").unlink()
     filler = fill(on_disk.journal.parent)
     for command in READING:
         assert on_disk.run(*command).returncode == 0
@@ -157,6 +160,12 @@ def test_on_a_full_disk_a_batch_whose_supervisor_died_can_be_cancelled(on_disk: 
     ran = on_disk.run("cancel", "b")
     assert ran.returncode == 0, ran.stderr
     assert summary_of(on_disk.run("show", "b", "--json").stdout)["state"] == "cancelled"
+    reserve = on_disk.journal / "reserve"
+    assert 0 < reserve.stat().st_size < RESERVE_BYTES, "the rest is for who cancels or leaves next"
+    until(lambda: gone(on_disk), "the supervisor is gone")
+    remount(on_disk.journal.parent, "size=300m")
+    assert on_disk.run("run", f"{TASKS}:short_work", "--range", "0:3", "--name", "other").returncode == 0
+    assert reserve.stat().st_size == RESERVE_BYTES
 
 
 def log_of(desk: Desk) -> str:
