@@ -64,6 +64,7 @@ def test_a_pruned_batch_gives_its_space_back_and_can_be_run_again(desk: Desk) ->
     assert listed(desk) == {"small": "finished", "large": "finished"}
 
 
+@pytest.mark.slow
 @pytest.mark.covers("X8")
 def test_a_running_batch_outlives_every_prune(desk: Desk) -> None:
     run_range(desk, 10, "old")
@@ -156,6 +157,7 @@ def test_damage_is_found_salvaged_and_run_again(desk: Desk) -> None:
     assert bad not in {path.name for path in (desk.journal / "batches").iterdir()}
 
 
+@pytest.mark.slow
 @pytest.mark.covers("X6")
 def test_an_old_backup_is_put_back_and_goes_on(desk: Desk) -> None:
     args = ("run", desk.task("marked_square"), "--range", "0:2000", "--name", "work", "--out", "out.jsonl")

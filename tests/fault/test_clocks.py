@@ -82,7 +82,8 @@ def test_a_time_limit_is_kept_although_the_time_of_day_jumps(desk: Desk, shift: 
 
 
 @pytest.mark.covers("T2")
-@pytest.mark.parametrize("asleep_s", [2.0, pytest.param(60.0, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("asleep_s", [2.0, 60.0])
 def test_a_machine_that_slept_ends_nobody_for_it(desk: Desk, shift: Shift, asleep_s: float, tally: Tally) -> None:
     """All processes are stopped. When they go on, an hour has passed, and none of it for the monotonic clock."""
     process = desk.start(*run("takes_a_second", 6, "--timeout", "1.4s"))

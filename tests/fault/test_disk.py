@@ -319,6 +319,7 @@ def test_on_a_full_disk_a_run_can_be_stopped(on_disk: Desk, work: str, code: int
     stuck.check()
 
 
+@pytest.mark.slow
 @pytest.mark.covers("D1")
 @pytest.mark.parametrize(("work", "is_filled"), WORK)
 def test_on_a_full_disk_the_supervisor_can_be_told_to_leave(on_disk: Desk, work: str, *, is_filled: bool) -> None:

@@ -89,7 +89,7 @@ def test_a_user_who_may_start_no_more_processes_gets_fewer_workers(desk: Desk) -
 
 
 @pytest.mark.covers("H1", "P29")
-@pytest.mark.parametrize("allowed", [150, 80])
+@pytest.mark.parametrize("allowed", [pytest.param(150, marks=pytest.mark.slow), 80])
 def test_where_no_more_descriptors_are_allowed_fewer_workers_do_the_work(
     desk: Desk, allowed: int, tally: Tally
 ) -> None:

@@ -78,6 +78,7 @@ _MORE_TIMES = [
     ("pwrite64", (1, 2, 3, 5, 8, 14, 21)),
     ("sendto", (1, 2, 3, 4, 5, 6)),
     ("write", (1, 2, 3, 5, 7, 12)),
+    ("fdatasync", (2,)),
 ]
 
 
@@ -85,7 +86,7 @@ _MORE_TIMES = [
 @pytest.mark.parametrize(
     ("call", "times"),
     [
-        *(("fdatasync", (2,)), ("write", (9,))),
+        ("write", (9,)),
         *(pytest.param(call, times, marks=pytest.mark.slow) for call, times in _MORE_TIMES),
     ],
 )
@@ -274,6 +275,7 @@ def test_a_job_that_kills_the_supervisor_too_ends_in_quarantine(desk: Desk) -> N
     assert len(set(attempts)) == len(attempts)
 
 
+@pytest.mark.slow
 @pytest.mark.covers("X5")
 def test_whoever_runs_beside_a_job_that_kills_the_supervisor_is_not_quarantined_with_it(
     desk: Desk, tally: Tally
