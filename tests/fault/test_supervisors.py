@@ -254,13 +254,27 @@ READ, WRITE = CALLS.get(platform.machine(), ("", ""))
 needs_numbers = pytest.mark.skipif(not READ, reason="what number read() has on this machine is not known here")
 
 
-def stopped(desk: Desk, call: str) -> tuple[int, list[int]]:
-    """Stop the supervisor; return it and its workers once they all stand in that system call because of it."""
+def stopped(desk: Desk, process: "subprocess.Popen[str]", call: str) -> tuple[int, list[int]]:
+    """Stop the supervisor; return it and its workers once they all stand in that system call because of it.
+
+    Whether a worker waits for orders or for room in its pipe depends on how many jobs it had left. When one waits for
+    the other thing, the supervisor goes on and is stopped again.
+    """
     supervisor = desk.supervisor()
-    os.kill(supervisor, signal.SIGSTOP)
-    workers = desk.workers()
-    until(lambda: all(Path(f"/proc/{pid}/syscall").read_text().split()[0] == call for pid in workers), "they wait")
-    return supervisor, workers
+    while True:
+        os.kill(supervisor, signal.SIGSTOP)
+        workers = desk.workers()
+        until(lambda workers=workers: {waits_in(pid) for pid in workers} <= {READ, WRITE}, "they wait")
+        if {waits_in(pid) for pid in workers} == {call}:
+            return supervisor, workers
+        begun = len(desk.attempts())
+        os.kill(supervisor, signal.SIGCONT)
+        desk.wait_for_jobs(begun + 1, process)
+
+
+def waits_in(pid: int) -> str:
+    """Return the number of the system call a process is blocked in, or a word when it is in none."""
+    return Path(f"/proc/{pid}/syscall").read_text().split()[0]
 
 
 @needs_numbers
@@ -269,7 +283,7 @@ def test_what_was_reported_to_a_supervisor_that_read_nothing_is_not_run_again(de
     """It is stopped, so that reports stay in their pipes; when the workers have run all they had, it is killed."""
     process = desk.start(*task("short_work", 300, "--name", "b"))
     desk.wait_for_jobs(20, process)
-    supervisor, _ = stopped(desk, READ)
+    supervisor, _ = stopped(desk, process, READ)
     unread = len(desk.attempts())
     os.kill(supervisor, signal.SIGKILL)
     _, err = process.communicate(timeout=60)
@@ -287,7 +301,7 @@ def test_workers_that_cannot_get_rid_of_their_results_are_gone_as_soon(desk: Des
     """The supervisor is stopped, so nobody reads: the workers stand in write(); then it is killed."""
     process = desk.start(*task("large_result_soon", 200, "--name", "b"))
     desk.wait_for_jobs(2, process)
-    supervisor, workers = stopped(desk, WRITE)
+    supervisor, workers = stopped(desk, process, WRITE)
     process.kill()
     process.communicate()
     began = monotonic()
