@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from time import monotonic
 
@@ -264,17 +265,17 @@ def stopped(desk: Desk, process: "subprocess.Popen[str]", call: str) -> tuple[in
     while True:
         os.kill(supervisor, signal.SIGSTOP)
         workers = desk.workers()
-        until(lambda workers=workers: {waits_in(pid) for pid in workers} <= {READ, WRITE}, "they wait")
-        if {waits_in(pid) for pid in workers} == {call}:
+        until(partial(all_wait_in, workers, {READ, WRITE}), "they wait")
+        if all_wait_in(workers, {call}):
             return supervisor, workers
         begun = len(desk.attempts())
         os.kill(supervisor, signal.SIGCONT)
         desk.wait_for_jobs(begun + 1, process)
 
 
-def waits_in(pid: int) -> str:
-    """Return the number of the system call a process is blocked in, or a word when it is in none."""
-    return Path(f"/proc/{pid}/syscall").read_text().split()[0]
+def all_wait_in(processes: list[int], calls: set[str]) -> bool:
+    """Whether each process is blocked in one of these system calls."""
+    return all(Path(f"/proc/{pid}/syscall").read_text().split()[0] in calls for pid in processes)
 
 
 @needs_numbers
