@@ -1,8 +1,9 @@
 """Batches worth ruining: every table, every kind of page, several generations; and what each job became in them."""
 
 import struct
+from collections import deque
 from functools import cache
-from itertools import count
+from itertools import count, product
 from pathlib import Path
 from random import Random
 from tempfile import TemporaryDirectory
@@ -14,6 +15,7 @@ import lmdb
 from batchd.core import entries as e
 from batchd.core.job import JobState
 from batchd.edge import journal as journal_module
+from batchd.edge.isolation import Isolated
 from batchd.edge.journal import BatchJournal
 from batchd.edge.salvage import Salvage
 from batchd.formats import pages, tables
@@ -146,6 +148,22 @@ def flipped(data: bytes, offset: int, bit: int = 0) -> bytes:
 def overwritten(data: bytes, offset: int, what: bytes) -> bytes:
     """Return the bytes with some of them replaced."""
     return data[:offset] + what + data[offset + len(what) :]
+
+
+@cache
+def deadly() -> bytes:
+    """Return a batch with one bit changed, so that an assertion of LMDB's kills whoever opens it."""
+    made = original()
+    root = made.tree(tables.OUTCOMES).root * PAGE_BYTES
+    for offset, bit in product(range(pages.PAGE_HEAD_BYTES, 2 * pages.PAGE_HEAD_BYTES), range(8)):
+        data = flipped(made.data, root + offset, bit)
+        with TemporaryDirectory() as folder:
+            place = place_of(Path(folder), data)
+            with Isolated(lambda _, place=place: BatchJournal(place).close()) as child:  # type: ignore[misc]
+                deque(child.told(), maxlen=0)
+        if child.signal:
+            return data
+    raise AssertionError("LMDB survives each of these bits")
 
 
 def change(place: Path, table: bytes, key: bytes, value: bytes | None) -> None:

@@ -23,7 +23,7 @@ from batchd.core.job import Allowances, JobState
 from batchd.edge.census import is_queue
 from batchd.edge.folder import journal_folder, open_folder
 from batchd.edge.gauges import cpus_usable, parse_workers, workers_auto
-from batchd.edge.shelf import find_batch, open_batch
+from batchd.edge.shelf import find_batch
 from batchd.edge.template import KeySpec
 from batchd.errors import CodeChanged, UsageError
 from batchd.sources import Block, Source, hints, open_source
@@ -254,10 +254,9 @@ def is_stream(spec: dict[str, Any]) -> bool:
 
 def read_known(folder: Path, batch: str) -> dict[str, Any] | None:
     """Return what the journal knows of the batch, None when it knows nothing."""
-    path = folder / "batches" / batch
-    if not path.exists():
+    if not (folder / "batches" / batch).exists():
         return None
-    journal = open_batch(path)
+    journal = find_batch(folder, batch)
     facts = journal.facts
     known = {
         "spec": journal.spec,

@@ -7,16 +7,39 @@ meanwhile (watch.py), so that no page of that moment is used again.
 """
 
 import os
+from collections import deque
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from batchd.errors import FormatError
+from batchd.errors import FormatError, JournalDamaged, JournalError
 from batchd.formats import pages
 
 LOWEST: Final = b""
 _TRIES: Final = 1000
 _SIZES: Final = (4096, 8192, 16384, 32768, 2048, 1024, 512)
+
+
+def require_whole(path: Path) -> None:
+    """Refuse a file that lacks pages it needs: who reads behind the end of a map is killed by SIGBUS.
+
+    Raises JournalDamaged, and JournalError where there is no file.
+    """
+    if not path.is_file():
+        raise JournalError(f"there is no batch in {path.parent}")
+    header: pages.Header | None = None
+    for _ in range(_TRIES):
+        try:
+            with closing(DataFile(path)) as file:
+                if not file.lacks_pages():
+                    return
+                before, header = header, file.newest
+        except OSError:
+            return  # LMDB says what is the matter.
+        if header == before:
+            break  # Else somebody wrote meanwhile.
+    raise JournalDamaged(f"batch {path.parent.name} does not read back: {path} was cut off; put a copy of it back")
 
 
 class Found(NamedTuple):
@@ -52,7 +75,9 @@ class DataFile:
         self.size = os.fstat(self._fd).st_size
         self.headers, self.page_bytes = self._read_headers()
         """Both headers, as they are now: what one says, or what is wrong with it."""
+        self.size = os.fstat(self._fd).st_size  # Pages are written before the header that tells of them.
         self._seen = bytearray(-(-self.size // self.page_bytes))
+        self._is_short = False
 
     def close(self) -> None:
         """Close it."""
@@ -107,6 +132,18 @@ class DataFile:
                         LOWEST, offset, size * self.page_bytes - pages.PAGE_HEAD_BYTES, number, is_extent=True
                     )
             number += size
+
+    def lacks_pages(self) -> bool:
+        """Whether something that belongs to the newest transaction lies behind the end of the file."""
+        header = self.newest
+        if header is None or self.size >= (header.last_page + 1) * self.page_bytes:
+            return False
+        # It may be sound for all that: pages at the end that were given back were never written.
+        deque(self.walk(header.free, is_numbered=True), maxlen=0)
+        for item in self.walk(header.main):
+            if isinstance(item, Found) and item.tree is not None:
+                deque(self.walk(item.tree), maxlen=0)
+        return self._is_short
 
     def is_seen(self, page: int) -> bool:
         """Whether a walk has come by this page."""
@@ -222,7 +259,8 @@ class DataFile:
         """Note that pages are in use; return why they cannot be."""
         if number < pages.HEADER_PAGES:
             return "a header page"
-        if number + count > len(self._seen):
+        if (number + count) * self.page_bytes > self.size:
+            self._is_short = True
             return "behind the end of the file"
         if any(self._seen[number : number + count]):
             return "a page that is in use elsewhere"

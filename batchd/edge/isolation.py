@@ -11,6 +11,7 @@ import resource
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, Final, Self
 
 from batchd.edge.readiness import readable
@@ -21,6 +22,11 @@ Tell = Callable[[dict[str, Any]], None]
 SILENCE_S_MAX: Final = 60.0
 """A child that says nothing for so long is ended: LMDB can be caught in a loop by damage."""
 _READ_BYTES: Final = 1 << 16
+
+
+def is_alone() -> bool:
+    """Whether this process has one thread: a child finds locks of others held for ever."""
+    return len(list(Path("/proc/self/task").iterdir())) == 1
 
 
 class Isolated:
@@ -94,6 +100,7 @@ def _live(work: Callable[[Tell], None], write: int) -> None:
         faulthandler.disable()
         signal.set_wakeup_fd(-1)
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # LMDB says there which of its assertions failed.
 
         def tell(fields: dict[str, Any]) -> None:
             line = memoryview(json.dumps(fields).encode() + b"\n")

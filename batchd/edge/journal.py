@@ -21,6 +21,7 @@ from batchd.core.facts import BatchFacts, apply
 from batchd.core.job import JobState
 from batchd.core.ranges import RangeSet
 from batchd.core.stored import copy, entry_of, facts_of, fields_of, stored_of
+from batchd.edge.datafile import require_whole
 from batchd.edge.drafts import make_batch
 from batchd.edge.environment import DATA_NAME, Files, open_environment, readers, readers_in
 from batchd.edge.folder import disk_bytes, unwritten
@@ -30,7 +31,6 @@ from batchd.errors import (
     IllegalTransition,
     JournalCrowded,
     JournalDamaged,
-    JournalError,
     JournalNewer,
 )
 from batchd.formats import tables
@@ -73,8 +73,7 @@ class BatchJournal:
     def __init__(self, folder: Path, *, is_writer: bool = False) -> None:
         """Open an existing batch. Raises JournalError for what is not one."""
         self.folder = folder
-        if not (folder / DATA_NAME).is_file():
-            raise JournalError(f"there is no batch in {folder}")
+        require_whole(folder / DATA_NAME)
         self._is_writer = is_writer
         self._files: ValueFiles | None = None
         self._map_lock, self.is_closed = Lock(), False

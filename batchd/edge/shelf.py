@@ -5,19 +5,18 @@ row as what it is. LMDB allows one environment per folder and process, so every 
 """
 
 import difflib
-import faulthandler
 import os
-import resource
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from itertools import repeat
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from batchd.edge.environment import readers
 from batchd.edge.folder import BATCHES_NAME, journal_folder
+from batchd.edge.isolation import Isolated, Tell, is_alone
 from batchd.edge.journal import BatchJournal
 from batchd.errors import BatchdError, BatchNotFound, JournalCrowded, JournalDamaged
-from batchd.worker.gate import gate
 
 LAST: Final = "last"
 _LISTED_MAX: Final = 5
@@ -45,7 +44,6 @@ class _Known(NamedTuple):
 def open_batch(folder: Path) -> BatchJournal:
     """Open the batch in `folder` for reading. Whatever is wrong with it is a BatchdError."""
     try:
-        _refuse_cut_off(folder)
         return BatchJournal(folder)
     except BatchdError:
         raise
@@ -55,9 +53,10 @@ def open_batch(folder: Path) -> BatchJournal:
 
 def list_batches(folder: Path) -> Iterator[BatchJournal | Unread]:
     """Give the batches of the journal in `folder`; each is closed when the next one is asked for."""
-    for place in batch_folders(folder):
+    places = batch_folders(folder)
+    for place, death in zip(places, _tried(places), strict=True):
         try:
-            journal = open_batch(place)
+            journal = _open_tried(place, death)
         except BatchdError as error:
             if place.exists():  # Else it was deleted while this was reading.
                 yield Unread(place, error)
@@ -70,7 +69,43 @@ def list_batches(folder: Path) -> Iterator[BatchJournal | Unread]:
 
 def find_batch(folder: Path, text: str) -> BatchJournal:
     """Open the batch that `text` means: an id, a name, the start of an id, or `last`. Raises BatchNotFound."""
-    return open_batch(find_folder(folder, text))
+    place = find_folder(folder, text)
+    (death,) = _tried([place])
+    return _open_tried(place, death)
+
+
+def _tried(places: Iterable[Path]) -> Iterator[str]:
+    """Give for each batch how whoever opens it dies, '' when nobody does: LMDB aborts at some damage.
+
+    A child opens them first, one after the other. Where threads run nobody forks, and nothing is found out.
+    """
+    left = deque(places)
+    while left and is_alone():
+        try:
+            child = Isolated(lambda tell: _open_each(list(left), tell))
+        except OSError:
+            break  # There is no process to be had.
+        with child:
+            for _ in child.told():
+                left.popleft()
+                yield ""
+        if left:
+            left.popleft()
+            yield child.death
+    yield from repeat("", len(left))
+
+
+def _open_each(places: list[Path], tell: Tell) -> None:
+    for place in places:
+        with suppress(Exception):  # Whoever opens it next is told.
+            BatchJournal(place).close()
+        tell({})
+
+
+def _open_tried(place: Path, death: str) -> BatchJournal:
+    if death:
+        raise JournalDamaged(f"batch {place.name} does not read back: who opens it dies, {death}")
+    return open_batch(place)
 
 
 def find_job(folder: Path, text: str) -> tuple[BatchJournal, int | None]:
@@ -123,34 +158,6 @@ def is_default(folder: Path) -> bool:
         return os.path.realpath(journal_folder(None, os.environ)) == os.path.realpath(folder)
     except BatchdError:
         return False
-
-
-def _refuse_cut_off(folder: Path) -> None:
-    """Refuse a batch whose file lacks pages it needs: who reads behind the end of a map is killed by SIGBUS."""
-    data = folder / "data.mdb"
-    if not data.is_file():
-        return  # BatchJournal says so.
-    env = readers.acquire(folder)
-    try:
-        with gate.inside:
-            needed = (env.info()["last_pgno"] + 1) * env.stat()["psize"]
-    finally:
-        readers.release(env)
-    # Pages that were given back before they were ever written may be missing at the end. A child finds out.
-    if data.stat().st_size < needed and not _survives_opening(folder):
-        raise JournalDamaged(f"batch {folder.name} does not read back: {data} was cut off; put a copy of it back")
-
-
-def _survives_opening(folder: Path) -> bool:
-    pid = os.fork()
-    if pid == 0:
-        try:
-            faulthandler.disable()
-            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-            BatchJournal(folder)
-        finally:
-            os._exit(0)  # An error is told by whoever tries next.
-    return not os.WIFSIGNALED(os.waitpid(pid, 0)[1])
 
 
 def _choose(known: list[_Known], text: str, folder: Path) -> str:

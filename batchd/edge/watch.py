@@ -72,7 +72,6 @@ class Watch:
 
 def _hold_still(folder: Path, held: int, others: int, tell: Tell) -> None:
     os.close(others)
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # LMDB says there which of its assertions failed.
     journal: BatchJournal | None = None
     try:
         journal = BatchJournal(folder)

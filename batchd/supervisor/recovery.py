@@ -27,7 +27,7 @@ from batchd.edge.lock import SupervisorLock, boot_id
 from batchd.edge.log import say
 from batchd.edge.orphans import become_subreaper, sweep
 from batchd.edge.reports import acknowledged, files_of
-from batchd.errors import BatchdError, JournalFull
+from batchd.errors import BatchdError, JournalDamaged, JournalFull
 from batchd.formats.report import Failure, fingerprint
 from batchd.settings import INTERRUPTIONS_MAX, SLOTS
 from batchd.worker.recorder import Recorder
@@ -81,7 +81,7 @@ def _charge_begun(folder: Path, path: Path, name: str) -> None:
         with Isolated(lambda _, charge=charge: charge()) as trial:  # type: ignore[misc]
             deque(trial.told(), maxlen=0)
         if trial.signal in _OF_DAMAGE:
-            say(f"batch {batch} is damaged and stays as it is: whoever looked what had begun of it, {trial.death}")
+            say(f"batch {batch} stays as it is: whoever looks what had begun of it dies, {trial.death}")
             continue
         charge()  # What the trial has done is not done again; what it met is told here.
     recorder.close()
@@ -91,8 +91,11 @@ def _charge(place: Path, stint: int, traces: list[tuple[int, LeaseTrace]], recor
     """Write what became of the jobs of a batch, once."""
     try:
         journal = BatchJournal(place, is_writer=True)
+    except JournalDamaged as error:
+        say(f"batch {place.name} stays as it is: {error}")
+        return
     except BatchdError:
-        return  # Damaged or deleted: whoever opens it is told.
+        return  # Deleted, or whoever opens it is told.
     try:
         if stint == journal.facts.stint:  # Else of an earlier time, or of another batch that had the id.
             _write(journal, [_with_reports(trace, slot, recorder, journal) for slot, trace in traces])

@@ -14,6 +14,7 @@ from tests.bench import House, await_death, pump_until
 from tests.commands import Desk, squares
 from tests.fault import tasks
 from tests.fault.ledger import Tally
+from tests.ruin import deadly
 
 pytestmark = pytest.mark.fault
 
@@ -78,12 +79,37 @@ def test_a_batch_whose_files_are_taken_away_stops_and_no_other_does(
     assert check_batch(place).is_well
 
 
-@pytest.mark.covers("J2", "J3")
-@pytest.mark.parametrize("left", [0.1, pytest.param(0.25, marks=pytest.mark.slow)])
-def test_a_batch_that_was_cut_off_when_its_supervisor_died_keeps_no_other_from_running(
-    desk: Desk, left: float, tally: Tally
+def cut_to_a_tenth(data: bytes) -> bytes:
+    return data[: len(data) // 10]
+
+
+def cut_to_a_quarter(data: bytes) -> bytes:
+    return data[: len(data) // 4]
+
+
+def of_one_bit(_: bytes) -> bytes:
+    """Of another batch: which bit is deadly is known there."""
+    return deadly()
+
+
+@pytest.mark.parametrize(
+    ("ruin", "why"),
+    [
+        pytest.param(cut_to_a_tenth, "was cut off; put a copy of it back", marks=pytest.mark.covers("J2", "J3")),
+        pytest.param(
+            cut_to_a_quarter,
+            "was cut off; put a copy of it back",
+            marks=[pytest.mark.covers("J2", "J3"), pytest.mark.slow],
+        ),
+        pytest.param(
+            of_one_bit, "whoever opens it dies, it was killed by SIGABRT", marks=pytest.mark.covers("J1", "J3")
+        ),
+    ],
+)
+def test_a_batch_that_was_damaged_when_its_supervisor_died_keeps_no_other_from_running(
+    desk: Desk, ruin: Callable[[bytes], bytes], why: str, tally: Tally
 ) -> None:
-    """The next start looks what had begun of it, and LMDB is killed by what is not there."""
+    """The next start looks what had begun of it, and LMDB dies of what is there, or is not."""
     process = desk.start("run", f"{tasks.__file__}:page_text", "--range", "0:400", "-j", "2", "--name", "ill")
     desk.wait_for_jobs(60, process)
     supervisor = desk.supervisor()
@@ -93,11 +119,18 @@ def test_a_batch_that_was_cut_off_when_its_supervisor_died_keeps_no_other_from_r
     await_death(supervisor)
     (place,) = (desk.journal / "batches").iterdir()
     data = place / "data.mdb"
-    os.truncate(data, int(left * data.stat().st_size))
+    data.write_bytes(ruin(data.read_bytes()))
     ran = desk.run("run", f"{tasks.__file__}:short_work", "--range", "0:5", "--name", "well", "--out", "out.jsonl")
     assert ran.returncode == 0, ran.stderr
     assert desk.values() == squares(5)
-    assert f"batch {place.name} is damaged and stays as it is" in (desk.journal / LOG_NAME).read_text()
-    again = desk.run("run", f"{tasks.__file__}:page_text", "--range", "0:400", "--name", "ill")
-    assert (again.returncode, f"{data} was cut off; put a copy of it back" in again.stderr) == (3, True), again.stderr
+    assert f"batch {place.name} stays as it is: " in (desk.journal / LOG_NAME).read_text()
+    for verb in (("run", f"{tasks.__file__}:page_text", "--range", "0:400", "--name", "ill"), ("show", place.name)):
+        told = desk.run(*verb)
+        assert (told.returncode, why in told.stderr) == (3, True), told
+    listed = desk.run("ls")
+    assert (listed.returncode, why in listed.stderr) == (0, True), listed
+    assert [line.split()[:2] for line in listed.stdout.splitlines()[1:]] == [
+        [next(each.name for each in place.parent.iterdir() if each != place), "well"],
+        [place.name, "damaged"],
+    ]
     tally.injected(1)

@@ -30,6 +30,7 @@ from tests.ruin import (
     SPEC,
     Outcome,
     change,
+    deadly,
     flipped,
     node_offset,
     original,
@@ -344,19 +345,6 @@ def test_a_page_that_is_free_and_in_use_is_found(tmp_path: Path) -> None:
     assert [finding.table for finding in found_in(place)] == [FREE]
 
 
-@pytest.mark.parametrize("length", [0, 1, 100, 4096, 8192, 8193, 20_000, 60_000, 150_000, -PAGE_BYTES, -1])
-@pytest.mark.covers("J2")
-def test_a_file_that_was_cut_off_is_damage_and_no_signal(tmp_path: Path, length: int) -> None:
-    made = original()
-    place = place_of(tmp_path, made.data[:length])
-    findings = found_in(place)
-    if length == -1:
-        assert all(finding.table in {OUTCOMES, INPUTS, "functions", FREE, LOG, FILE} for finding in findings)
-    elif length >= 0:
-        assert findings
-        assert any(finding.table == FILE for finding in findings), "nobody tried to open it"
-
-
 def test_what_is_no_batch_is_damage(tmp_path: Path) -> None:
     (tmp_path / "hollow").mkdir()
     assert texts(found_in(tmp_path / "hollow")) == "file: there is no data.mdb"
@@ -489,9 +477,7 @@ def test_a_block_in_a_record_that_is_damaged_costs_no_other() -> None:
         assert sum(isinstance(block, str) for _, block in blocks_in(record)) == 1
 
 
+@pytest.mark.covers("J1")
 def test_lmdb_that_dies_of_a_file_is_damage(tmp_path: Path) -> None:
-    made = original()
-    large = next(number for number in range(2, 1 << 16) if b"z" * 3_000 in made.page(number))
-    place = place_of(tmp_path, made.data[: large * PAGE_BYTES])
-    findings = texts(found_in(place))
-    assert "file: batchd cannot read it: whoever reads it dies: it was killed by SIGBUS" in findings
+    findings = texts(found_in(place_of(tmp_path, deadly())))
+    assert "file: batchd cannot read it: whoever reads it dies: it was killed by SIGABRT" in findings
