@@ -15,7 +15,7 @@ from batchd.core.job import JobState
 from batchd.errors import UsageError
 from batchd.meter import make_meter
 from batchd.view import ProgressNews
-from tests.contract.calls import reciprocal, square
+from tests.contract.calls import Door, reciprocal, square
 
 tqdm = pytest.importorskip("tqdm", reason="tqdm is not installed: pip install tqdm")
 
@@ -150,12 +150,19 @@ def test_a_batch_that_goes_back_takes_the_bar_with_it(screen: Screen) -> None:
     assert "2/10" in screen.lines()[-1]
 
 
-def test_a_function_is_told_each_change_once() -> None:
+def test_a_function_is_told_each_change_once(tmp_path: Path) -> None:
+    """The first job waits until something was told."""
     told: list[dict[str, Any]] = []
-    assert len(list(batchd.map(reciprocal, [1, 0, 2], workers=1, on_error="skip", progress=told.append))) == 2
+    door = Door(tmp_path)
+
+    def tell(news: dict[str, Any]) -> None:
+        told.append(news)
+        door.open()
+
+    found = batchd.map(door.enter_or_fail, [1, 0, 2], workers=1, on_error="skip", progress=tell)
+    assert list(found) == [1, 2]
     assert all(before != after for before, after in pairwise(told))
     assert told[0]["done"] == 0
-    assert told[0]["size"] is None
     assert told[-1] == {"done": 3, "size": 3, "failed": 1, "state": "finished"}
 
 
