@@ -7,7 +7,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
-from itertools import islice, pairwise
+from itertools import groupby, islice, pairwise
 from pathlib import Path
 from time import monotonic
 from typing import Any, Final
@@ -17,9 +17,9 @@ from batchd.core.job import JobState
 from batchd.core.ranges import RangeSet
 from batchd.edge.folder import journal_folder, open_folder
 from batchd.edge.journal import BatchJournal
-from batchd.edge.outcomes import Outcomes, Span
+from batchd.edge.outcomes import Gap, Outcomes, Span
 from batchd.edge.shelf import find_job
-from batchd.errors import ResultError, UsageError
+from batchd.errors import JournalDamaged, ResultError, UsageError
 from batchd.formats.values import load
 from batchd.sinks import JsonlFile, encode_line, to_json
 from batchd.sinks.jsonl import STDOUT
@@ -35,7 +35,33 @@ _FIRST_BYTES = b'{"index":'
 
 
 class Unwritable(list[tuple[int, str]]):
-    """(index, why) of results that could not be written as JSON."""
+    """(index, why) of results that could not be written as JSON, or are damaged."""
+
+    is_damaged = False
+
+    @property
+    def exit_code(self) -> int:
+        """What a command ends with that has done what it could."""
+        return JournalDamaged.exit_code if self.is_damaged else 1 if self else 0
+
+    def lose(self, gap: Gap) -> str:
+        """Take in the jobs of a gap; return why they are here."""
+        why = f"{gap.error}; `batchd journal salvage` brings out what can be read"
+        self += [(index, why) for index in range(gap.start, gap.stop)]
+        self.is_damaged = True
+        return why
+
+    def told(self, batch: str) -> Iterator[str]:
+        """Say it in a few lines: neighbours that are here for the same reason share one."""
+        told = 0
+        reasons = groupby(enumerate(self), lambda item: (item[1][1], item[1][0] - item[0]))
+        for (why, _), group in islice(reasons, _UNWRITABLE_MAX):
+            (_, (first, _)), *others = group
+            told += 1 + len(others)
+            jobs = f"{batch}: jobs {first:,}-{first + len(others):,}" if others else f"{batch}:{first}"
+            yield f"{jobs}: {why.removeprefix(f'Job {first}: ')}"
+        if told < len(self):
+            yield f"and {len(self) - told:,} more results of {batch} could not be written"
 
 
 # --- The verb --------------------------------------------------------------------------------------------------
@@ -72,7 +98,7 @@ def results(args: argparse.Namespace) -> int:
         if index is not None:
             return _tell_why_none(journal, index, unwritable, is_values=args.values)
         _tell_missing(journal, unwritable)
-    return 1 if unwritable else 0
+    return unwritable.exit_code
 
 
 def _made(
@@ -81,11 +107,13 @@ def _made(
     """Give the lines."""
     facts = journal.facts
     start, stop = (0, None) if index is None else (index, index + 1)
-    for span in Outcomes(journal).spans(facts.done, facts.generation, start, stop):
+    for piece in Outcomes(journal).pieces(facts.done, facts.generation, start, stop):
         if not args.values:
-            yield from lines(span, unwritable)
-        elif span.state is JobState.SUCCEEDED:
-            yield from _values(span, unwritable, is_bare=bool(args.output) or not args.json)
+            yield from lines(piece, unwritable)
+        elif isinstance(piece, Gap):
+            unwritable.lose(piece)
+        elif piece.state is JobState.SUCCEEDED:
+            yield from _values(piece, unwritable, is_bare=bool(args.output) or not args.json)
 
 
 def _parts(made: Iterable[str]) -> Iterator[list[str]]:
@@ -132,7 +160,8 @@ def _completeness(journal: BatchJournal, unwritable: Unwritable) -> dict[str, An
 
 def _tell_missing(journal: BatchJournal, unwritable: Unwritable) -> None:
     facts, name = journal.facts, journal.folder.name
-    _tell_unwritable(name, unwritable)
+    for line in unwritable.told(name):
+        remark(line)
     if not facts.is_finished:
         size = f"{facts.size:,}{'' if facts.is_sealed else '+'}"
         remark(f"{name} is not finished: {facts.done.size:,} of {size} jobs are done so far")
@@ -141,29 +170,30 @@ def _tell_missing(journal: BatchJournal, unwritable: Unwritable) -> None:
 def _tell_why_none(journal: BatchJournal, index: int, unwritable: Unwritable, *, is_values: bool) -> int:
     """Say why there is no line of the one job that was asked for; return the exit code."""
     facts, job = journal.facts, f"{journal.folder.name}:{index}"
-    _tell_unwritable(journal.folder.name, unwritable)
+    for line in unwritable.told(journal.folder.name):
+        remark(line)
     if index not in facts.done:
         remark(f"{job} has no outcome yet; `batchd show {job}` tells how it stands")
         return 1
+    if unwritable:
+        return unwritable.exit_code
     span = next(Outcomes(journal).spans(facts.done, facts.generation, index, index + 1))
     if span.state is not JobState.SUCCEEDED and is_values:
         remark(f"{job} has no result ({span.state.name.lower()}): `batchd show {job}` tells why")
         return 1
-    return 1 if unwritable else 0
-
-
-def _tell_unwritable(name: str, unwritable: Unwritable) -> None:
-    for index, why in unwritable[:_UNWRITABLE_MAX]:
-        remark(f"{name}:{index}: {why.removeprefix(f'Job {index}: ')}")
-    if len(unwritable) > _UNWRITABLE_MAX:
-        remark(f"and {len(unwritable) - _UNWRITABLE_MAX:,} more results of {name} could not be written")
+    return 0
 
 
 # --- Lines -----------------------------------------------------------------------------------------------------
 
 
-def lines(span: Span, unwritable: Unwritable) -> Iterator[str]:
-    """Give one line per job of the span; what JSON cannot hold stands in `unwritable` too."""
+def lines(span: Span | Gap, unwritable: Unwritable) -> Iterator[str]:
+    """Give one line per job of the span; what JSON cannot hold and what is damaged stand in `unwritable` too."""
+    if isinstance(span, Gap):
+        why = unwritable.lose(span)
+        for index in range(span.start, span.stop):
+            yield encode_line(index, "damaged", {"type": "JournalDamaged", "message": why})
+        return
     if span.state is not JobState.SUCCEEDED:
         for index, failure in span.failures():
             yield encode_line(index, span.state.name.lower(), {"type": failure.type, "message": failure.message})
@@ -289,5 +319,5 @@ class ResultStream:
         if self._journal is None:
             self._journal = BatchJournal(self._folder)
             extend_path(self._journal.spec)
-        for span in Outcomes(self._journal).spans(RangeSet([(self.written, prefix)]), self._generation):
-            yield from lines(span, self.unwritable)
+        for piece in Outcomes(self._journal).pieces(RangeSet([(self.written, prefix)]), self._generation):
+            yield from lines(piece, self.unwritable)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from batchd.cli import summary
-from batchd.cli.results import ResultStream, earlier_target, extend_path
+from batchd.cli.results import ResultStream, Unwritable, earlier_target, extend_path
 from batchd.client import Session
 from batchd.core.events import Options
 from batchd.core.job import JobState
@@ -194,7 +194,7 @@ class Runner:
         unwritable = self._tell_unwritable()
         if is_interrupted or self._is_cut_short:
             return 130 if self._signals > 1 else 4
-        return 1 if failed or unwritable or state not in {"finished", "open"} else 0
+        return unwritable or int(failed > 0 or state not in {"finished", "open"})
 
     def _write_results(self, is_interrupted: bool) -> str:
         """Finish the results file; return the name of the partial one when it must stay that."""
@@ -229,12 +229,11 @@ class Runner:
         return self._stream.abandon() if self._stream is not None else ""
 
     def _tell_unwritable(self) -> int:
-        found = self._stream.unwritable if self._stream is not None else []
-        for index, why in found[:5]:
-            self.note(f"{self._batch}:{index} cannot be written as JSON: {why}")
-        if len(found) > 5:
-            self.note(f"and {len(found) - 5:,} more results cannot be written as JSON")
-        return len(found)
+        """Say which results could not be written; return the exit code for that."""
+        unwritable = self._stream.unwritable if self._stream is not None else Unwritable()
+        for line in unwritable.told(self._batch):
+            self.note(line)
+        return unwritable.exit_code
 
 
 def skipped_text(source: Source) -> str:

@@ -64,6 +64,21 @@ class Span(NamedTuple):
             yield index, failure
 
 
+class Gap(NamedTuple):
+    """Jobs [start, stop) whose outcome is damaged: it has cost no other job's."""
+
+    start: int
+    stop: int
+    error: JournalDamaged
+
+
+def _sound(piece: Span | Gap) -> Span:
+    """Return a span. Raises what a gap tells."""
+    if isinstance(piece, Gap):
+        raise piece.error
+    return piece
+
+
 def jobs_in(journal: BatchJournal, facts: BatchFacts, states: set[JobState]) -> dict[JobState, RangeSet] | None:
     """Return which finished jobs are in these states; None when the batch is closed meanwhile. Raises JournalError.
 
@@ -122,23 +137,34 @@ class Outcomes:
 
     def spans(self, done: RangeSet, generation: int, start: int = 0, stop: int | None = None) -> Iterator[Span]:
         """Give the finished jobs of [start, stop) in order, as spans. Raises JournalDamaged."""
+        return map(_sound, self.pieces(done, generation, start, stop))
+
+    def pieces(
+        self, done: RangeSet, generation: int, start: int = 0, stop: int | None = None
+    ) -> Iterator[Span | Gap]:
+        """Give spans, and gaps for outcomes that do not read back. Raises JournalDamaged where LMDB cannot go on."""
         last = (1 << 63) if stop is None else stop
         for low, high in list(done.overlap(start, last)):
             index = low
             while index < high:
-                found = [self._span(index, high, generation)]
+                found = [self._piece(index, high, generation)]
                 index = found[0].stop
                 yield found.pop()  # Nobody here holds on to what may be large.
 
-    def _span(self, index: int, stop: int, generation: int) -> Span:
+    def _piece(self, index: int, stop: int, generation: int) -> Span | Gap:
+        name = self._journal.folder.name
         for number in range(generation, -1, -1):
-            block = self._block(index, number)
+            try:
+                block = self._block(index, number)
+            except FormatError as error:
+                told = JournalDamaged(f"batch {name}: outcome record near job {index}: {error}")
+                return Gap(index, min(stop, self._next_start(index, number)), told)
             if block is not None:
                 stop = min(block.first + block.count, stop)
                 self._let_go(number, stop)
                 return Span(index, stop, block)
             stop = min(stop, self._next_start(index, number))
-        raise JournalDamaged(f"batch {self._journal.folder.name}: the outcome of job {index} is missing")
+        return Gap(index, stop, JournalDamaged(f"batch {name}: the outcome of job {index} is missing"))
 
     def _let_go(self, generation: int, stop: int) -> None:
         """Drop the record read last when the jobs before `stop` were the rest of it."""
@@ -154,12 +180,7 @@ class Outcomes:
         record = self._record(index, generation)
         if record is None:
             return None
-        try:
-            blocks = list(unpack(record, self._read_value))
-        except FormatError as error:
-            raise JournalDamaged(
-                f"batch {self._journal.folder.name}: outcome record near job {index}: {error}"
-            ) from None
+        blocks = list(unpack(record, self._read_value))
         starts = [block.first for block in blocks]
         self._records[generation] = starts, blocks
         at = bisect_right(starts, index) - 1

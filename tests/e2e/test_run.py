@@ -202,13 +202,13 @@ def test_results_json_cannot_hold_are_told_by_index(desk: Desk) -> None:
     ran = desk.run("run", desk.task("odd_values"), "--range", "0:4", "--out", "out.jsonl")
     assert ran.returncode == 1
     assert [line.get("result") for line in desk.results()[:3]] == [[1, 2], "/a/b", "2026-01-02T00:00:00+00:00"]
-    assert ":3 cannot be written as JSON" in ran.stderr
+    assert ":3: result is of type object, which JSON cannot hold" in ran.stderr
 
 
 def test_a_plain_result_json_cannot_hold_costs_its_own_line(desk: Desk) -> None:
     ran = desk.run("run", desk.task("huge_at_1"), "--range", "0:3", "--out", "out.jsonl")
     assert ran.returncode == 1
-    assert ":1 cannot be written as JSON" in ran.stderr
+    assert ":1: result of type int cannot be written as JSON" in ran.stderr
     assert [line.get("result") for line in desk.results()] == [0, None, 2]
 
 

@@ -172,6 +172,7 @@ async def main():
         watching = asyncio.create_task(watch())
         job = await client.submit(door.enter)
         try:
+            print("waiting", flush=True)
             await job.result()
         finally:
             print("interrupted once", flush=True)
@@ -189,6 +190,7 @@ def test_a_third_interrupt_waits_for_nobody(programs: Programs) -> None:
     os.kill(supervisor, signal.SIGSTOP)
     try:
         assert process.stdout is not None
+        assert process.stdout.readline() == "waiting\n"  # Its job may run before it waits for it.
         for word in ("once", "twice"):
             process.send_signal(signal.SIGINT)
             assert process.stdout.readline() == f"interrupted {word}\n"
