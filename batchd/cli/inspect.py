@@ -291,7 +291,7 @@ def _story(journal: BatchJournal, group: FailureGroup) -> Iterator[str]:
 
 def _cause_lines(number: int, group: FailureGroup, story: Iterable[str]) -> Iterator[str]:
     state = " · quarantined" if group.state is JobState.QUARANTINED else ""
-    yield f"{number}. {group.type} · {counted(group.count, 'job')}{state}: {group.indices}"
+    yield f"{number}. {visible_line(group.type)} · {counted(group.count, 'job')}{state}: {group.indices}"
     yield from (f"   {line}" for line in story)
 
 

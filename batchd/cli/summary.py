@@ -167,7 +167,8 @@ def cause_lines(journal: BatchJournal, groups: list[FailureGroup]) -> Iterator[s
     for group in groups[:_CAUSES_MAX]:
         first = visible(group.message.strip().partition("\n")[0])
         text = first if len(first) <= _MESSAGE_CHARS_MAX else f"{first[: _MESSAGE_CHARS_MAX - 1]}…"
-        what = f"{group.type}: {text}" if text else group.type
+        name = visible_line(group.type)
+        what = f"{name}: {text}" if text else name
         yield f"  {group.count:>{width},}  {what}   (job {journal.folder.name}:{group.example})"
     if (more := len(groups) - _CAUSES_MAX) > 0:
         yield f"  and {more:,} more {'cause' if more == 1 else 'causes'}"
@@ -264,7 +265,7 @@ def _name(journal: BatchJournal) -> str:
 
 def _label(group: FailureGroup) -> str:
     """What tells a cause best in a word or two: of a crash, how the worker died."""
-    return group.message if group.type == "JobCrashed" and len(group.message) <= 40 else group.type
+    return group.message if group.type == "JobCrashed" and len(group.message) <= 40 else visible_line(group.type)
 
 
 def _cores_busy(usage: Mapping[str, float], elapsed_s: float) -> float | None:

@@ -49,8 +49,10 @@ def parse(text: str, folder: Path) -> Task:
         path = (folder / module).resolve()
         if not path.is_file():
             raise TaskError(f"there is no file {path}: check the path before the colon of {text!r}")
-        if path.stem in sys.stdlib_module_names or not path.stem.isidentifier():
-            raise TaskError(f"{path.name} cannot be imported under the name {path.stem!r}: rename the file")
+        if path.stem in sys.stdlib_module_names:
+            raise TaskError(f"{path.name} has the name of a module of Python itself: rename the file")
+        if "." in path.stem:
+            raise TaskError(f"{path.name} would be imported as {path.stem!r}, part of a package: rename the file")
         return Task(str(path), name)
     if not all(part.isidentifier() for part in module.split(".")):
         raise TaskError(f"{module!r} is neither a module nor a .py file: write package.module:function")

@@ -198,6 +198,15 @@ def test_a_job_past_its_memory_limit_fails_with_both_figures(desk: Desk, task: s
     assert message.endswith("M > 300M (memory per job)")
 
 
+def test_a_file_of_any_name_gives_results_of_its_own_classes(desk: Desk) -> None:
+    source = "from collections import namedtuple\nPair = namedtuple('Pair', 'x y')\ndef f(x): return Pair(x, -x)\n"
+    (desk.folder / "2nd-pass.py").write_text(source)
+    ran = desk.run("run", "2nd-pass.py:f", "--range", "0:2", "--out", "out.jsonl")
+    assert ran.returncode == 0, ran.stderr
+    assert desk.values() == [[0, 0], [1, -1]]
+    assert desk.run("results", "last", "--values").stdout == "[0, 0]\n[1, -1]\n"
+
+
 def test_results_json_cannot_hold_are_told_by_index(desk: Desk) -> None:
     ran = desk.run("run", desk.task("odd_values"), "--range", "0:4", "--out", "out.jsonl")
     assert ran.returncode == 1

@@ -128,6 +128,14 @@ def test_whatever_a_batch_is_called_it_takes_one_bounded_row(folder: Path, run: 
     assert max(map(len, run(inspect.ls)[1].splitlines())) < 250
 
 
+def test_whatever_an_exception_is_called_it_does_not_steer_the_terminal(folder: Path, run: Run) -> None:
+    make(folder, "abc1", failed("abc1", 0, Failure("Ev\x1b[31mil\n", "no", fingerprint("Evil"))), size=1)
+    for verb in (inspect.show, inspect.failures):
+        _, out, _ = run(verb, batch="abc1")
+        assert r"Ev\x1b[31mil\n" in out
+        assert "\x1b" not in out
+
+
 def test_ls_lists_the_newest_first(folder: Path, run: Run) -> None:
     make_mixed(folder, "abc1", created="2026-01-01T00:00:00+00:00")
     make(folder, "abd2", size=1500, is_sealed=False, task=["/home/x/job.py", "f"], name="é")

@@ -74,11 +74,23 @@ def test_a_file_that_is_not_there_is_named_in_full(tmp_path: Path) -> None:
             parse(f"{name}:run", tmp_path)
 
 
-@pytest.mark.parametrize("name", ["json.py", "my-task.py", "2nd.py"])
-def test_a_file_that_cannot_be_imported_under_its_name_is_refused(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("json.py", "json.py has the name of a module of Python itself: rename the file"),
+        ("v1.2.py", "v1.2.py would be imported as 'v1.2', part of a package: rename the file"),
+    ],
+)
+def test_a_file_that_cannot_be_imported_under_its_name_is_refused(tmp_path: Path, name: str, why: str) -> None:
     write(tmp_path / name)
-    with pytest.raises(TaskError, match=f"{re.escape(name)} cannot be imported under the name .*: rename the file"):
+    with pytest.raises(TaskError, match=re.escape(why)):
         parse(f"{name}:run", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["my-task.py", "2nd.py", "a b.py"])
+def test_a_file_need_not_have_a_name_that_can_stand_in_code(tmp_path: Path, name: str) -> None:
+    file = write(tmp_path / name)
+    assert parse(f"{name}:run", tmp_path) == Task(str(file.resolve()), "run")
 
 
 # --- Found -----------------------------------------------------------------------------------------------------
