@@ -130,10 +130,9 @@ def test_whatever_a_batch_is_called_it_takes_one_bounded_row(folder: Path, run: 
 
 def test_whatever_an_exception_is_called_it_does_not_steer_the_terminal(folder: Path, run: Run) -> None:
     make(folder, "abc1", failed("abc1", 0, Failure("Ev\x1b[31mil\n", "no", fingerprint("Evil"))), size=1)
-    for verb in (inspect.show, inspect.failures):
-        _, out, _ = run(verb, batch="abc1")
-        assert r"Ev\x1b[31mil\n" in out
-        assert "\x1b" not in out
+    assert r"1. Ev\x1b[31mil\n · 1 job: 0" in run(inspect.failures, batch="abc1")[1]
+    for verb, batch in ((inspect.failures, "abc1"), (inspect.show, "abc1"), (inspect.show, "abc1:0")):
+        assert "\x1b" not in run(verb, batch=batch)[1]
 
 
 def test_ls_lists_the_newest_first(folder: Path, run: Run) -> None:
