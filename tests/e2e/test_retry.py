@@ -79,6 +79,20 @@ def test_a_batch_with_nothing_left_wants_to_know_what_to_retry(desk: Desk) -> No
     assert "--failed" in asked.stderr
 
 
+def test_a_batch_whose_input_was_not_read_is_not_retried_but_gone_on_with(desk: Desk) -> None:
+    os.mkfifo(desk.folder / "in.txt")
+    waits = desk.start("run", desk.task("square"), "in.txt", "--name", "b")
+    door = os.open(desk.folder / "in.txt", os.O_WRONLY)
+    until(lambda: list(desk.journal.glob("batches/[!.]*")), "it is made", waits)
+    waits.send_signal(signal.SIGINT)
+    waits.communicate()
+    os.close(door)
+    asked = desk.run("retry", "b")
+    assert asked.returncode == 2
+    assert "was not read to its end" in asked.stderr
+    assert f"this goes on with it: batchd run {desk.task('square')} in.txt --name b" in asked.stderr
+
+
 def interrupted(desk: Desk, *options: str) -> None:
     """Run the program until its fourth job, and kill it and its supervisor."""
     program = desk.folder / "program.py"
