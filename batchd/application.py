@@ -92,7 +92,7 @@ class Job:
         """Whether `result` answers at once: the job has an outcome, or its client was closed before it heard of one.
 
         >>> import time
-        >>> client.submit(time.sleep, 0.2).done()
+        >>> client.submit(time.sleep, 1).done()
         False
         """
         return self._future.done()
@@ -115,7 +115,7 @@ class Job:
         """Cancel it if it has not begun; return whether it will never run.
 
         >>> import time
-        >>> running, waiting = client.submit(time.sleep, 0.2), client.submit(time.sleep, 60)
+        >>> running, waiting = client.submit(time.sleep, 2), client.submit(time.sleep, 60)
         >>> waiting.cancel(), client.job(waiting.id).state
         (True, 'cancelled')
         """

@@ -111,7 +111,7 @@ class AsyncJob:
         >>> import time
         >>> async def application():
         ...     async with AsyncClient(folder, workers=1) as client:
-        ...         running, waiting = await client.submit(time.sleep, 0.1), await client.submit(time.sleep, 60)
+        ...         running, waiting = await client.submit(time.sleep, 1), await client.submit(time.sleep, 60)
         ...         return await waiting.cancel()
         >>> asyncio.run(application())
         True

@@ -151,7 +151,7 @@ class Executor(futures.Executor):
 
         >>> import time
         >>> executor = Executor(1)
-        >>> running, waiting = executor.submit(time.sleep, 0.1), executor.submit(time.sleep, 60)
+        >>> running, waiting = executor.submit(time.sleep, 1), executor.submit(time.sleep, 60)
         >>> executor.shutdown(cancel_futures=True)
         >>> waiting.cancelled()
         True
