@@ -10,6 +10,7 @@ import pytest
 
 from batchd.client.connection import LOG_NAME
 from batchd.edge.damage import check_batch
+from batchd.errors import JournalDamaged
 from tests.bench import House, await_death, pump_until
 from tests.commands import Desk, squares
 from tests.fault import tasks
@@ -132,3 +133,17 @@ def test_a_batch_that_was_damaged_when_its_supervisor_died_keeps_no_other_from_r
         [place.name, "damaged"],
     ]
     tally.injected(1)
+
+
+@pytest.mark.covers("J2")
+def test_a_supervisor_asked_for_a_batch_that_was_cut_off_refuses_it_and_goes_on(house: House) -> None:
+    """No client has looked at it before."""
+    assert house.run([("same", str(index) * 9_000) for index in range(100)], "ill")
+    data = house.folder / "batches" / "ill" / "data.mdb"
+    os.truncate(data, 3 * data.stat().st_size // 4)
+    well = house.start([("work", 600)], "well")
+    with pytest.raises(JournalDamaged, match=f"{data} was cut off"):
+        house.session("ill").open()
+    well.leave(at_once=True)
+    pump_until(well, lambda: well.is_put_down, "it is put down")
+    assert well.restarts == 0

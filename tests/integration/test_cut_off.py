@@ -1,5 +1,6 @@
 """Files that were cut off: told before they are mapped, for who reads behind the end of a map is killed by SIGBUS."""
 
+import os
 import re
 import struct
 from contextlib import closing
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import batchd
 from batchd.core import entries as e
 from batchd.edge.damage import check_batch, open_file
 from batchd.edge.journal import BatchJournal
@@ -59,3 +61,15 @@ def test_a_file_that_lacks_pages_which_nothing_needs_is_whole(tmp_path: Path) ->
         journal.commit([e.Attached("b", journal.facts.stint + 1)])
     with closing(BatchJournal(place)) as journal:
         assert journal.facts.size == made.size
+
+
+@pytest.mark.covers("J2")
+def test_a_named_map_of_a_batch_that_was_cut_off_is_refused(tmp_path: Path) -> None:
+    def run() -> list[int]:
+        return list(batchd.map(abs, range(3_000), name="b", journal=tmp_path / "journal", workers=1))
+
+    assert run() == list(range(3_000))
+    (data,) = tmp_path.glob("journal/batches/*/data.mdb")
+    os.truncate(data, data.stat().st_size // 2)
+    with pytest.raises(JournalDamaged, match="was cut off"):
+        run()
