@@ -27,8 +27,10 @@ def main(argv: "Sequence[str] | None" = None) -> int:
         return _carry_out(words)
     except BatchdError as error:
         damage = "; `batchd journal check` names all that is damaged, `batchd journal salvage` brings out the rest"
+        from batchd.units import visible  # noqa: PLC0415
+
         hint = damage if isinstance(error, JournalDamaged) else ""
-        print(f"batchd: {error}{hint if 'journal check' not in str(error) else ''}", file=sys.stderr)
+        print(f"batchd: {visible(str(error))}{hint if 'journal check' not in str(error) else ''}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:
         _close_stdout()
@@ -57,8 +59,10 @@ def _carry_out(words: "Sequence[str]") -> int:
         from importlib import import_module  # noqa: PLC0415  (as late as possible, like the next)
 
         from batchd.cli.arguments import parse  # noqa: PLC0415
+        from batchd.edge.isolation import IS_COMMAND  # noqa: PLC0415
 
         args = parse(words)
+        IS_COMMAND.set(True)
         module, _, name = VERBS[args.verb][0].partition(":")
         code = getattr(import_module(module), name)(args)
     if sys.stdout is not None:

@@ -32,7 +32,7 @@ from batchd.errors import FormatError, TaskError, UsageError
 from batchd.formats import tables
 from batchd.formats.segment import Block
 from batchd.formats.values import load_input
-from batchd.units import format_duration
+from batchd.units import format_duration, visible_line
 from batchd.worker.calls import Bundle, bind, load_bundle
 from batchd.worker.context import CurrentJob, provide
 from batchd.worker.inputs import BatchInputs
@@ -248,7 +248,7 @@ def _tell(job: _Job, ended: _Ended) -> int:
         remark(f"{job} was left in the debugger after {took}")
     else:
         print(_traceback_of(ended.error), end="", file=sys.stderr)
-        how = f"raised {type(ended.error).__name__}"
+        how = f"raised {visible_line(type(ended.error).__name__)}"
         if isinstance(ended.error, KeyboardInterrupt):
             how = "was stopped"
         elif ended.has_returned:

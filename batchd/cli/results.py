@@ -7,7 +7,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
-from itertools import groupby, islice, pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from time import monotonic
 from typing import Any, Final
@@ -19,7 +19,7 @@ from batchd.edge.folder import journal_folder, open_folder
 from batchd.edge.journal import BatchJournal
 from batchd.edge.outcomes import Gap, Outcomes, Span
 from batchd.edge.shelf import find_job
-from batchd.errors import JournalDamaged, ResultError, UsageError
+from batchd.errors import BatchdError, FormatError, JournalDamaged, JournalError, ResultError, UsageError
 from batchd.formats.values import load
 from batchd.sinks import JsonlFile, encode_line, to_json
 from batchd.sinks.jsonl import STDOUT
@@ -34,34 +34,33 @@ _FIRST_BYTES = b'{"index":'
 """Of every file of results that holds any."""
 
 
-class Unwritable(list[tuple[int, str]]):
-    """(index, why) of results that could not be written as JSON, or are damaged."""
+class Unwritable:
+    """Results that could not be written as JSON, or are damaged: which, and why."""
 
-    is_damaged = False
+    def __init__(self) -> None:
+        self.runs: list[tuple[int, int, str]] = []
+        """(start, stop, why) of jobs that follow each other and are here for the same reason."""
+        self.is_damaged = False
 
     @property
     def exit_code(self) -> int:
         """What a command ends with that has done what it could."""
-        return JournalDamaged.exit_code if self.is_damaged else 1 if self else 0
+        return JournalDamaged.exit_code if self.is_damaged else 1 if self.runs else 0
 
-    def lose(self, gap: Gap) -> str:
-        """Take in the jobs of a gap; return why they are here."""
-        why = f"{gap.error}; `batchd journal salvage` brings out what can be read"
-        self += [(index, why) for index in range(gap.start, gap.stop)]
-        self.is_damaged = True
-        return why
+    def add(self, start: int, stop: int, why: str, *, is_damaged: bool = False) -> None:
+        """Take in the jobs [start, stop)."""
+        self.is_damaged |= is_damaged
+        if self.runs and self.runs[-1][1:] == (start, why):
+            start = self.runs.pop()[0]
+        self.runs.append((start, stop, why))
 
     def told(self, batch: str) -> Iterator[str]:
-        """Say it in a few lines: neighbours that are here for the same reason share one."""
-        told = 0
-        reasons = groupby(enumerate(self), lambda item: (item[1][1], item[1][0] - item[0]))
-        for (why, _), group in islice(reasons, _UNWRITABLE_MAX):
-            (_, (first, _)), *others = group
-            told += 1 + len(others)
-            jobs = f"{batch}: jobs {first:,}-{first + len(others):,}" if others else f"{batch}:{first}"
-            yield f"{jobs}: {why.removeprefix(f'Job {first}: ')}"
-        if told < len(self):
-            yield f"and {len(self) - told:,} more results of {batch} could not be written"
+        """Say it in a few lines."""
+        for start, stop, why in self.runs[:_UNWRITABLE_MAX]:
+            jobs = f"{batch}: jobs {start:,}-{stop - 1:,}" if stop - start > 1 else f"{batch}:{start}"
+            yield f"{jobs}: {why.removeprefix(f'Job {start}: ')}"
+        if more := sum(stop - start for start, stop, _ in self.runs[_UNWRITABLE_MAX:]):
+            yield f"and {more:,} more results of {batch} could not be written"
 
 
 # --- The verb --------------------------------------------------------------------------------------------------
@@ -81,7 +80,7 @@ def results(args: argparse.Namespace) -> int:
             for part in _parts(made if args.output or not args.json else _document(journal, made, unwritable)):
                 file.write(part)
                 written += len(part)
-            file.finish()
+            kept = _conclude(file, unwritable)
         except BrokenPipeError:
             file.abandon()
             return 0  # The reader has seen enough.
@@ -91,14 +90,24 @@ def results(args: argparse.Namespace) -> int:
                 remark(f"what was written before is in {kept}")
             raise
         if args.output and args.json:
-            told = {"output": args.output, "written": written, **_completeness(journal, unwritable)}
+            told = {"output": kept or args.output, "written": written, **_completeness(journal, unwritable)}
             answer([json.dumps({"batchd": 1, **head(journal), **told})])
+        elif kept:
+            remark(f"{args.output} is not written, for some of it is damaged: {written:,} lines are in {kept}")
         elif args.output:
             remark(f"1 line is in {args.output}" if written == 1 else f"{written:,} lines are in {args.output}")
         if index is not None:
             return _tell_why_none(journal, index, unwritable, is_values=args.values)
         _tell_missing(journal, unwritable)
     return unwritable.exit_code
+
+
+def _conclude(file: JsonlFile, unwritable: Unwritable) -> str:
+    """Finish a file, unless what is there may be better: return the name of what was written then."""
+    if unwritable.is_damaged and file.is_apart:
+        return file.abandon()
+    file.finish()
+    return ""
 
 
 def _made(
@@ -111,7 +120,7 @@ def _made(
         if not args.values:
             yield from lines(piece, unwritable)
         elif isinstance(piece, Gap):
-            unwritable.lose(piece)
+            unwritable.add(piece.start, piece.stop, _of_damage(piece.error), is_damaged=True)
         elif piece.state is JobState.SUCCEEDED:
             yield from _values(piece, unwritable, is_bare=bool(args.output) or not args.json)
 
@@ -144,17 +153,21 @@ def _values(span: Span, unwritable: Unwritable, *, is_bare: bool) -> Iterator[st
             value = load(stored) if is_separate else stored
             made = value if is_bare and isinstance(value, str) else json_of(value)
         except ResultError as error:
-            unwritable.append((index, f"{error} Have the task return JSON types, or read the value from Python."))
+            why = f"{error} Have the task return JSON types, or read the value from Python."
+            unwritable.add(index, index + 1, why)
+        except (FormatError, JournalError) as error:
+            unwritable.add(index, index + 1, _of_damage(error), is_damaged=True)
         except Exception as error:
-            unwritable.append((index, f"cannot be read back: {error!r}"))
+            unwritable.add(index, index + 1, f"cannot be read back: {error!r}")
         else:
             yield made
 
 
 def _completeness(journal: BatchJournal, unwritable: Unwritable) -> dict[str, Any]:
+    told = [(index, why) for start, stop, why in unwritable.runs for index in range(start, stop)]
     return {
         "is_complete": journal.facts.is_finished,
-        "unwritable": [{"index": index, "message": why} for index, why in unwritable],
+        "unwritable": [{"index": index, "message": why} for index, why in told],
     }
 
 
@@ -175,7 +188,7 @@ def _tell_why_none(journal: BatchJournal, index: int, unwritable: Unwritable, *,
     if index not in facts.done:
         remark(f"{job} has no outcome yet; `batchd show {job}` tells how it stands")
         return 1
-    if unwritable:
+    if unwritable.runs:
         return unwritable.exit_code
     span = next(Outcomes(journal).spans(facts.done, facts.generation, index, index + 1))
     if span.state is not JobState.SUCCEEDED and is_values:
@@ -190,9 +203,8 @@ def _tell_why_none(journal: BatchJournal, index: int, unwritable: Unwritable, *,
 def lines(span: Span | Gap, unwritable: Unwritable) -> Iterator[str]:
     """Give one line per job of the span; what JSON cannot hold and what is damaged stand in `unwritable` too."""
     if isinstance(span, Gap):
-        why = unwritable.lose(span)
         for index in range(span.start, span.stop):
-            yield encode_line(index, "damaged", {"type": "JournalDamaged", "message": why})
+            yield _damaged(index, span.error, unwritable)
         return
     if span.state is not JobState.SUCCEEDED:
         for index, failure in span.failures():
@@ -202,12 +214,25 @@ def lines(span: Span | Gap, unwritable: Unwritable) -> Iterator[str]:
     for index in range(span.start, span.stop):
         try:
             made = encode_line(index, "succeeded", next(values))
+        except (FormatError, JournalError) as error:
+            made = _damaged(index, error, unwritable)
         except Exception as error:
             why = str(error) if isinstance(error, ResultError) else f"cannot be read back: {error!r}"
-            unwritable.append((index, why))
+            unwritable.add(index, index + 1, why)
             told = {"type": type(error).__name__, "message": why}
             made = json.dumps({"index": index, "state": "succeeded", "error": told})
         yield made
+
+
+def _damaged(index: int, error: BatchdError, unwritable: Unwritable) -> str:
+    """Return the line of a job whose outcome is damaged."""
+    why = _of_damage(error)
+    unwritable.add(index, index + 1, why, is_damaged=True)
+    return encode_line(index, "damaged", {"type": type(error).__name__, "message": why})
+
+
+def _of_damage(error: BatchdError) -> str:
+    return f"{error}; `batchd journal salvage` brings out what can be read"
 
 
 def json_of(value: Any) -> str:
@@ -271,6 +296,8 @@ class ResultStream:
         self.written = 0
         """Jobs whose lines are written."""
         self.unwritable = Unwritable()
+        self.kept = ""
+        """Where everything is after `finish`, when that is not the file that was named."""
 
     def advance(self, prefix: int, generation: int) -> bool:
         """Write some of the results before job `prefix`, for a moment; return whether there are more."""
@@ -278,7 +305,7 @@ class ResultStream:
             if self.written and not self._file.restart():
                 return False
             self._generation, self.written = generation, 0
-            self.unwritable.clear()
+            self.unwritable = Unwritable()
             self.release()
         if self.written >= prefix:
             return False
@@ -300,7 +327,7 @@ class ResultStream:
             if is_stopped():
                 return False
         self.release()
-        self._file.finish()
+        self.kept = _conclude(self._file, self.unwritable)
         return True
 
     def abandon(self) -> str:

@@ -105,7 +105,7 @@ def retry(args: argparse.Namespace) -> int:
         again, limits = summary.command(journal, "retry"), summary.limits(journal.spec)
     check_target(args.out, [*spec["input"].get("files", ()), spec.get("source")])
     count, left = sum(map(facts.count, states)), facts.size - facts.done.size
-    if not states and not left and not facts.is_sealed:
+    if not states and not left and not facts.is_sealed and not is_queue(spec):
         go_on = f"this goes on with it: {spec['command']}" if spec.get("command") else "start its program again"
         raise UsageError(f"the input of {batch} was not read to its end, and what was read has outcomes; {go_on}")
     if not states and not left:

@@ -210,7 +210,7 @@ class Runner:
         with self._watch_signals():
             is_whole = self._stream.finish(made.prefix, made.generation, lambda: self._signals > heard)
         self._is_cut_short = not is_whole
-        return "" if is_whole else self._keep_partial()
+        return self._stream.kept if is_whole else self._keep_partial()
 
     def _tell_file(self, journal: BatchJournal, partial: str, *, is_stale: bool) -> None:
         """Say what the results file lacks, and what writes it."""

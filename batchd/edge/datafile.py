@@ -136,6 +136,8 @@ class DataFile:
     def lacks_pages(self) -> bool:
         """Whether something that belongs to the newest transaction lies behind the end of the file."""
         header = self.newest
+        if self.size < pages.HEADER_PAGES * self.page_bytes:
+            return True
         if header is None or self.size >= (header.last_page + 1) * self.page_bytes:
             return False
         # It may be sound for all that: pages at the end that were given back were never written.

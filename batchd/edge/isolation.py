@@ -11,6 +11,7 @@ import resource
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -22,11 +23,16 @@ Tell = Callable[[dict[str, Any]], None]
 SILENCE_S_MAX: Final = 60.0
 """A child that says nothing for so long is ended: LMDB can be caught in a loop by damage."""
 _READ_BYTES: Final = 1 << 16
+_OF_DAMAGE: Final = (signal.SIGBUS, signal.SIGSEGV, signal.SIGABRT)
 
 
-def is_alone() -> bool:
-    """Whether this process has one thread: a child finds locks of others held for ever."""
-    return len(list(Path("/proc/self/task").iterdir())) == 1
+IS_COMMAND: ContextVar[bool] = ContextVar("IS_COMMAND", default=False)
+"""Whether this process runs a command and nothing else: a program's memory, threads and handlers are not forked."""
+
+
+def may_try() -> bool:
+    """Whether a child may be used to find out what is deadly: in a command of one thread."""
+    return IS_COMMAND.get() and len(list(Path("/proc/self/task").iterdir())) == 1
 
 
 class Isolated:
@@ -42,9 +48,14 @@ class Isolated:
         """How the child ended, when it was not in order."""
         self.signal = 0
         """What killed it, if it was a signal of the system's or of others."""
-        self._is_over = False
+        self._is_over = self._is_stuck = False
         read, write = os.pipe2(os.O_CLOEXEC)
-        self._pid = os.fork()
+        try:
+            self._pid = os.fork()
+        except OSError:
+            os.close(read)
+            os.close(write)
+            raise
         if self._pid == 0:
             os.close(read)
             _live(work, write)
@@ -65,11 +76,17 @@ class Isolated:
             yield from map(json.loads, filter(None, lines))
             ready = readable([self._read], silence_s)
             if not ready:
+                self._is_stuck = True
                 self._end(f"it was stuck for {silence_s:.0f} s")
             elif data := os.read(self._read, _READ_BYTES):
                 self._rest += data
             else:
                 self._end("")
+
+    @property
+    def is_deadly(self) -> bool:
+        """Whether it ended as damage ends whoever reads it, and not by what others or the system did to it."""
+        return self._is_stuck or self.signal in _OF_DAMAGE
 
     def close(self) -> None:
         """End the child, whatever it does."""
@@ -82,7 +99,9 @@ class Isolated:
         if why:
             with suppress(ProcessLookupError):
                 os.kill(self._pid, signal.SIGKILL)
-        status = os.waitpid(self._pid, 0)[1]
+        status = 0
+        with suppress(ChildProcessError):  # Where SIGCHLD is ignored nobody knows how it ended.
+            status = os.waitpid(self._pid, 0)[1]
         os.close(self._read)
         if why:
             self.death = why

@@ -2,7 +2,7 @@
 
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import islice
 from typing import Any, Final, NamedTuple
@@ -16,7 +16,7 @@ from batchd.edge.journal import BatchJournal
 from batchd.errors import FormatError, JournalDamaged
 from batchd.formats import tables
 from batchd.formats.likeness import likeness
-from batchd.formats.reference import Payload
+from batchd.formats.reference import Payload, Read
 from batchd.formats.report import Failure
 from batchd.formats.segment import Block, header_of, unpack
 from batchd.formats.values import load
@@ -79,6 +79,23 @@ def _sound(piece: Span | Gap) -> Span:
     return piece
 
 
+def _blocks_of(record: bytes, read: Read) -> tuple[list[Block], str]:
+    """Return the blocks of a record that read back, and what is wrong with the first that does not."""
+    try:
+        return list(unpack(record, read)), ""
+    except FormatError as error:
+        flaw = str(error)
+    blocks: list[Block] = []
+    view, at = memoryview(record), 0
+    with suppress(FormatError):  # Behind a damaged header nobody knows where the next block begins.
+        while at < len(view):
+            length = header_of(view, at)[3]
+            with suppress(FormatError):
+                blocks += unpack(view[at : at + length], read)
+            at += length
+    return blocks, flaw
+
+
 def jobs_in(journal: BatchJournal, facts: BatchFacts, states: set[JobState]) -> dict[JobState, RangeSet] | None:
     """Return which finished jobs are in these states; None when the batch is closed meanwhile. Raises JournalError.
 
@@ -132,8 +149,8 @@ class Outcomes:
     def __init__(self, journal: BatchJournal) -> None:
         self._journal = journal
         self._read_value = partial(read_value, journal.folder)
-        self._records: dict[int, tuple[list[int], list[Block]]] = {}
-        """By generation: the blocks of the record read last, and where they start."""
+        self._records: dict[int, tuple[list[int], list[Block], str]] = {}
+        """By generation: the blocks of the record read last, where they start, and what is wrong with it."""
 
     def spans(self, done: RangeSet, generation: int, start: int = 0, stop: int | None = None) -> Iterator[Span]:
         """Give the finished jobs of [start, stop) in order, as spans. Raises JournalDamaged."""
@@ -152,19 +169,23 @@ class Outcomes:
                 yield found.pop()  # Nobody here holds on to what may be large.
 
     def _piece(self, index: int, stop: int, generation: int) -> Span | Gap:
-        name = self._journal.folder.name
+        """Return what is known from job `index` on.
+
+        How far a damaged record reached is not known. What succeeded before it was not retried, so it was not in it.
+        """
+        flaw = ""
         for number in range(generation, -1, -1):
-            try:
-                block = self._block(index, number)
-            except FormatError as error:
-                told = JournalDamaged(f"batch {name}: outcome record near job {index}: {error}")
-                return Gap(index, min(stop, self._next_start(index, number)), told)
+            block, wrong = self._block(index, number)
+            flaw = flaw or wrong
             if block is not None:
                 stop = min(block.first + block.count, stop)
+                if flaw and block.state != JobState.SUCCEEDED:
+                    break
                 self._let_go(number, stop)
                 return Span(index, stop, block)
             stop = min(stop, self._next_start(index, number))
-        return Gap(index, stop, JournalDamaged(f"batch {name}: the outcome of job {index} is missing"))
+        what = f"outcome record near job {index}: {flaw}" if flaw else f"the outcome of job {index} is missing"
+        return Gap(index, stop, JournalDamaged(f"batch {self._journal.folder.name}: {what}"))
 
     def _let_go(self, generation: int, stop: int) -> None:
         """Drop the record read last when the jobs before `stop` were the rest of it."""
@@ -172,19 +193,21 @@ class Outcomes:
         if stop >= last.first + last.count:
             del self._records[generation]
 
-    def _block(self, index: int, generation: int) -> Block | None:
-        starts, blocks = self._records.get(generation, ([], []))
+    def _block(self, index: int, generation: int) -> tuple[Block | None, str]:
+        """Return the block of that generation that holds a job, or what is wrong with the record that may hold it."""
+        starts, blocks, _ = self._records.get(generation, ([], [], ""))
         at = bisect_right(starts, index) - 1
         if at >= 0 and index < blocks[at].first + blocks[at].count:
-            return blocks[at]
+            return blocks[at], ""
         record = self._record(index, generation)
         if record is None:
-            return None
-        blocks = list(unpack(record, self._read_value))
+            return None, ""
+        blocks, flaw = _blocks_of(record, self._read_value)
         starts = [block.first for block in blocks]
-        self._records[generation] = starts, blocks
+        self._records[generation] = starts, blocks, flaw
         at = bisect_right(starts, index) - 1
-        return blocks[at] if at >= 0 and index < blocks[at].first + blocks[at].count else None
+        is_there = at >= 0 and index < blocks[at].first + blocks[at].count
+        return (blocks[at], "") if is_there else (None, flaw)
 
     @contextmanager
     def _reading(self) -> Iterator[lmdb.Transaction]:
@@ -210,6 +233,10 @@ class Outcomes:
             return bytes(cursor.value())
 
     def _next_start(self, index: int, generation: int) -> int:
+        """Return where the next block behind a job begins in that generation, and far away when there is none."""
+        starts = self._records.get(generation, ([], [], ""))[0]
+        if (at := bisect_right(starts, index)) < len(starts):
+            return starts[at]
         with self._reading() as txn:
             cursor = txn.cursor(db=self._journal.table(tables.OUTCOMES))
             if cursor.set_range(tables.OUTCOME.pack(generation, index + 1)):

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from batchd.edge.folder import BATCHES_NAME, journal_folder
-from batchd.edge.isolation import Isolated, Tell, is_alone
+from batchd.edge.isolation import Isolated, Tell, may_try
 from batchd.edge.journal import BatchJournal
 from batchd.errors import BatchdError, BatchNotFound, JournalCrowded, JournalDamaged
 
@@ -77,10 +77,10 @@ def find_batch(folder: Path, text: str) -> BatchJournal:
 def _tried(places: Iterable[Path]) -> Iterator[str]:
     """Give for each batch how whoever opens it dies, '' when nobody does: LMDB aborts at some damage.
 
-    A child opens them first, one after the other. Where threads run nobody forks, and nothing is found out.
+    In a command a child opens them first, one after the other. Elsewhere nothing is found out.
     """
     left = deque(places)
-    while left and is_alone():
+    while left and may_try():
         try:
             child = Isolated(lambda tell: _open_each(list(left), tell))
         except OSError:
@@ -91,7 +91,7 @@ def _tried(places: Iterable[Path]) -> Iterator[str]:
                 yield ""
         if left:
             left.popleft()
-            yield child.death
+            yield child.death if child.is_deadly else ""
     yield from repeat("", len(left))
 
 

@@ -218,6 +218,11 @@ class JsonlFile:
         except OSError as error:
             raise _unwritable(self._partial or self.name, error) from error
 
+    @property
+    def is_apart(self) -> bool:
+        """Whether the lines have another name until `finish`."""
+        return self._partial is not None
+
     def abandon(self) -> str:
         """Close without finishing, behind the last whole line, and the name of what was kept."""
         with suppress(OSError):

@@ -5,11 +5,10 @@ workers' transcripts say and charge what their slots show as begun and not recor
 make a new recorder. Each batch is tried by a child first: damage may kill whoever opens it, and is to cost no other.
 """
 
-import signal
 from collections import defaultdict, deque
 from functools import partial
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 import lmdb
 
@@ -32,8 +31,6 @@ from batchd.formats.report import Failure, fingerprint
 from batchd.settings import INTERRUPTIONS_MAX, SLOTS
 from batchd.worker.recorder import Recorder
 from batchd.worker.valuefiles import VALUES_NAME
-
-_OF_DAMAGE: Final = (signal.SIGBUS, signal.SIGSEGV, signal.SIGABRT)
 
 
 class Ground(NamedTuple):
@@ -80,7 +77,7 @@ def _charge_begun(folder: Path, path: Path, name: str) -> None:
         charge = partial(_charge, folder / BATCHES_NAME / batch, stint, traces, recorder)
         with Isolated(lambda _, charge=charge: charge()) as trial:  # type: ignore[misc]
             deque(trial.told(), maxlen=0)
-        if trial.signal in _OF_DAMAGE:
+        if trial.is_deadly:
             say(f"batch {batch} stays as it is: whoever looks what had begun of it dies, {trial.death}")
             continue
         charge()  # What the trial has done is not done again; what it met is told here.

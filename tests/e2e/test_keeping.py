@@ -195,3 +195,18 @@ def test_a_batch_that_supervisors_die_of_is_told_as_damaged(desk: Desk) -> None:
     assert told.returncode == 3
     assert f"batch {batch.name} is damaged" in told.stderr
     assert f"`batchd journal check {batch.name}`" in told.stderr
+
+
+def test_nothing_is_the_matter_where_children_are_ignored(desk: Desk) -> None:
+    """What a program inherits from a shell's `trap '' CHLD`: nobody learns how a child ended."""
+
+    def run(*words: str) -> str:
+        shell = ["sh", "-c", 'trap "" CHLD; exec "$0" "$@"', sys.executable, "-m", "batchd", *words]
+        ran = subprocess.run(shell, env=desk.environ, cwd=desk.folder, capture_output=True, text=True, check=False)
+        assert ran.returncode == 0, ran
+        return ran.stdout
+
+    run("run", desk.task("square"), "--range", "0:3", "--name", "b", "--out", "out.jsonl")
+    assert desk.values() == [0, 1, 4]
+    assert "b" in run("ls").splitlines()[1].split()
+    assert len(run("results", "b").splitlines()) == 3

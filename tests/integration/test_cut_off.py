@@ -46,6 +46,15 @@ def test_a_file_that_lacks_a_page_it_needs_is_not_opened(tmp_path: Path, is_writ
     assert f"batchd cannot read it: {told}" in [finding.what for finding in check_batch(place).findings]
 
 
+@pytest.mark.covers("J2")
+@pytest.mark.parametrize("length", [0, 100, PAGE_BYTES])
+def test_a_writer_makes_no_new_batch_of_what_is_left_of_an_old_one(tmp_path: Path, length: int) -> None:
+    place = place_of(tmp_path, original().data[:length])
+    with pytest.raises(JournalDamaged, match="was cut off"):
+        BatchJournal(place, is_writer=True)
+    assert (place / "data.mdb").stat().st_size == length
+
+
 def test_a_file_that_lacks_pages_which_nothing_needs_is_whole(tmp_path: Path) -> None:
     """A transaction may take pages at the end of the file and give them back before they are written."""
     made = original()

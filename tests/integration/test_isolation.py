@@ -41,3 +41,28 @@ def test_a_child_that_is_not_waited_for_does_not_stay() -> None:
         pid = child._pid
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
+
+
+def test_how_a_child_ended_is_not_known_where_children_are_ignored() -> None:
+    """As under a shell's `trap '' CHLD`, which every program started from there inherits."""
+
+    def die(tell: Tell) -> None:
+        tell({"said": 1})
+        os.kill(os.getpid(), signal.SIGBUS)
+
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        with Isolated(die) as child:
+            assert list(child.told()) == [{"said": 1}]
+            assert (child.death, child.is_deadly) == ("", False)
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+
+
+@pytest.mark.parametrize(
+    ("number", "is_deadly"), [(signal.SIGABRT, True), (signal.SIGSEGV, True), (signal.SIGKILL, False)]
+)
+def test_what_others_do_to_a_child_is_no_damage(number: int, is_deadly: bool) -> None:
+    with Isolated(lambda _: os.kill(os.getpid(), number)) as child:
+        assert list(child.told()) == []
+        assert child.is_deadly == is_deadly

@@ -5,7 +5,6 @@ import os
 import pickle
 import subprocess
 import sys
-from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -13,10 +12,7 @@ import pytest
 from batchd.cli import inspect, results
 from batchd.core import entries as e
 from batchd.core.job import History
-from batchd.edge.journal import BatchJournal
 from batchd.errors import BatchNotFound
-from batchd.formats import tables
-from tests.ruin import change, stored
 from tests.written import MIXED_LINES, Run, make, make_mixed, separate, succeeded
 
 # --- One job ---------------------------------------------------------------------------------------------------
@@ -139,39 +135,6 @@ def test_what_json_cannot_hold_is_reported_and_the_others_are_written(folder: Pa
     assert err.count("abc1:") == 2
     told = json.loads(run(results.results, json=True)[1])
     assert [each["index"] for each in told["unwritable"]] == [1, 2]
-
-
-@pytest.mark.covers("J1")
-def test_a_damaged_record_costs_its_own_jobs(folder: Path, run: Run) -> None:
-    make(folder, "abc1", size=30)
-    place = folder / "batches" / "abc1"
-    with closing(BatchJournal(place, is_writer=True)) as journal:
-        for first in (0, 10, 20):
-            journal.commit([succeeded("abc1", first, *(f"value {index}" for index in range(first, first + 10)))])
-        journal.commit([e.Sealed("abc1")])
-    key = tables.OUTCOME.pack(0, 10)
-    change(place, tables.OUTCOMES, key, stored(place, tables.OUTCOMES)[key].replace(b"value 13", b"value 31"))
-
-    why = "outcome record near job 10: block of jobs 10..: checksum does not match"
-    for json_too in (False, True):
-        code, out, err = run(results.results, values=True, json=json_too)
-        assert code == 3
-        found = json.loads(out)["results"] if json_too else out.splitlines()
-        assert found == [f"value {index}" for index in (*range(10), *range(20, 30))]
-        assert (err.count("abc1: jobs 10-19: batch abc1: " + why), len(err.splitlines())) == (1, 1)
-    code, out, err = run(results.results)
-    lines = [json.loads(line) for line in out.splitlines()]
-    assert code == 3
-    assert [line["index"] for line in lines] == list(range(30))
-    assert [line["state"] for line in lines] == ["succeeded"] * 10 + ["damaged"] * 10 + ["succeeded"] * 10
-    assert why in lines[10]["error"]["message"]
-    code, out, err = run(results.results, batch="abc1:15")
-    assert (code, json.loads(out)["state"], "abc1:15: batch abc1: outcome record near job 15" in err) == (
-        3,
-        "damaged",
-        True,
-    )
-    assert run(results.results, batch="abc1:25", values=True) == (0, "value 25\n", "")
 
 
 def test_an_unfinished_batch_gives_what_is_there(folder: Path, run: Run) -> None:
