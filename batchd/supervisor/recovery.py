@@ -96,8 +96,8 @@ def _charge(place: Path, stint: int, traces: list[tuple[int, LeaseTrace]], recor
     try:
         if stint == journal.facts.stint:  # Else of an earlier time, or of another batch that had the id.
             _write(journal, [_with_reports(trace, slot, recorder, journal) for slot, trace in traces])
-    except (lmdb.CorruptedError, lmdb.PageNotFoundError):
-        return  # It can be read and not be written: a matter of this batch and no other.
+    except (lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.BadTxnError) as error:
+        say(f"batch {place.name} stays as it is: it can be read and not be written: {error}")
     finally:
         journal.close()
 
