@@ -161,6 +161,8 @@ def test_a_second_interrupt_ends_the_program_and_no_job_is_charged(programs: Pro
 
 
 STUCK = """
+from functools import partial
+
 async def watch():
     try:
         await asyncio.sleep(3_600)
@@ -174,8 +176,8 @@ async def main():
         try:
             print("waiting", flush=True)
             await job.result()
-        finally:
-            print("interrupted once", flush=True)
+        finally:  # Told when it leaves: an interrupt before that would be one of this coroutine's.
+            asyncio.get_running_loop().call_later(0.1, partial(print, "interrupted once", flush=True))
 
 asyncio.run(main())
 """

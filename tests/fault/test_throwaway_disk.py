@@ -76,7 +76,9 @@ def test_a_program_waits_for_space_with_a_word_and_goes_on(program: Program, des
     program.filler.unlink()
     code, out, err = program.ended()
     assert (code, out.split()) == (0, [str(number) for number in range(JOBS)]), err
-    assert err == "going on\n"
+    told = err.splitlines()  # Where commits are slow it may become full once more, before results are forgotten.
+    assert told[::2] == ["going on"] * (len(told) // 2 + 1), err
+    assert all(line.startswith("disk full: paused until ") for line in told[1::2]), err
     assert sorted(desk.attempts()) == [(number, 1) for number in range(JOBS)], "something ran twice"
 
 
