@@ -24,7 +24,7 @@ def main(argv: "Sequence[str] | None" = None) -> int:
     if sys.stderr is None:  # Closed: print would take standard output instead.
         sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  (for as long as this runs)
     try:
-        return _carry_out(words)
+        return _carry_out(words, is_process=argv is None)
     except BatchdError as error:
         damage = "; `batchd journal check` names all that is damaged, `batchd journal salvage` brings out the rest"
         from batchd.units import visible  # noqa: PLC0415
@@ -46,7 +46,7 @@ def main(argv: "Sequence[str] | None" = None) -> int:
         return 130
 
 
-def _carry_out(words: "Sequence[str]") -> int:
+def _carry_out(words: "Sequence[str]", *, is_process: bool) -> int:
     for stream in (sys.stdout, sys.stderr):  # A name that the terminal's encoding lacks is shown all the same.
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -59,15 +59,25 @@ def _carry_out(words: "Sequence[str]") -> int:
         from importlib import import_module  # noqa: PLC0415  (as late as possible, like the next)
 
         from batchd.cli.arguments import parse  # noqa: PLC0415
-        from batchd.edge.isolation import IS_COMMAND  # noqa: PLC0415
 
         args = parse(words)
-        IS_COMMAND.set(True)
+        if is_process:
+            _be_a_command()
         module, _, name = VERBS[args.verb][0].partition(":")
         code = getattr(import_module(module), name)(args)
     if sys.stdout is not None:
         sys.stdout.flush()
     return code
+
+
+def _be_a_command() -> None:
+    """Let children try what may be deadly: this process is nobody's program."""
+    import signal  # noqa: PLC0415
+
+    from batchd.edge.isolation import IS_COMMAND  # noqa: PLC0415
+
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # Where it is ignored nobody learns how a child ended.
+    IS_COMMAND.set(True)
 
 
 def _close_stdout() -> None:

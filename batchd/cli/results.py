@@ -93,7 +93,7 @@ def results(args: argparse.Namespace) -> int:
             told = {"output": kept or args.output, "written": written, **_completeness(journal, unwritable)}
             answer([json.dumps({"batchd": 1, **head(journal), **told})])
         elif kept:
-            remark(f"{args.output} is not written, for some of it is damaged: {written:,} lines are in {kept}")
+            remark(not_replaced(args.output, kept))
         elif args.output:
             remark(f"1 line is in {args.output}" if written == 1 else f"{written:,} lines are in {args.output}")
         if index is not None:
@@ -104,10 +104,15 @@ def results(args: argparse.Namespace) -> int:
 
 def _conclude(file: JsonlFile, unwritable: Unwritable) -> str:
     """Finish a file, unless what is there may be better: return the name of what was written then."""
-    if unwritable.is_damaged and file.is_apart:
+    if unwritable.is_damaged and file.would_replace:
         return file.abandon()
     file.finish()
     return ""
+
+
+def not_replaced(name: str, kept: str) -> str:
+    """Say that the file that is there stays as it is."""
+    return f"some results are damaged, and {name} may have them: it is as it was, and what can be read is in {kept}"
 
 
 def _made(

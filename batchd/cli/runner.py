@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from batchd.cli import summary
-from batchd.cli.results import ResultStream, Unwritable, earlier_target, extend_path
+from batchd.cli.results import ResultStream, Unwritable, earlier_target, extend_path, not_replaced
 from batchd.client import Session
 from batchd.core.events import Options
 from batchd.core.job import JobState
@@ -219,6 +219,8 @@ class Runner:
             of = f"{self._stream.written:,} of {journal.facts.size:,} lines"
             is_file = partial != self._args.out
             self.note(f"stopped after {of}" + f", which are in {partial}; all of them: {write}" * is_file)
+        elif self._stream is not None and self._stream.kept:
+            self.note(not_replaced(self._args.out, partial))
         elif partial:
             self.note(f"results so far are in {partial}")
         elif is_stale and not self._args.out and (earlier := earlier_target(journal.spec)):

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import islice
+from operator import attrgetter
 from typing import Any, Final, NamedTuple
 
 import lmdb
@@ -79,6 +80,31 @@ def _sound(piece: Span | Gap) -> Span:
     return piece
 
 
+class _Record(NamedTuple):
+    """A record that was read."""
+
+    first: int
+    """By its key."""
+    blocks: list[Block]
+    flaw: str
+    """What is wrong with it."""
+
+    def block_of(self, index: int) -> Block | None:
+        """Return the block that holds a job."""
+        at = bisect_right(self.blocks, index, key=_first) - 1
+        if at >= 0 and index < self.blocks[at].first + self.blocks[at].count:
+            return self.blocks[at]
+        return None
+
+    def next_start(self, index: int) -> int | None:
+        """Return where the next block behind a job begins."""
+        at = bisect_right(self.blocks, index, key=_first)
+        return self.blocks[at].first if at < len(self.blocks) else None
+
+
+_first = attrgetter("first")
+
+
 def _blocks_of(record: bytes, read: Read) -> tuple[list[Block], str]:
     """Return the blocks of a record that read back, and what is wrong with the first that does not."""
     try:
@@ -149,8 +175,8 @@ class Outcomes:
     def __init__(self, journal: BatchJournal) -> None:
         self._journal = journal
         self._read_value = partial(read_value, journal.folder)
-        self._records: dict[int, tuple[list[int], list[Block], str]] = {}
-        """By generation: the blocks of the record read last, where they start, and what is wrong with it."""
+        self._records: dict[int, _Record] = {}
+        """By generation: the record read last."""
 
     def spans(self, done: RangeSet, generation: int, start: int = 0, stop: int | None = None) -> Iterator[Span]:
         """Give the finished jobs of [start, stop) in order, as spans. Raises JournalDamaged."""
@@ -173,41 +199,40 @@ class Outcomes:
 
         How far a damaged record reached is not known. What succeeded before it was not retried, so it was not in it.
         """
-        flaw = ""
+        flaw = what = ""
         for number in range(generation, -1, -1):
             block, wrong = self._block(index, number)
             flaw = flaw or wrong
             if block is not None:
                 stop = min(block.first + block.count, stop)
                 if flaw and block.state != JobState.SUCCEEDED:
+                    what = f"whether job {index} was retried is not known, for an outcome record is damaged: {flaw}"
                     break
                 self._let_go(number, stop)
                 return Span(index, stop, block)
             stop = min(stop, self._next_start(index, number))
-        what = f"outcome record near job {index}: {flaw}" if flaw else f"the outcome of job {index} is missing"
+        if not what:
+            what = f"outcome record near job {index}: {flaw}" if flaw else f"the outcome of job {index} is missing"
         return Gap(index, stop, JournalDamaged(f"batch {self._journal.folder.name}: {what}"))
 
     def _let_go(self, generation: int, stop: int) -> None:
         """Drop the record read last when the jobs before `stop` were the rest of it."""
-        last = self._records[generation][1][-1]
+        last = self._records[generation].blocks[-1]
         if stop >= last.first + last.count:
             del self._records[generation]
 
     def _block(self, index: int, generation: int) -> tuple[Block | None, str]:
         """Return the block of that generation that holds a job, or what is wrong with the record that may hold it."""
-        starts, blocks, _ = self._records.get(generation, ([], [], ""))
-        at = bisect_right(starts, index) - 1
-        if at >= 0 and index < blocks[at].first + blocks[at].count:
-            return blocks[at], ""
-        record = self._record(index, generation)
+        record = self._records.get(generation)
+        if record is not None and (block := record.block_of(index)) is not None:
+            return block, ""
+        record = self._record(index, generation, record)
         if record is None:
+            self._records.pop(generation, None)
             return None, ""
-        blocks, flaw = _blocks_of(record, self._read_value)
-        starts = [block.first for block in blocks]
-        self._records[generation] = starts, blocks, flaw
-        at = bisect_right(starts, index) - 1
-        is_there = at >= 0 and index < blocks[at].first + blocks[at].count
-        return (blocks[at], "") if is_there else (None, flaw)
+        self._records[generation] = record
+        block = record.block_of(index)
+        return block, "" if block is not None else record.flaw
 
     @contextmanager
     def _reading(self) -> Iterator[lmdb.Transaction]:
@@ -222,21 +247,26 @@ class Outcomes:
                 f"`batchd journal salvage {name} --to DIR` brings out what can be read"
             ) from None
 
-    def _record(self, index: int, generation: int) -> bytes | None:
+    def _record(self, index: int, generation: int, known: _Record | None) -> _Record | None:
+        """Return the record that holds a job if any of that generation does; `known` is not read again."""
         with self._reading() as txn:
             cursor = txn.cursor(db=self._journal.table(tables.OUTCOMES))
             key = tables.OUTCOME.pack(generation, index)
             if (not cursor.set_range(key) or cursor.key() != key) and not cursor.prev():
                 return None
-            if tables.OUTCOME.unpack(cursor.key())[0] != generation:
+            found, first = tables.OUTCOME.unpack(cursor.key())
+            if found != generation:
                 return None
-            return bytes(cursor.value())
+            if known is not None and known.first == first:
+                return known
+            data = bytes(cursor.value())
+        return _Record(first, *_blocks_of(data, self._read_value))
 
     def _next_start(self, index: int, generation: int) -> int:
         """Return where the next block behind a job begins in that generation, and far away when there is none."""
-        starts = self._records.get(generation, ([], [], ""))[0]
-        if (at := bisect_right(starts, index)) < len(starts):
-            return starts[at]
+        record = self._records.get(generation)
+        if record is not None and (found := record.next_start(index)) is not None:
+            return found
         with self._reading() as txn:
             cursor = txn.cursor(db=self._journal.table(tables.OUTCOMES))
             if cursor.set_range(tables.OUTCOME.pack(generation, index + 1)):

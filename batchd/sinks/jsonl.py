@@ -219,9 +219,12 @@ class JsonlFile:
             raise _unwritable(self._partial or self.name, error) from error
 
     @property
-    def is_apart(self) -> bool:
-        """Whether the lines have another name until `finish`."""
-        return self._partial is not None
+    def would_replace(self) -> bool:
+        """Whether `finish` puts the lines in the place of others."""
+        try:
+            return self._partial is not None and os.stat(self.name).st_size > 0  # noqa: PTH116
+        except OSError:
+            return False
 
     def abandon(self) -> str:
         """Close without finishing, behind the last whole line, and the name of what was kept."""

@@ -26,6 +26,7 @@ def main() -> int:
     bear_no_mark()
     os.umask(0o077)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # Where it is ignored nobody learns how a child ended.
     _allow_descriptors()
     try:
         is_throwaway = bool(sys.argv[3:])
