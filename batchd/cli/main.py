@@ -26,9 +26,9 @@ def main(argv: "Sequence[str] | None" = None) -> int:
     try:
         return _carry_out(words, is_process=argv is None)
     except BatchdError as error:
-        damage = "; `batchd journal check` names all that is damaged, `batchd journal salvage` brings out the rest"
         from batchd.units import visible  # noqa: PLC0415
 
+        damage = "; `batchd journal check` names all that is damaged, `batchd journal salvage` brings out the rest"
         hint = damage if isinstance(error, JournalDamaged) else ""
         print(f"batchd: {visible(str(error))}{hint if 'journal check' not in str(error) else ''}", file=sys.stderr)
         return error.exit_code
