@@ -155,10 +155,15 @@ def pack_plain(first: int, state: int, values: Sequence[Any], keep: Keep) -> byt
 def runs_of_plain(values: Sequence[Any]) -> Iterator[Sequence[Any]]:
     """Cut plain values into runs, in which a large one stands alone.
 
-    Many are not looked at one by one: they were reported together, within the time that making a large one takes.
+    Many are looked at one by one only when the first, the middle or the last of them is large: results that are made
+    in a moment and reported together are mostly of a kind.
     """
     at = 0
-    if 1 < len(values) <= _LOOKED_AT_MAX and not _NUMBERS.issuperset(map(type, values)):
+    if len(values) > _LOOKED_AT_MAX:
+        is_looked_at = any(map(may_be_large, (values[0], values[len(values) // 2], values[-1])))
+    else:
+        is_looked_at = len(values) > 1 and not _NUMBERS.issuperset(map(type, values))
+    if is_looked_at:
         for place, value in enumerate(values):
             if may_be_large(value):
                 if at < place:

@@ -143,7 +143,10 @@ def test_only_what_may_be_large_is_encoded_by_itself() -> None:
         ([1, 2, LARGE, 3, (LARGE,), None], [2, 1, 1, 1, 1]),
         (["a", "b"], [2]),
         ([1, 2.0, None, True], [4]),
-        ([LARGE, *range(40)], [41]),
+        ([LARGE, *range(40)], [1, 40]),
+        ([LARGE] * 40, [1] * 40),
+        ([*range(20), LARGE, *range(20)], [20, 1, 20]),
+        ([*range(10), LARGE, *range(30)], [41]),
         ([], []),
     ],
 )
