@@ -1,17 +1,18 @@
 """Every batch of a journal in a row, whatever state it is in: what is needed to choose among them.
 
-Nothing is decided here. The one idea: one child opens the batches one after another and may die of a damaged one; the
-next child goes on behind it. So the worst batch costs its own row, and reading a thousand good ones costs one fork.
+Nothing is decided here. The one idea: children open the batches, so that one which kills whoever opens it costs its
+own row, and reading a thousand good ones costs one fork.
 """
 
 from collections.abc import Collection, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from batchd.core.facts import BatchState
 from batchd.edge.environment import DATA_NAME
 from batchd.edge.folder import disk_bytes
-from batchd.edge.isolation import Isolated, Tell
+from batchd.edge.isolation import Isolated, each_in_turn
 from batchd.edge.journal import BatchJournal
 from batchd.edge.shelf import batch_folders, open_batch
 from batchd.errors import BatchdError, JournalCrowded, JournalNewer
@@ -64,15 +65,10 @@ def take_census(folder: Path, live: Collection[str] = ()) -> list[Row]:
     `live` are the batches that a supervisor has open: they are running, whatever can be read of them.
     """
     places = batch_folders(folder)
-    told: dict[str, dict[str, Any]] = {}
-    while left := [place for place in places if place.name not in told]:
-        with Isolated(lambda tell, places=left: _describe(places, tell)) as child:  # type: ignore[misc]  # Of lambdas.
-            for fields in child.told():
-                told[fields["batch"]] = fields
-        unread = next((place for place in left if place.name not in told), None)
-        if unread is not None:
-            told[unread.name] = {"state": DAMAGED, "error": f"whoever opens it dies: {child.death}"}
-    rows = [row for place in places if (row := _row(place, told[place.name], live))]
+    rows = []
+    for place, found in zip(places, each_in_turn(places, _describe), strict=True):
+        if row := _row(place, _of_death(found.death) if isinstance(found, Isolated) else found, live):
+            rows.append(row)
     return sorted(rows, key=lambda row: (row.changed, row.batch), reverse=True)
 
 
@@ -87,16 +83,18 @@ def _row(place: Path, fields: dict[str, Any], live: Collection[str]) -> Row | No
     return Row(place, state, changed, size, *told)
 
 
-def _describe(places: list[Path], tell: Tell) -> None:
-    for place in places:
-        try:
-            journal = open_batch(place)
-        except BatchdError as error:
-            tell({"batch": place.name, "state": unread_state(error), "error": str(error)})
-            continue
+def _of_death(death: str) -> dict[str, Any]:
+    return {"state": DAMAGED, "error": f"whoever opens it dies: {death}"}
+
+
+def _describe(place: Path) -> dict[str, Any]:
+    try:
+        journal = open_batch(place)
+    except BatchdError as error:
+        return {"state": unread_state(error), "error": str(error)}
+    with closing(journal):
         name, of_queue = str(journal.spec.get("name", "")), is_queue(journal.spec)
-        tell({"batch": place.name, "state": _state_of(journal), "name": name, "is_queue": of_queue})
-        journal.close()
+        return {"state": _state_of(journal), "name": name, "is_queue": of_queue}
 
 
 def _state_of(journal: BatchJournal) -> str:

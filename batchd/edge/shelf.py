@@ -6,15 +6,14 @@ row as what it is. LMDB allows one environment per folder and process, so every 
 
 import difflib
 import os
-from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from itertools import repeat
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from batchd.edge.folder import BATCHES_NAME, journal_folder
-from batchd.edge.isolation import Isolated, Tell, may_try
+from batchd.edge.isolation import Isolated, each_in_turn, may_try
 from batchd.edge.journal import BatchJournal
 from batchd.errors import BatchdError, BatchNotFound, JournalCrowded, JournalDamaged
 
@@ -74,37 +73,28 @@ def find_batch(folder: Path, text: str) -> BatchJournal:
     return _open_tried(place, death)
 
 
-def _tried(places: Iterable[Path]) -> Iterator[str]:
+def _tried(places: Sequence[Path]) -> Iterator[str]:
     """Give for each batch how whoever opens it dies, '' when nobody does: LMDB aborts at some damage.
 
-    In a command a child opens them first, one after the other. Elsewhere nothing is found out.
+    In a command children open them first. Elsewhere nothing is found out.
     """
-    left = deque(places)
-    while left and may_try():
-        try:
-            child = Isolated(lambda tell: _open_each(list(left), tell))
-        except OSError:
-            break  # There is no process to be had.
-        with child:
-            for _ in child.told():
-                left.popleft()
-                yield ""
-        if left:
-            left.popleft()
-            yield child.death if child.is_deadly else ""
-    yield from repeat("", len(left))
+    left = len(places)
+    with suppress(OSError):  # There is no process to be had.
+        for found in each_in_turn(places, _try) if may_try() else ():
+            left -= 1
+            yield found.death if isinstance(found, Isolated) and found.is_deadly else ""
+    yield from repeat("", left)
 
 
-def _open_each(places: list[Path], tell: Tell) -> None:
-    for place in places:
-        with suppress(Exception):  # Whoever opens it next is told.
-            BatchJournal(place).close()
-        tell({})
+def _try(place: Path) -> dict[str, Any]:
+    with suppress(Exception):  # Whoever opens it next is told.
+        BatchJournal(place).close()
+    return {}
 
 
 def _open_tried(place: Path, death: str) -> BatchJournal:
     if death:
-        raise JournalDamaged(f"batch {place.name} does not read back: who opens it dies, {death}")
+        raise JournalDamaged(f"batch {place.name} does not read back: whoever opens it dies: {death}")
     return open_batch(place)
 
 
